@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-HeadKind = Literal["classification", "tags", "span"]
+from dynamorouter.data.spec import Columns, HeadKind
 
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the native columns.
-
-    Attributes:
-        text: the single text, the first of a pair, the question, or the list of tokens.
-        pair: the second text or the context; ``None`` for single texts.
-        target: label, list of tags, or SQuAD-style answers ``{text[], answer_start[]}``.
-        id: unique identifier, if the data has one.
-    """
-
-    text: str
-    target: str
-    pair: str | None = None
-    id: str | None = None
+__all__ = ["Answer", "Columns", "HeadKind", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +27,7 @@ class Task:
         stride: overlap in tokens between the windows of a long text.
         hyper: overrides of the expert phase for this task alone (``epochs``, ``learning_rate``, ...).
         base: name of the base that the expert sits on; ``None`` for the system's default base.
+        positive: the label whose F1 the metric ``f1`` is; ``None`` for the mean over all labels.
     """
 
     name: str
@@ -55,6 +41,7 @@ class Task:
     stride: int = 32
     hyper: Mapping[str, Any] = field(default_factory=dict)
     base: str | None = None
+    positive: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,366 @@
+"""From a source to the splits that the phases read: filtered, stratified, disjoint, leak-free and reproducible.
+
+``DIR/<task>/<split>.jsonl`` holds unified records, ``DIR/<task>/manifest.json`` what was done to them, and
+``DIR/manifest.json`` all of it together. The splits:
+
+- ``train`` (experts), ``router``, ``joint``: from the source's train split, disjoint where the rows suffice;
+- ``select`` (early stopping), ``calibrate`` (temperature), ``report`` (scores): from test and validation, else carved
+  from train, and never in common with any row above.
+
+A task's splits depend on the seed, the task and its own data alone, not on the other tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dynamorouter.data.augment import AugmentOptions, augmented
+from dynamorouter.data.jsonl import file_sha256, write_atomic
+from dynamorouter.data.pools import Pool, key_of, read_pools, remove_leaks
+from dynamorouter.data.records import Record, read_records, write_records
+from dynamorouter.data.sources import source_options as merged_options
+from dynamorouter.data.sources import sources
+from dynamorouter.data.spec import TASK_NAME, TaskSpec
+from dynamorouter.data.split import draw, shrink, stratum
+from dynamorouter.data.text import MAX_CHARS
+from dynamorouter.errors import ConfigError, DataError, one_of, suggest
+
+FORMAT = 1
+TRAIN_SPLITS = ("train", "router", "joint")
+HELD_OUT_SPLITS = ("select", "calibrate", "report")
+PREPARED_SPLITS = (*TRAIN_SPLITS, *HELD_OUT_SPLITS)
+MANIFEST = "manifest.json"
+
+WhenShort = Literal["shrink", "overlap", "fail"]
+Leaks = Literal["drop", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """How much of what.
+
+    Attributes:
+        seed: of every draw.
+        train_rows: rows per task for the experts; ``None`` for all that router and joint leave (at least half).
+        router_rows: rows per task for the router.
+        joint_rows: rows per task for the joint phase.
+        select_rows: rows per task for early stopping.
+        calibrate_rows: rows per task for the temperature.
+        report_rows: rows per task for the scores.
+        carve: largest share of train that held-out splits are carved from where the source has none, 0 to 1.
+        when_short: with too few training rows: ``shrink`` all training splits in proportion, let router and joint
+            ``overlap`` with train, or ``fail``. Held-out splits always shrink.
+        leaks: rows of train that are also held out: ``drop`` them from train, or ``fail``.
+        max_chars: longest text in characters.
+        max_words: longest text and pair together in words; ``None`` for any.
+        skip_bad: leave broken rows out with a count instead of failing.
+        augment: noise on train.
+    """
+
+    seed: int = 0
+    train_rows: int | None = None
+    router_rows: int = 1000
+    joint_rows: int = 500
+    select_rows: int = 500
+    calibrate_rows: int = 500
+    report_rows: int = 1000
+    carve: float = 0.2
+    when_short: WhenShort = "shrink"
+    leaks: Leaks = "drop"
+    max_chars: int = MAX_CHARS
+    max_words: int | None = None
+    skip_bad: bool = False
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+    def __post_init__(self) -> None:
+        """Check all settings at once.
+
+        Raises:
+            ConfigError: settings are out of range; the message lists all of them.
+        """
+        least = {"train_rows": 1, "router_rows": 0, "joint_rows": 0, "max_chars": 1, "max_words": 1}
+        least |= dict.fromkeys(("select_rows", "calibrate_rows", "report_rows"), 1)
+        found = [
+            f"{name} is {value}; at least {low} is allowed"
+            for name, low in least.items()
+            if (value := getattr(self, name)) is not None and value < low
+        ]
+        if not 0.0 < self.carve < 1.0:
+            found.append(f"carve is {self.carve}; more than 0 and less than 1 is allowed")
+        for name, allowed in (("when_short", get_args(WhenShort)), ("leaks", get_args(Leaks))):
+            value = getattr(self, name)
+            if value not in allowed:
+                found.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
+        found += self.augment.problems()
+        if found:
+            raise ConfigError("prepare: " + "; ".join(found))
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """What ``prepare`` wrote.
+
+    Attributes:
+        root: the folder.
+        tasks: names of the tasks asked for, in order.
+        manifest: per task what was done: counts, filters, leaks, sizes and hashes of the files.
+    """
+
+    root: Path
+    tasks: tuple[str, ...]
+    manifest: Mapping[str, Any]
+
+    def split(self, name: str, task: str) -> list[Record]:
+        """Return the rows of one split of one task.
+
+        Raises:
+            DataError: there is no such task or split, or the file is not what was written.
+        """
+        if task not in self.tasks:
+            raise DataError(f"{self.root} has no task {task!r}{suggest(task, self.tasks)}, only {one_of(self.tasks)}")
+        if name not in PREPARED_SPLITS:
+            raise DataError(
+                f"unknown split {name!r}{suggest(name, PREPARED_SPLITS)}; allowed: {one_of(PREPARED_SPLITS)}"
+            )
+        path = self.root / task / f"{name}.jsonl"
+        if file_sha256(path) != self.manifest["tasks"][task]["splits"][name]["sha256"]:
+            raise DataError(f"{path} was changed after it was prepared; delete {self.root} and prepare again")
+        return list(read_records(path))
+
+
+def prepare(
+    tasks: Sequence[TaskSpec],
+    out: str | Path,
+    *,
+    source: str,
+    source_options: Mapping[str, Any] | None = None,
+    options: PrepareOptions | None = None,
+) -> PreparedData:
+    """Write all splits of all tasks, or reuse those that were completely written with the same settings and data.
+
+    Args:
+        tasks: in the system's order, which gives the records' ``task_id``.
+        out: the folder; made where it is missing.
+        source: name of the source for all tasks.
+        source_options: options for all tasks, over those that each task has for the source, such as ``root``.
+        options: how much of what.
+
+    Raises:
+        ConfigError: a source or an option is wrong.
+        DataError: data is missing or broken, leaks with ``leaks=fail``, or the folder cannot be written to.
+    """
+    root, options = Path(out), options or PrepareOptions()
+    _check_names(tasks)
+    done = {}
+    for task_id, task in enumerate(tasks):
+        merged = merged_options(task, source, source_options)
+        digest = _digest(task, task_id, source, merged, options)
+        entry = _reusable(root / task.name, digest)
+        done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, options, digest)
+    manifest = {"format": FORMAT, "source": source, "options": asdict(options), "tasks": done}
+    _write_json(root / MANIFEST, manifest)
+    return PreparedData(root, tuple(task.name for task in tasks), manifest)
+
+
+def load_prepared(folder: str | Path, task_names: Sequence[str] | None = None) -> PreparedData:
+    """Open what ``prepare`` wrote.
+
+    Args:
+        folder: where to.
+        task_names: the tasks needed; all that there are by default.
+
+    Raises:
+        DataError: the folder was not completely prepared, or lacks a task.
+    """
+    root = Path(folder)
+    manifest = _read_json(root / MANIFEST)
+    if manifest is None or manifest.get("format") != FORMAT:
+        raise DataError(f"{root} holds no completely prepared data; run `dynamorouter prepare RECIPE --out ...` first")
+    there = list(manifest["tasks"])
+    lacking = [name for name in task_names or () if name not in there]
+    if lacking:
+        raise DataError(f"{root} lacks {', '.join(lacking)}, it has {', '.join(there)}; prepare again with all tasks")
+    return PreparedData(root, tuple(there if task_names is None else task_names), manifest)
+
+
+def _check_names(tasks: Sequence[TaskSpec]) -> None:
+    names = [task.name for task in tasks]
+    odd = [name for name in names if not TASK_NAME.fullmatch(name)]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if odd or twice or not names:
+        raise ConfigError(
+            f"tasks are {names}: give at least one, each once, named with letters, digits, - and _ alone"
+            + (f"; not allowed: {', '.join(map(repr, odd))}" if odd else "")
+            + (f"; given twice: {', '.join(twice)}" if twice else "")
+        )
+
+
+def _digest(
+    task: TaskSpec, task_id: int, source: str, source_options: Mapping[str, Any], options: PrepareOptions
+) -> str:
+    """Return a hash of all that a task's splits depend on, the data itself included."""
+    parts = {
+        "format": FORMAT,
+        "task": [task.name, task_id, task.version, task.head, asdict(task.columns), task.labels],
+        "source": [source, {key: value for key, value in source_options.items() if key not in ("root", "cache_dir")}],
+        "data": sources.get(source)().fingerprint(task, source_options),
+        "options": asdict(options),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8")).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or nothing where the file is missing or was cut off."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_atomic(path, [json.dumps(value, ensure_ascii=False, indent=2)])
+
+
+def _reusable(folder: Path, digest: str) -> dict[str, Any] | None:
+    """Return a task's manifest where it was written with the same settings and data, and its files are whole."""
+    entry = _read_json(folder / MANIFEST)
+    if entry is None or entry.get("digest") != digest:
+        return None
+    for name in PREPARED_SPLITS:
+        path = folder / f"{name}.jsonl"
+        if not path.is_file() or file_sha256(path) != entry["splits"][name]["sha256"]:
+            return None
+    return entry
+
+
+def _prepare_task(
+    task: TaskSpec,
+    task_id: int,
+    folder: Path,
+    source: str,
+    source_options: Mapping[str, Any],
+    options: PrepareOptions,
+    digest: str,
+) -> dict[str, Any]:
+    pools = read_pools(
+        task,
+        task_id,
+        source,
+        source_options,
+        max_chars=options.max_chars,
+        max_words=options.max_words,
+        skip_bad=options.skip_bad,
+    )
+    leaks = remove_leaks(task, pools, fail=options.leaks == "fail")
+    splits = _held_out(task, pools, options)
+    splits |= _training(task, pools["train"].records, options)
+    held_out = set().union(*(_keys(splits[name]) for name in HELD_OUT_SPLITS))
+    held_out |= set().union(*(pool.rows for split, pool in pools.items() if split != "train"))
+    noisy = augmented(splits["train"], options.augment, seed=options.seed)
+    splits["train"] = splits["train"] + [record for record in noisy if key_of(record) not in held_out]
+    keys = {name: _keys(records) for name, records in splits.items()}
+    _prove(task, keys, held_out)
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
+    written = {
+        name: {
+            "rows": len(splits[name]),
+            "sha256": write_records(folder / f"{name}.jsonl", splits[name]),
+            "labels": dict(sorted(Counter(stratum(record) for record in splits[name]).items())),
+        }
+        for name in PREPARED_SPLITS
+    }
+    entry = {
+        "digest": digest,
+        "task_id": task_id,
+        "version": task.version,
+        "source": source,
+        "counts": {split: dict(sorted(pool.counts.items())) for split, pool in pools.items()},
+        "leaks": {"found": leaks, "left": 0},
+        "shared_by_training_splits": len(keys["train"] & (keys["router"] | keys["joint"])),
+        "splits": written,
+    }
+    _write_json(folder / MANIFEST, entry)
+    return entry
+
+
+def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions) -> dict[str, list[Record]]:
+    """Draw select, calibrate and report, carving them from train where the source has no rows for them."""
+    sizes = {name: int(getattr(options, f"{name}_rows")) for name in HELD_OUT_SPLITS}
+    splits: dict[str, list[Record]] = {}
+    if "test" in pools:
+        report = {"report": sizes.pop("report")}
+        splits, _ = draw(pools["test"].records, report, seed=options.seed, purpose="test")
+    if "validation" in pools:
+        records = pools["validation"].records
+        parts, _ = draw(records, shrink(sizes, len(records)), seed=options.seed, purpose="validation")
+    else:
+        train = pools["train"]
+        shares = shrink(sizes, int(len(train.rows) * options.carve))
+        parts, _ = draw(train.records, shares, seed=options.seed, purpose="carve")
+        train.drop([key_of(record) for part in parts.values() for record in part], "carved")
+    splits |= parts
+    empty = [name for name in HELD_OUT_SPLITS if not splits[name]]
+    if empty:
+        raise DataError(
+            f"task {task.name!r}: too few rows for {', '.join(empty)}; "
+            "give more validation rows, or raise `carve` where they are taken from train"
+        )
+    return splits
+
+
+def _training(task: TaskSpec, records: list[Record], options: PrepareOptions) -> dict[str, list[Record]]:
+    """Draw train, router and joint, disjoint unless the rows run out and the options allow an overlap."""
+    others = {"router": options.router_rows, "joint": options.joint_rows}
+    there = len(records)
+    if options.train_rows is None:
+        least = there if options.when_short == "overlap" else (there + 1) // 2
+        train_rows = max(least, there - sum(others.values()))
+    else:
+        train_rows = options.train_rows
+    wanted = {**others, "train": train_rows}
+    short = sum(wanted.values()) > there
+    if short and options.when_short == "fail":
+        raise DataError(
+            f"task {task.name!r}: {there} training rows for {wanted}; lower the sizes, or set when_short to "
+            "'shrink' (all splits smaller) or 'overlap' (router and joint rows may be in train)"
+        )
+    if not short or options.when_short == "shrink":
+        if short and options.train_rows is None:
+            sizes = {**shrink(others, there - train_rows), "train": train_rows}
+        else:
+            sizes = shrink(wanted, there)
+        splits, _ = draw(records, sizes, seed=options.seed, purpose="train")
+        return splits
+    first = {"train": min(train_rows, there), **others}
+    splits, _ = draw(records, first, seed=options.seed, purpose="train")
+    for name, size in others.items():
+        lacking = size - len(splits[name])
+        more, _ = draw(splits["train"], {name: lacking}, seed=options.seed, purpose=f"overlap {name}")
+        splits[name] = splits[name] + more[name]
+    return splits
+
+
+def _keys(records: Sequence[Record]) -> set[str]:
+    return {key_of(record) for record in records}
+
+
+def _prove(task: TaskSpec, keys: Mapping[str, set[str]], held_out: set[str]) -> None:
+    """Check on exactly what is to be written that nothing held out, drawn or not, is in a training split.
+
+    Raises:
+        DataError: something is, or two held-out splits share rows; the message counts them.
+    """
+    shared = {f"{name} and held-out rows": len(keys[name] & held_out) for name in TRAIN_SPLITS}
+    shared |= {f"{one} and {two}": len(keys[one] & keys[two]) for one, two in combinations(HELD_OUT_SPLITS, 2)}
+    found = ", ".join(f"{count} shared by {names}" for names, count in shared.items() if count)
+    if found:
+        raise DataError(f"task {task.name!r}: the splits leak: {found}; nothing was written: report this as a bug")

@@ -1,0 +1,122 @@
+"""Where rows come from: the registry of sources, and what all of them share.
+
+A source is one class with ``splits``, ``load`` and ``fingerprint``. Options that every source understands:
+``splits`` (our split name -> the source's, or null to hide it), ``rename`` (the source's column -> the task's),
+``label_names`` (names of integer labels, in order) and ``label_map`` (the source's label -> the task's).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dynamorouter.data.jsonl import SkipCount, bad_row
+from dynamorouter.data.spec import TaskSpec
+from dynamorouter.errors import ConfigError, DataError, one_of
+from dynamorouter.registry import Registry
+
+Options = Mapping[str, Any]
+Row = tuple[int, dict[str, Any]]
+"""The number of a row in its file, from 1, and its columns."""
+
+SPLITS = ("train", "validation", "test")
+"""The splits that preparation asks for."""
+
+
+class Source(ABC):
+    """Gives a task's rows in its native columns."""
+
+    @abstractmethod
+    def splits(self, task: TaskSpec, options: Options) -> list[str]:
+        """Return which of ``SPLITS`` there are."""
+
+    @abstractmethod
+    def rows(self, task: TaskSpec, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
+        """Yield the rows of a split as they are, before renaming and label mapping."""
+
+    @abstractmethod
+    def fingerprint(self, task: TaskSpec, options: Options) -> str:
+        """Return a string that changes when the data may have changed."""
+
+
+sources: Registry[type[Source]] = Registry("source", "dynamorouter.data.sources")
+
+
+def source_options(task: TaskSpec, source: str, overrides: Options | None = None) -> dict[str, Any]:
+    """Return the task's options for a source, with the run's own on top.
+
+    Raises:
+        DataError: the task does not name the source.
+    """
+    sources.get(source)
+    if source not in task.sources:
+        raise DataError(
+            f"task {task.name!r} has no source {source!r}, only {one_of(task.sources)}; "
+            f"choose one of these, or add `sources.{source}` to the task"
+        )
+    return {**task.sources[source], **(overrides or {})}
+
+
+def available_splits(task: TaskSpec, source: str, options: Options) -> list[str]:
+    """Return the splits of a task that a source has and its options do not hide.
+
+    Raises:
+        DataError: the source cannot be reached.
+    """
+    hidden = {split for split, there in (options.get("splits") or {}).items() if there is None}
+    return [split for split in sources.get(source)().splits(task, options) if split not in hidden]
+
+
+def load(
+    task: TaskSpec, split: str, source: str, options: Options, *, skip_bad: SkipCount | None = None
+) -> Iterator[Row]:
+    """Yield a split's rows with the task's own column names and label names.
+
+    Args:
+        task: whose rows.
+        split: ``train``, ``validation`` or ``test``.
+        source: name of a registered source.
+        options: what ``source_options`` returned.
+        skip_bad: where given, bad rows are counted in it and left out.
+
+    Raises:
+        DataError: the split is not there, a row is broken, or columns are missing; rows are named by number.
+    """
+    rename = dict(options.get("rename") or {})
+    for number, row in sources.get(source)().rows(task, split, options, skip_bad=skip_bad):
+        renamed = {rename.get(key, key): value for key, value in row.items()}
+        missing = [column for column in task.columns.needed() if column not in renamed]
+        if missing:
+            bad_row(
+                f"task {task.name!r}, split {split!r}, row {number}: column {', '.join(missing)} missing; "
+                f"found {', '.join(map(str, row))}; needed {', '.join(task.columns.needed())}; "
+                f"name the columns in the task's `columns`, or in `rename` of its source {source!r}",
+                skip_bad,
+            )
+            continue
+        if task.head != "span":
+            renamed[task.columns.target] = _named(renamed[task.columns.target], options)
+        yield number, renamed
+
+
+def source_split(split: str, options: Options) -> str:
+    """Return the source's own name of a split."""
+    return str((options.get("splits") or {}).get(split) or split)
+
+
+def _named(value: Any, options: Options) -> Any:
+    """Turn integer labels into names, and the source's names into the task's; ``None`` where there is no label."""
+    if isinstance(value, (list, tuple)):
+        return [_named(item, options) for item in value]
+    names: Sequence[str] | None = options.get("label_names")
+    if names is not None and isinstance(value, str) and value.lstrip("-").isdigit():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            return None
+        if names is not None:
+            if value >= len(names):
+                raise ConfigError(f"label {value} has no name: `label_names` lists {len(names)} ({', '.join(names)})")
+            value = names[value]
+    return (options.get("label_map") or {}).get(value, value)

@@ -1,0 +1,78 @@
+"""Drawing splits by what a row is, never by where it stood in its file.
+
+Rows are ordered by a hash of (seed, task, purpose, normalised text), so a draw changes neither with the order of the
+file nor with which other tasks there are, and a larger draw holds the smaller one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from dynamorouter.data.records import Record
+from dynamorouter.data.text import text_key
+
+
+def rank(record: Record, *, seed: int, purpose: str) -> bytes:
+    """Return the sort key of a record: a hash of seed, task, purpose and normalised text."""
+    parts = (str(seed), record.task_name, purpose, text_key(record.text, record.pair))
+    return hashlib.blake2b("\x1e".join(parts).encode("utf-8"), digest_size=16).digest()
+
+
+def stratum(record: Record) -> str:
+    """Return what a draw keeps the shares of: the label, the entity types, or nothing for spans."""
+    if isinstance(record.target, str):
+        return record.target
+    if isinstance(record.target, list):
+        return ",".join(sorted({tag[2:] for tag in record.target if tag != "O"}))
+    return ""
+
+
+def largest_remainder(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """Share ``total`` out in proportion to ``counts``, never more than there are; ties go by name."""
+    there = sum(counts.values())
+    total = min(total, there)
+    exact = {name: total * count / there if there else 0.0 for name, count in counts.items()}
+    shares = {name: int(value) for name, value in exact.items()}
+    by_rest = sorted(counts, key=lambda name: (shares[name] - exact[name], name))
+    for name in by_rest[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+def draw(
+    records: Sequence[Record], sizes: Mapping[str, int], *, seed: int, purpose: str
+) -> tuple[dict[str, list[Record]], list[Record]]:
+    """Draw disjoint splits with the labels' shares kept in each.
+
+    Args:
+        records: one task's rows, no two with the same normalised text.
+        sizes: rows per split; a split gets fewer when the rows run out. Splits are drawn in this order.
+        seed: of the draw.
+        purpose: names the draw, so that two draws with one seed are not the same.
+
+    Returns:
+        The splits, and the rows that are left, all in the order of their hashes.
+    """
+    ranks = {id(record): rank(record, seed=seed, purpose=purpose) for record in records}
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: ranks[id(record)]):
+        groups[stratum(record)].append(record)
+    splits: dict[str, list[Record]] = {}
+    for name, size in sizes.items():
+        quotas = largest_remainder({key: len(group) for key, group in groups.items()}, size)
+        taken: list[Record] = []
+        for key, quota in quotas.items():
+            taken += groups[key][:quota]
+            groups[key] = groups[key][quota:]
+        splits[name] = sorted(taken, key=lambda record: ranks[id(record)])
+    left = [record for group in groups.values() for record in group]
+    return splits, sorted(left, key=lambda record: ranks[id(record)])
+
+
+def shrink(sizes: Mapping[str, int], there: int) -> dict[str, int]:
+    """Return the sizes, or where the rows do not suffice, all of them smaller in the same proportion."""
+    if sum(sizes.values()) <= there:
+        return dict(sizes)
+    return largest_remainder(sizes, there)

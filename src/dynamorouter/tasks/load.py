@@ -1,0 +1,152 @@
+"""From the plain values of a task's YAML file to a ``Task``, with all mistakes named at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast, get_args
+
+from dynamorouter.data.sources import sources
+from dynamorouter.data.spec import TASK_NAME
+from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.tasks.metrics import metrics
+from dynamorouter.tasks.task import Columns, HeadKind, Task
+
+_KEYS = tuple(field.name for field in fields(Task))
+_COLUMN_KEYS = tuple(field.name for field in fields(Columns))
+
+
+def task_from_config(mapping: Mapping[str, Any]) -> Task:
+    """Build a task from plain values, as a task's YAML file holds them.
+
+    Args:
+        mapping: the fields of ``Task`` as dicts, lists, strings and numbers; ``name``, ``head`` and ``columns`` are
+            needed, all others have defaults.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is not allowed; the message lists all of them.
+    """
+    problems = [f"unknown key {key!r}{suggest(str(key), _KEYS)}" for key in mapping if key not in _KEYS]
+    for check in (_names, _columns, _labels, _metrics, _sources, _numbers):
+        problems.extend(check(mapping))
+    if problems:
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        raise ConfigError(f"task {mapping.get('name', 'without a name')!r} has {len(problems)} mistake(s):{listed}")
+    values = dict(mapping)
+    values["columns"] = Columns(**values["columns"])
+    values["labels"] = tuple(values.get("labels") or ())
+    values["sources"] = {name: dict(options or {}) for name, options in (values.get("sources") or {}).items()}
+    values["hyper"] = dict(values.get("hyper") or {})
+    if "metrics" in values:
+        values["metrics"] = tuple(values["metrics"])
+    return Task(**values)
+
+
+def _names(mapping: Mapping[str, Any]) -> list[str]:
+    problems = []
+    name, head = mapping.get("name"), mapping.get("head")
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        problems.append(f"name is {name!r}; it is also a folder's name: letters, digits, - and _, such as 'sst2'")
+    if head not in get_args(HeadKind):
+        problems.append(f"head is {head!r}{suggest(str(head), get_args(HeadKind))}; allowed: {_heads()}")
+    if not isinstance(mapping.get("base"), str | None):
+        problems.append(f"base is {mapping['base']!r}; give the name of a base, or null for the system's default")
+    return problems
+
+
+def _heads() -> str:
+    return one_of(get_args(HeadKind))
+
+
+def _columns(mapping: Mapping[str, Any]) -> list[str]:
+    columns = mapping.get("columns")
+    if not isinstance(columns, Mapping):
+        return [f"columns is {columns!r}; give text, target, and where there is one pair and id"]
+    problems = [
+        f"unknown key columns.{key}{suggest(str(key), _COLUMN_KEYS)}" for key in columns if key not in _COLUMN_KEYS
+    ]
+    problems += [f"columns.{key} is missing" for key in ("text", "target") if not columns.get(key)]
+    for key, value in columns.items():
+        if key in _COLUMN_KEYS and not isinstance(value, str | None):
+            problems.append(f"columns.{key} is {value!r}; give a column's name")
+    if mapping.get("head") == "span" and not columns.get("pair"):
+        problems.append("columns.pair is missing; a span head needs the column of the context")
+    if mapping.get("head") == "tags" and columns.get("pair"):
+        problems.append(f"columns.pair is {columns['pair']!r}; a tags head reads single texts, leave it out")
+    return problems
+
+
+def _labels(mapping: Mapping[str, Any]) -> list[str]:
+    labels = mapping.get("labels") or []
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        return [f"labels is {labels!r}; give a list of strings (quote words like 'no' and numbers in YAML)"]
+    problems = []
+    repeated = sorted({label for label in labels if list(labels).count(label) > 1})
+    if repeated:
+        problems.append(f"labels repeat {', '.join(repeated)}")
+    head, positive = mapping.get("head"), mapping.get("positive")
+    if head == "classification" and len(labels) < 2:
+        problems.append(f"labels has {len(labels)}; a classification head needs two or more")
+    if head == "span" and labels:
+        problems.append(f"labels is {list(labels)!r}; a span head has none, leave it out")
+    if head == "tags":
+        problems.extend(_tags(list(labels)))
+    if positive is not None and positive not in labels:
+        problems.append(f"positive is {positive!r}{suggest(str(positive), labels)}; allowed: {one_of(labels)}")
+    return problems
+
+
+def _tags(labels: list[str]) -> list[str]:
+    problems = [] if "O" in labels else ["labels lack 'O', the tag of words outside entities"]
+    odd = [label for label in labels if label != "O" and not re.fullmatch(r"[BI]-\S+", label)]
+    if odd:
+        problems.append(f"labels {', '.join(odd)} are not BIO tags; allowed: O, B-TYPE and I-TYPE")
+    lost = [label for label in labels if label.startswith("I-") and f"B-{label[2:]}" not in labels]
+    if lost:
+        problems.append(f"labels {', '.join(lost)} have no B- tag of the same type")
+    return problems
+
+
+def _metrics(mapping: Mapping[str, Any]) -> list[str]:
+    named = mapping.get("metrics", ["accuracy"])
+    if not isinstance(named, (list, tuple)) or not named:
+        return [f"metrics is {named!r}; give a list with at least one name, the first being the headline"]
+    problems = []
+    head = mapping.get("head")
+    suited = [name for name in metrics if metrics.get(name).head == head]
+    for name in named:
+        if name not in metrics:
+            problems.append(f"unknown metric {name!r}{suggest(str(name), metrics)}; allowed: {one_of(metrics)}")
+        elif name not in suited and head in get_args(HeadKind):
+            problems.append(f"metric {name!r} does not judge a {head} head; allowed: {one_of(suited)}")
+    return problems
+
+
+def _sources(mapping: Mapping[str, Any]) -> list[str]:
+    problems = []
+    named = mapping.get("sources") or {}
+    if not isinstance(named, Mapping):
+        return [f"sources is {named!r}; give a mapping such as {{local: {{}}}}"]
+    for name, options in named.items():
+        if name not in sources:
+            problems.append(f"unknown source {name!r}{suggest(str(name), sources)}; allowed: {one_of(sources)}")
+        if not isinstance(options, Mapping | None):
+            problems.append(f"sources.{name} is {options!r}; give a mapping of its options, {{}} for none")
+    if not isinstance(mapping.get("hyper", {}), Mapping | None):
+        problems.append(f"hyper is {mapping['hyper']!r}; give a mapping of settings")
+    return problems
+
+
+def _numbers(mapping: Mapping[str, Any]) -> list[str]:
+    defaults = {field.name: field.default for field in fields(Task)}
+    limits = {"version": 1, "max_tokens": 8, "stride": 0}
+    values = {key: mapping.get(key, defaults[key]) for key in limits}
+    problems = [
+        f"{key} is {value!r}; give a whole number of at least {limits[key]}"
+        for key, value in values.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < limits[key]
+    ]
+    if not problems and cast(int, values["stride"]) >= cast(int, values["max_tokens"]):
+        problems.append(f"stride is {values['stride']}; it must be below max_tokens, {values['max_tokens']}")
+    return problems

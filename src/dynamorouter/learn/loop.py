@@ -1,0 +1,219 @@
+"""The training loop: rows of all tasks share a batch, each goes through its own expert and head.
+
+A round takes one batch from every expert that is still learning, sorts the rows of all of them by length, cuts
+them into passes under a token budget, adds the gradients up, and lets every expert take its own step. An expert's
+batches, and so its gradients, are the same whether it is trained alone or beside others.
+
+Letters: B batch, S positions, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import LibraryError, TrainingError
+from dynamorouter.files import read_tensors, write_tensors
+from dynamorouter.learn.examples import Example, TrunkCache, batch_of
+from dynamorouter.learn.trainee import Trainee, units_of
+from dynamorouter.model.bank import Dropout, RowGate
+from dynamorouter.model.base import Base
+from dynamorouter.model.passes import rows_of, token_batches
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""Called with the round and the values to note."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """What all experts of a run share.
+
+    Attributes:
+        tokens_per_batch: most tokens in one pass, padding included.
+        checkpoint_every: rounds between checkpoints.
+        checkpoint_seconds: most seconds between checkpoints.
+        seed: of dropout.
+        log_every: rounds between notes in the log.
+    """
+
+    tokens_per_batch: int = 4096
+    checkpoint_every: int = 200
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    log_every: int = 10
+
+
+class PackedLoop:
+    """Trains several experts of one base at once.
+
+    Args:
+        base: with the banks of all trainees installed.
+        trainees: by expert index.
+        examples: of all of them; each trainee knows its own positions.
+        cache: the trunk's outputs for ``examples``.
+        evaluate: returns a trainee's headline score on held-out rows.
+        options: shared settings.
+        log: where losses and scores go.
+        checkpoint: file to resume from and to write to; ``None`` writes none.
+        advance: called with the number of windows after each round, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        trainees: Sequence[Trainee],
+        examples: Sequence[Example],
+        cache: TrunkCache,
+        *,
+        evaluate: Callable[[Trainee], float],
+        options: LoopOptions,
+        log: Log,
+        checkpoint: Path | None = None,
+        advance: Callable[[int], None] = lambda windows: None,
+    ) -> None:
+        self.base = base
+        self.trainees = list(trainees)
+        self.examples = examples
+        self.cache = cache
+        self.evaluate = evaluate
+        self.options = options
+        self.log = log
+        self.checkpoint = checkpoint
+        self.advance = advance
+        self.round = 0
+        self.scale = 2.0**14 if base.dtype == torch.float16 else 1.0
+        drops = [trainee.plan.lora.dropout for trainee in self.trainees]
+        self._dropout = torch.tensor(drops, device=base.device)
+        self._same_dropout = len(set(drops)) <= 1
+
+    def run(self) -> None:
+        """Train until every expert is done; then put each one's best weights back."""
+        torch.manual_seed(self.options.seed)
+        if self.checkpoint is not None and self.checkpoint.is_file():
+            self._load(self.checkpoint)
+        saved = time.monotonic()
+        for bank in self.base.banks.values():
+            bank.requires_grad_(True).base.requires_grad_(False)
+        while active := [trainee for trainee in self.trainees if not trainee.progress.done]:
+            self._one_round(active)
+            due = self.round % self.options.checkpoint_every == 0
+            if self.checkpoint is not None and (due or time.monotonic() - saved > self.options.checkpoint_seconds):
+                self.save(self.checkpoint)
+                saved = time.monotonic()
+        for trainee in self.trainees:
+            trainee.restore_best()
+        for bank in self.base.banks.values():
+            bank.requires_grad_(False)
+
+    def _one_round(self, active: Sequence[Trainee]) -> None:
+        losses = self._accumulate(active)
+        norms = {trainee.name: trainee.step(scale=self.scale) for trainee in active}
+        for bank in self.base.banks.values():
+            bank.a.grad = bank.b.grad = None
+        self._check(losses, norms)
+        self.round += 1
+        if self.round % self.options.log_every == 0:
+            notes = {f"loss/{name}": value for name, value in losses.items()}
+            self.log(self.round, notes | {f"norm/{name}": value for name, value in norms.items()})
+        for trainee in active:
+            if trainee.end_of_pass():
+                trainee.head.eval()
+                score = self.evaluate(trainee)
+                trainee.judge(score)
+                self.log(self.round, {f"select/{trainee.name}": score, f"epoch/{trainee.name}": trainee.progress.epoch})
+
+    def _accumulate(self, active: Sequence[Trainee]) -> dict[str, float]:
+        """Run one batch of every active expert forward and backward; returns the mean loss of each."""
+        pool: list[int] = []
+        units: dict[int, int] = {}
+        for trainee in active:
+            trainee.head.train()
+            batch = trainee.next_batch()
+            units[trainee.index] = units_of(self.examples, batch)
+            pool += batch
+        totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
+        lengths = [len(self.examples[i]) for i in pool]
+        for group in token_batches(lengths, budget=self.options.tokens_per_batch):
+            positions = [pool[i] for i in group]
+            means = self._losses(positions, units)
+            torch.stack([self.trainees[e].weigh(loss) for e, loss in means.items()]).sum().mul(self.scale).backward()
+            for expert, loss in means.items():
+                totals[expert] = totals[expert] + loss.detach()
+        self.advance(len(pool))
+        return {self.trainees[expert].name: float(total) for expert, total in totals.items()}
+
+    def _losses(self, positions: Sequence[int], units: Mapping[int, int]) -> dict[int, Tensor]:
+        """Return each present expert's share of its mean loss, from one pass over a mixed batch."""
+        chosen = [self.examples[i] for i in positions]
+        experts = [example.expert for example in chosen]
+        batch = batch_of(self.base, chosen)
+        ids = torch.tensor(experts, device=self.base.device)
+        dropout: Dropout = float(self._dropout[0]) if self._same_dropout else self._dropout[ids]
+        if self.cache.depth:
+            hidden = self.cache.fetch(positions, batch.mask.shape[1])
+            hidden = self.base.finish(hidden, batch.mask, RowGate(ids), depth=self.cache.depth, dropout=dropout)
+        else:
+            hidden = self.base.full(batch, RowGate(ids), dropout=dropout)
+        losses = {}
+        for expert, rows in rows_of(experts).items():
+            at = torch.tensor(rows, device=hidden.device)
+            longest = max(len(chosen[i]) for i in rows)
+            targets = [chosen[i].target for i in rows]
+            head = self.trainees[expert].head
+            losses[expert] = head.loss(hidden[at, :longest], batch.mask[at, :longest], targets).sum() / units[expert]
+        return losses
+
+    def _check(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """Stop on a loss that is no number; with fp16, an overflow only lowers the loss scale."""
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        overflow = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        if not bad and overflow and self.base.dtype == torch.float16 and self.scale > 1:
+            self.scale /= 2
+            return
+        if bad or overflow:
+            name = (bad or overflow)[0]
+            kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was asked for"
+            raise TrainingError(
+                f"task {name!r}: loss {losses[name]}, gradient norm {norms[name]} at step {self.round + 1}; {kept}. "
+                f"Lower the learning rate (experts.learning_rate, task.{name}.hyper.learning_rate) and go on "
+                "with --resume, or look for broken rows"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write everything that the rest of the run depends on into one safetensors file."""
+        tensors = {"rng": torch.get_rng_state()}
+        if self.base.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
+        progress = {}
+        for trainee in self.trainees:
+            progress[trainee.name], parts = trainee.state()
+            tensors.update(parts)
+        state = {"round": self.round, "scale": self.scale, "progress": progress}
+        write_tensors(path, tensors, metadata={"state": json.dumps(state)})
+
+    def _load(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        tensors = read_tensors(path)
+        with safe_open(path, framework="pt") as handle:
+            state: dict[str, Any] = json.loads(handle.metadata()["state"])
+        names = [trainee.name for trainee in self.trainees]
+        if sorted(state["progress"]) != sorted(names):
+            raise LibraryError(
+                f"checkpoint {path} is of the experts {', '.join(state['progress'])}, not {', '.join(names)}; "
+                "resume with the same configuration, or remove the file to begin again"
+            )
+        self.round, self.scale = state["round"], state["scale"]
+        for trainee in self.trainees:
+            trainee.restore(state["progress"][trainee.name], tensors)
+        torch.set_rng_state(tensors["rng"])
+        if "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)

@@ -1,0 +1,279 @@
+"""Low-rank experts side by side over one frozen linear layer (Hu et al., 2021).
+
+The factors of all experts are stacked, A ``(E, R, D)`` and B ``(E, O, R)``; unequal ranks are padded with zeros,
+which is exact. A gate says how each row of a batch uses them. Nothing is swapped, toggled or looped over.
+
+Letters: B batch, S positions, D in, O out, E experts, R rank, K experts per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from dynamorouter.errors import BankShapeError
+
+Linear = nn.Linear | Conv1D
+
+
+class RowGate:
+    """Each row of a batch goes through K experts of its own.
+
+    Args:
+        experts: expert indices ``(B,)`` or ``(B, K)``; -1 stands for "no expert".
+        weights: weights of the same shape, or ``None`` for one each; differentiable.
+    """
+
+    def __init__(self, experts: Tensor, weights: Tensor | None = None) -> None:
+        if weights is not None and weights.shape != experts.shape:
+            raise BankShapeError(
+                f"gate weights have shape {tuple(weights.shape)}, but the experts {tuple(experts.shape)}; "
+                "give one weight per chosen expert"
+            )
+        chosen = experts.reshape(experts.shape[0], -1)
+        absent = chosen < 0
+        self.rows = chosen.shape[0]
+        self.per_row = chosen.shape[1]
+        self.empty = bool(absent.all())
+        self.largest = int(chosen.max()) if chosen.numel() else -1
+        self.weights = None if weights is None else weights.reshape(chosen.shape)
+        if bool(absent.any()):
+            present = (~absent).to(torch.get_default_dtype() if weights is None else weights.dtype)
+            self.weights = present if self.weights is None else self.weights * present
+        self.experts = chosen.clamp_min(0)
+        self.flat = self.experts.reshape(-1)
+
+
+class SoftGate:
+    """Every expert is used with its own weight.
+
+    Args:
+        weights: ``(B, E)`` for each row, or ``(B, S, E)`` for each position; differentiable.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        if weights.dim() not in (2, 3):
+            raise BankShapeError(f"a soft gate is (B, E) or (B, S, E), but has shape {tuple(weights.shape)}")
+        self.rows = weights.shape[0]
+        self.weights = weights[:, None] if weights.dim() == 2 else weights
+
+
+Gate = RowGate | SoftGate
+
+
+Dropout = float | Tensor
+"""One probability for all rows, or one for each, ``(B,)``."""
+
+
+def _drop(x: Tensor, dropout: Dropout) -> Tensor | None:
+    """Return ``(B, S, D)`` after dropout, or ``None`` where there is none to do."""
+    if not torch.is_grad_enabled():
+        return None
+    if isinstance(dropout, Tensor):
+        chance = dropout.to(x.dtype)[:, None, None]
+        return x * (torch.rand_like(x) >= chance) / (1 - chance)
+    return functional.dropout(x, dropout) if dropout > 0 else None
+
+
+class GateSlot:
+    """Where the banks of one base find the gate of the forward pass that is running."""
+
+    def __init__(self) -> None:
+        self.gate: Gate | None = None
+        self.dropout: Dropout = 0.0
+
+    @contextmanager
+    def hold(self, gate: Gate | None, *, dropout: Dropout = 0.0) -> Iterator[None]:
+        """Set the gate, and the dropout on the experts' input, for the duration of a ``with`` block."""
+        before = self.gate, self.dropout
+        self.gate = None if isinstance(gate, RowGate) and gate.empty else gate
+        self.dropout = dropout
+        try:
+            yield
+        finally:
+            self.gate, self.dropout = before
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """One expert's change to one layer, ``scaling * B @ A``.
+
+    Attributes:
+        a: ``(R, D)``.
+        b: ``(O, R)``.
+        scaling: alpha / R, or alpha / sqrt(R) with rsLoRA (Kalajdzievski, 2023).
+    """
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+class _RowLinear(torch.autograd.Function):
+    """``x W + (c * x' A_row) B_row``, accumulated in place, with a backward of the same cost as PEFT's least.
+
+    ``x'`` is ``x`` after dropout. The frozen weight gets no gradient; neither does anything else that is frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
+        read = x if dropped is None else dropped
+        h = torch.bmm(read, a.transpose(1, 2))
+        y = functional.linear(x, weight, bias)
+        y.baddbmm_(h * c, b.transpose(1, 2))
+        ctx.save_for_backward(read, weight, a, b, c, h)
+        ctx.split = dropped is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        read, weight, a, b, c, h = ctx.saved_tensors
+        (g,) = grads
+        need_x, need_dropped, _, _, need_a, need_b, need_c = ctx.needs_input_grad
+        gb = torch.bmm(g, b)
+        gh = gb * c
+        dx = g @ weight if need_x else None
+        dropped = torch.bmm(gh, a) if ctx.split and need_dropped else None
+        if dx is not None and not ctx.split:
+            dx.baddbmm_(gh, a)
+        da = torch.bmm(gh.transpose(1, 2), read) if need_a else None
+        db = torch.bmm(g.transpose(1, 2), h * c) if need_b else None
+        dc = (gb * h).sum(dim=1, keepdim=True) if need_c else None
+        return dx, dropped, None, None, da, db, dc
+
+
+class LoraBank(nn.Module):
+    """Experts over one frozen linear layer.
+
+    Args:
+        base: the frozen ``nn.Linear`` or GPT-2 ``Conv1D``.
+        slot: where the gate of the running pass is found.
+        experts: number of experts E.
+        rank: the largest rank R; smaller ones are padded with zeros.
+    """
+
+    def __init__(self, base: Linear, slot: GateSlot, *, experts: int, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.transposed = isinstance(base, Conv1D)
+        shape = base.weight.shape
+        self.out_features, self.in_features = (shape[1], shape[0]) if self.transposed else (shape[0], shape[1])
+        self.slot = slot
+        place = {"device": base.weight.device, "dtype": torch.float32}
+        self.a = nn.Parameter(torch.zeros(experts, rank, self.in_features, **place))
+        self.b = nn.Parameter(torch.zeros(experts, self.out_features, rank, **place))
+        self.scaling: Tensor
+        self.register_buffer("scaling", torch.zeros(experts, **place), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for models that look at its dtype."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias
+
+    @property
+    def experts(self) -> int:
+        """Number of experts E."""
+        return self.a.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """The padded rank R."""
+        return self.a.shape[1]
+
+    def put(self, index: int, factors: Factors, *, name: str = "") -> None:
+        """Write one expert's factors, padding its rank with zeros.
+
+        Raises:
+            BankShapeError: the factors do not fit this layer, or their rank exceeds the bank's.
+        """
+        rank, width = factors.a.shape
+        if (width, factors.b.shape) != (self.in_features, (self.out_features, rank)):
+            raise BankShapeError(
+                f"layer {name!r} maps {self.in_features} to {self.out_features}, but the factors of expert {index} are "
+                f"A {tuple(factors.a.shape)} and B {tuple(factors.b.shape)}; they belong to another base"
+            )
+        if rank > self.rank:
+            raise BankShapeError(
+                f"expert {index} has rank {rank} on layer {name!r}, but the bank holds rank {self.rank}; "
+                f"build the bank with rank={rank}"
+            )
+        with torch.no_grad():
+            self.a[index].zero_()
+            self.b[index].zero_()
+            self.a[index, :rank] = factors.a
+            self.b[index, :, :rank] = factors.b
+            self.scaling[index] = factors.scaling
+
+    def get(self, index: int, rank: int) -> Factors:
+        """Return a copy of one expert's factors at its own rank, on the CPU."""
+        a = self.a[index, :rank].detach().cpu().clone()
+        b = self.b[index, :, :rank].detach().cpu().clone().contiguous()
+        return Factors(a=a, b=b, scaling=float(self.scaling[index]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, S, D)`` (or ``(B, D)``) to ``(B, S, O)`` through the frozen layer and the gated experts."""
+        gate = self.slot.gate
+        if gate is None:
+            return self.base(x)  # type: ignore[no-any-return]
+        if x.shape[0] != gate.rows:
+            raise BankShapeError(f"the gate has {gate.rows} rows, but the batch has {x.shape[0]}; set one row per input")
+        flat = x.dim() == 2
+        x = x[:, None] if flat else x
+        y = self._rows(x, gate) if isinstance(gate, RowGate) else self._soft(x, gate)
+        return y[:, 0] if flat else y
+
+    def _rows(self, x: Tensor, gate: RowGate) -> Tensor:
+        """Gather the factors of each row's experts: rank K*R for every row, one pair of batched matmuls."""
+        if gate.largest >= self.experts:
+            raise BankShapeError(f"the gate names expert {gate.largest}, but the bank holds {self.experts}, from 0")
+        width, rank = gate.per_row, self.rank
+        a = self.a.index_select(0, gate.flat).to(x.dtype)
+        b = self.b.index_select(0, gate.flat).to(x.dtype)
+        c = self.scaling[gate.experts]
+        if gate.weights is not None:
+            c = c * gate.weights
+        if width == 1:
+            c = c[:, None]  # (B, 1, 1)
+        else:
+            a = a.view(gate.rows, width * rank, self.in_features)
+            b = b.view(gate.rows, width, self.out_features, rank).transpose(1, 2).reshape(gate.rows, -1, width * rank)
+            c = c.repeat_interleave(rank, dim=1)[:, None]  # (B, 1, K*R)
+        c = c.to(x.dtype)
+        if not torch.is_grad_enabled():
+            y = self.base(x)
+            h = torch.bmm(x, a.transpose(1, 2)).mul_(c)
+            return y.baddbmm_(h, b.transpose(1, 2))  # type: ignore[no-any-return]
+        dropped = _drop(x, self.slot.dropout)
+        weight = self.weight.t() if self.transposed else self.weight
+        return _RowLinear.apply(x, dropped, weight, self.bias, a, b, c)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _soft(self, x: Tensor, gate: SoftGate) -> Tensor:
+        """All experts as one factor pair of rank E*R, the gate multiplied in between; idle experts are left out."""
+        weights = gate.weights  # (B, 1 or S, E)
+        if weights.shape[-1] != self.experts:
+            raise BankShapeError(f"the soft gate weighs {weights.shape[-1]} experts, but the bank holds {self.experts}")
+        a, b, scaling = self.a, self.b, self.scaling
+        if not weights.requires_grad:
+            alive = (weights != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0]
+            if alive.numel() < self.experts:
+                a, b, scaling, weights = a[alive], b[alive], scaling[alive], weights[..., alive]
+        dropped = _drop(x, self.slot.dropout)
+        read = x if dropped is None else dropped
+        h = functional.linear(read, a.flatten(0, 1).to(x.dtype))  # (B, S, E*R)
+        h = h.unflatten(-1, (-1, self.rank)) * (weights * scaling).to(x.dtype)[..., None]
+        stacked = b.transpose(0, 1).reshape(self.out_features, -1).to(x.dtype)  # (O, E*R)
+        return self.base(x) + functional.linear(h.flatten(-2), stacked)  # type: ignore[no-any-return]

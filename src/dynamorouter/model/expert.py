@@ -1,0 +1,112 @@
+"""An expert: LoRA factors and a head for one task, with a card that says where they come from."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynamorouter.errors import AdapterError
+from dynamorouter.model.bank import Factors
+from dynamorouter.model.base import Base
+from dynamorouter.model.heads import Head
+from dynamorouter.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """How an expert's factors are shaped.
+
+    Attributes:
+        rank: R.
+        alpha: numerator of the scaling.
+        rslora: scale by ``alpha / sqrt(R)`` rather than ``alpha / R`` (Kalajdzievski, 2023).
+        dropout: on the experts' input, in training.
+        targets: ``"all-linear"``, ``"attention"``, a regular expression or name endings.
+        trunk_depth: blocks below this one carry no factors.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    dropout: float = 0.05
+    targets: str | tuple[str, ...] = "all-linear"
+    trunk_depth: int = 0
+
+    @property
+    def scaling(self) -> float:
+        """The factor on ``B @ A``."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """What answers one task.
+
+    Attributes:
+        name: unique in its library; by default the task's name.
+        task: the task it answers.
+        base: name of the base that it sits on.
+        factors: name of a linear layer of the base to the expert's change to it.
+        head: turns hidden states into answers.
+        lora: how the factors were shaped.
+        card: where it comes from: base digest, data fingerprint, scores, versions.
+    """
+
+    name: str
+    task: Task
+    base: str
+    factors: Mapping[str, Factors]
+    head: Head
+    lora: LoraSettings
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> int:
+        """Count the numbers in factors and head."""
+        adapters = sum(f.a.numel() + f.b.numel() for f in self.factors.values())
+        return adapters + sum(p.numel() for p in self.head.parameters())
+
+
+def seeded(seed: int, *names: str) -> torch.Generator:
+    """Return a generator that depends on the seed and the names alone, not on what was drawn before."""
+    mixed = zlib.crc32("/".join((str(seed), *names)).encode())
+    return torch.Generator().manual_seed(mixed * 2**20 + seed % 2**20)
+
+
+def fresh_factors(base: Base, lora: LoraSettings, *, seed: int, name: str) -> dict[str, Factors]:
+    """Draw new factors as PEFT does: A from Kaiming's uniform, B zero, so that the expert begins as the base."""
+    factors = {}
+    for layer in base.targets(lora.targets, trunk_depth=lora.trunk_depth):
+        out, width = base.shape(layer)
+        bound = 1 / math.sqrt(width)
+        a = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=seeded(seed, name, layer))
+        factors[layer] = Factors(a=a, b=torch.zeros(out, lora.rank), scaling=lora.scaling)
+    return factors
+
+
+def install_experts(base: Base, experts: Sequence[Expert]) -> None:
+    """Build banks over all layers that any of the experts changes, and write the factors into them.
+
+    Raises:
+        AdapterError: an expert names a layer that the base has not.
+    """
+    base.uninstall()
+    linear = dict(base.model.named_modules())
+    ranks: dict[str, int] = {}
+    for expert in experts:
+        for layer, factors in expert.factors.items():
+            if layer not in linear:
+                raise AdapterError(
+                    f"expert {expert.name!r} changes layer {layer!r}, which base {base.spec.name!r} has not; "
+                    "it belongs to another base: name that base when you add it"
+                )
+            ranks[layer] = max(ranks.get(layer, 1), factors.a.shape[0])
+    banks = base.install(ranks, experts=len(experts))
+    for layer, bank in banks.items():
+        for index, expert in enumerate(experts):
+            if layer in expert.factors:
+                bank.put(index, expert.factors[layer], name=layer)

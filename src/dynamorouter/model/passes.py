@@ -1,0 +1,69 @@
+"""Batches under a token budget, and decoding of windows whose rows belong to different experts.
+
+Letters: B windows, S positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamorouter.model.encode import TextPair, Window
+from dynamorouter.model.heads import Head
+
+
+def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Group positions by length so that no group holds more than ``budget`` tokens, padding included.
+
+    A single sequence longer than the budget is a group of its own. Longest first, so that memory peaks early.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def rows_of(experts: Sequence[int]) -> dict[int, list[int]]:
+    """Group batch positions by expert; -1 is left out."""
+    found: dict[int, list[int]] = {}
+    for position, expert in enumerate(experts):
+        if expert >= 0:
+            found.setdefault(expert, []).append(position)
+    return found
+
+
+def decode(
+    hidden: Tensor,
+    mask: Tensor,
+    windows: Sequence[Window],
+    rows: Sequence[TextPair],
+    experts: Sequence[int],
+    heads: Sequence[Head],
+) -> list[Any]:
+    """Decode each window with the head of its expert; heads run once per expert that is present.
+
+    Args:
+        hidden: last hidden states ``(B, S, D)``.
+        mask: ``(B, S)``.
+        windows: what the batch was made of.
+        rows: the text of each window.
+        experts: the expert of each window.
+        heads: by expert.
+    """
+    parts: list[Any] = [None] * len(windows)
+    for expert, positions in rows_of(experts).items():
+        at = torch.as_tensor(positions, device=hidden.device)
+        longest = max(len(windows[i]) for i in positions)
+        chosen = heads[expert].parts(
+            hidden[at, :longest], mask[at, :longest], [windows[i] for i in positions], [rows[i] for i in positions]
+        )
+        for position, part in zip(positions, chosen, strict=True):
+            parts[position] = part
+    return parts

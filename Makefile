@@ -1,0 +1,68 @@
+# Everything runs in .venv, made once from the pins in constraints.txt.
+PYTHON ?= python3
+# More options for pip, such as an index of CPU builds of torch.
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := offline,dev
+OUT ?= runs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench docs pins clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Create .venv and install what is pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "DynamoRouter needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+	       "install one and run: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python -a -x $(BIN)/pip || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian: sudo apt install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --progress-bar off -c constraints.txt \
+	  "$$(grep '^torch==' constraints.txt)" -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(STAMP) ## Train the quickstart system and let it answer a few texts
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh $(OUT)
+
+test: $(STAMP) ## Run the tests, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(STAMP) ## Lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.bench ## Run every benchmark and write benchmarks/results/
+	@set -e; for script in benchmarks/*.py; do \
+	  case $$script in */_*) continue;; esac; \
+	  echo "== $$script"; $(BIN)/python $$script; \
+	done
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --progress-bar off -c constraints.txt -e ".[offline,dev,bench]"
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --progress-bar off -c constraints.txt -e ".[docs]"
+	@touch $@
+
+pins: ## Rewrite constraints.txt from the newest versions
+	rm -rf build/pins
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/pip install --quiet $(PIP_FLAGS) torch -e ".[all,dev,docs]"
+	{ head -n 1 constraints.txt; build/pins/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/pins
+
+clean: ## Remove .venv and everything that was built; runs/ stays
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,7 @@
+"""Lets ``python -m dynamorouter`` be the command line."""
+
+from __future__ import annotations
+
+from dynamorouter.cli import main
+
+main()

@@ -1,0 +1,354 @@
+"""The command line: parse, call one function, print. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from typer.core import TyperGroup
+
+from dynamorouter import __version__
+from dynamorouter.errors import ConfigError, DynamoRouterError
+
+if TYPE_CHECKING:
+    from dynamorouter.settings import Config
+
+
+class _Commands(TyperGroup):
+    """Turns errors that a user can act on into one message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            Exit: with 2 after an error, 130 after Ctrl-C, 141 when the reader of the output has gone.
+        """
+        try:
+            return super().invoke(ctx)
+        except DynamoRouterError as error:
+            _complain(str(error))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            _complain("interrupted; what was done is kept: give the same command again with --resume to go on")
+            raise typer.Exit(130) from error
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from error
+        except OSError as error:
+            where = f" {str(error.filename)!r}" if error.filename is not None else ""
+            remedy = (
+                "free space, check the path and its permissions, or name another place; what was done before is kept"
+            )
+            _complain(f"cannot read or write{where}: {error.strerror or error}; {remedy}")
+            raise typer.Exit(2) from error
+
+
+def _complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="One frozen base, an expert per task, the right one chosen in a single pass.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+fit = typer.Typer(help="Train one phase alone, in the folder of a run.", no_args_is_help=True)
+expert = typer.Typer(help="List, add or remove the experts of a system.", no_args_is_help=True)
+app.add_typer(fit, name="fit")
+app.add_typer(expert, name="expert")
+
+Recipe = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE [KEY=VALUE]...",
+        help="A recipe (see 'list recipes') and settings to change.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings as JSON or YAML; may name the recipe.", show_default=False),
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what DIR holds.")]
+SystemDir = Annotated[Path, typer.Argument(metavar="SYSTEM", help="A saved system, such as runs/quickstart/system.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")]
+Data = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Folder with TASK/SPLIT.jsonl in the tasks' own columns.")
+]
+
+
+def _compose(arguments: list[str] | None, config: Path | None) -> Config:
+    """Compose the settings that a command line asks for."""
+    from dynamorouter.config import compose
+
+    words = list(arguments or [])
+    recipe = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "~+" else None
+    return compose(recipe, words, config_file=config)
+
+
+def _open(arguments: list[str] | None, config: Path | None, out: Path, *, resume: bool, fresh: bool) -> Config:
+    """Compose the settings and open the run's folder; its own settings serve when none are given."""
+    from dynamorouter.runs import open_run, saved_config
+
+    settings = saved_config(out) if not arguments and config is None and (resume or not fresh) else None
+    settings = settings or _compose(arguments, config)
+    open_run(settings, out, resume=resume, fresh=fresh)
+    return settings
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dynamorouter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+    """Prepare, train experts and router, train both together if asked, score; end with a table."""
+    settings = _open(arguments, config, out, resume=resume, fresh=True)
+    from dynamorouter import pipeline
+    from dynamorouter.files import read_json
+    from dynamorouter.tables import print_report
+
+    pipeline.run(settings, out, resume=resume)
+    print_report(read_json(out / "report.json"))
+    print(f"system: {out / 'system'}")
+
+
+@app.command()
+def prepare(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+    """Read, filter, split and write the rows of all tasks to DIR/data."""
+    settings = _open(arguments, config, out, resume=resume, fresh=True)
+    from dynamorouter import pipeline
+
+    pipeline.prepare(settings, out, resume=resume)
+
+
+@fit.command("experts")
+def fit_experts(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+    """Train the experts on prepared rows."""
+    settings = _open(arguments, config, out, resume=resume, fresh=False)
+    from dynamorouter import pipeline
+
+    pipeline.fit_experts(settings, out, resume=resume)
+
+
+@fit.command("router")
+def fit_router(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+    """Fit the router on prepared rows."""
+    settings = _open(arguments, config, out, resume=resume, fresh=False)
+    from dynamorouter import pipeline
+
+    pipeline.fit_router(settings, out, resume=resume)
+
+
+@fit.command("joint")
+def fit_joint(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+    """Train router and experts together."""
+    settings = _open(arguments, config, out, resume=resume, fresh=False)
+    from dynamorouter import pipeline
+
+    pipeline.fit_joint(settings, out, resume=resume)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="recipes|tasks|bases|routers", help="What to list.")],
+    search_path: Annotated[
+        list[Path] | None, typer.Option("--search-path", metavar="DIR", help="A further folder laid out like conf/.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what a name may be, with a line on each."""
+    from dynamorouter.config import CONF, list_names
+
+    names = list_names(kind, [CONF, *(search_path or [])])
+    if as_json:
+        print(json.dumps(names, indent=2, ensure_ascii=False))
+        return
+    from dynamorouter.tables import print_names
+
+    print_names(names)
+
+
+@app.command()
+def show(arguments: Recipe = None, *, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Print the complete settings of a recipe."""
+    settings = _compose(arguments, config)
+    print(json.dumps(settings.to_json(), indent=2, ensure_ascii=False) if as_json else settings.to_yaml().rstrip())
+
+
+@app.command()
+def predict(
+    system: SystemDir,
+    text: Annotated[str | None, typer.Argument(help="The text, or the question.", show_default=False)] = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="The second text, or the context of the question.")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="NAME", help="Use this task's expert; do not route.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="JSONL", help="Rows with text and pair, or question and context.")
+    ] = None,
+    as_json: Json = False,
+    skip_bad: SkipBad = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="JSONL", help="Write the answers to this file.")] = None,
+) -> None:
+    """Answer a text, or each row of a file: chosen expert, confidence, answer."""
+    if (text is None) == (file is None):
+        raise ConfigError("give either a text or --file JSONL")
+    if file is not None and pair is not None:
+        raise ConfigError("--pair goes with a text; rows of a file hold their own 'pair'")
+    from dynamorouter.files import writing
+    from dynamorouter.system import System
+
+    loaded = System.load(system)
+    with ExitStack() as stack:
+        stream = sys.stdout
+        if out is not None:
+            stream = stack.enter_context(stack.enter_context(writing(out)).open("w", encoding="utf-8"))
+        if file is not None:
+            _predict_file(loaded, file, stream, task=task, skip_bad=skip_bad, as_json=as_json or out is not None)
+            return
+        assert text is not None
+        values = loaded.predict([text], [pair], None if task is None else [task])[0].to_json()
+        print(_shown(values, as_json=as_json or out is not None), file=stream)
+
+
+def _predict_file(system: Any, file: Path, stream: TextIO, *, task: str | None, skip_bad: bool, as_json: bool) -> None:
+    """Stream the answers to a file's rows, and end with the number of rows left out."""
+    from dynamorouter.data.jsonl import SkipCount
+    from dynamorouter.lines import predict_lines
+
+    skipped = SkipCount()
+    for row, prediction in predict_lines(system, file, task=task, skip_bad=skipped if skip_bad else None):
+        values = prediction.to_json()
+        if as_json:
+            values = {"line": row.number, **({} if row.id is None else {"id": row.id}), **values}
+        shown = _shown(values, as_json=as_json)
+        print(shown if as_json else f"{shown:<40} | {_start(row.text, row.pair)}", file=stream, flush=True)
+    if skip_bad:
+        for message in skipped.messages:
+            print(f"skipped: {message}", file=sys.stderr)
+        print(f"{skipped.count} bad rows skipped", file=sys.stderr)
+
+
+def _shown(values: dict[str, Any], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(values, ensure_ascii=False)
+    from dynamorouter.tables import prediction_line
+
+    return prediction_line(values)
+
+
+def _start(text: str, pair: str | None) -> str:
+    """Return the beginning of a row on one line, control characters left out."""
+    whole = " ".join(text.split()) + (f" / {' '.join(pair.split())}" if pair else "")
+    clean = "".join(c for c in whole if c.isprintable())
+    return clean if len(clean) <= 70 else f"{clean[:67]}..."
+
+
+@app.command()
+def score(
+    system: SystemDir,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="JSON", help="Where the scores are written.")],
+    split: Annotated[str, typer.Option("--split", help="Which file of each task's folder.")] = "validation",
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Most rows per task.")] = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Score the system's tasks that DIR holds: with the right expert given, and routed."""
+    from dynamorouter import manage
+    from dynamorouter.files import read_json
+    from dynamorouter.tables import print_report
+
+    manage.score(system, data, split, out, limit=limit, skip_bad=skip_bad)
+    print_report(read_json(out))
+
+
+@expert.command("list")
+def expert_list(system: SystemDir, as_json: Json = False) -> None:
+    """List the experts of a system."""
+    from dynamorouter import manage
+
+    rows = [dict(row) for row in manage.list_experts(system)]
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from dynamorouter.tables import print_rows
+
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    print_rows(heads, [[row.get(head) for head in heads] for row in rows])
+
+
+@expert.command("add")
+def expert_add(
+    system: SystemDir,
+    folder: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter folder.")],
+    task: Annotated[str, typer.Option("--task", metavar="NAME|FILE", help="Its task: a name, or a task's YAML file.")],
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Rows for the head and the router: TASK/train.jsonl.")
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the expert; that of the task by default.")] = None,
+) -> None:
+    """Add an adapter trained elsewhere, and fit the router anew."""
+    from dynamorouter import manage
+    from dynamorouter.config import task_settings
+
+    from dynamorouter.tasks.load import task_from_config
+
+    settings = task_from_config(task_settings(task).model_dump(mode="json"))
+    manage.add_expert(system, folder, name=name or settings.name, task=settings, data=data)
+    print(f"added expert {name or settings.name!r}, and fitted the router anew: {system}")
+
+
+@expert.command("remove")
+def expert_remove(system: SystemDir, name: Annotated[str, typer.Argument(help="Name of the expert.")]) -> None:
+    """Remove an expert; the router shares its probability out among the others."""
+    from dynamorouter import manage
+
+    manage.remove_expert(system, name)
+    print(f"removed expert {name!r}: {system}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, which device and precision are used, what is missing and how to get it."""
+    from dynamorouter.doctor import report
+
+    findings = report()
+    if as_json:
+        print(json.dumps([finding.to_json() for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        from dynamorouter.tables import print_findings
+
+        print_findings(findings)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

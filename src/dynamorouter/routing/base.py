@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from dynamorouter.errors import RouterError
 from dynamorouter.registry import Registry
 
 
@@ -23,6 +24,7 @@ class RouterInput:
     Attributes:
         states: hidden states by layer, ``{layer: (B, S, D)}``; layer 0 is the embeddings' output, layer i
             the output of the i-th block. Only the layers that the router names in ``layers`` are there.
+            Padded positions may hold anything finite.
         mask: 1 where a position holds a token, ``(B, S)``.
         texts: the rows themselves, as (text, pair or None); used by the lexical baselines alone.
     """
@@ -33,6 +35,15 @@ class RouterInput:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def rows(self, index: Tensor) -> RouterInput:
+        """Return the rows at ``index`` ``(n,)`` int64, copied, in that order."""
+        there = index.to(self.mask.device)
+        return RouterInput(
+            states={layer: states[there] for layer, states in self.states.items()},
+            mask=self.mask[there],
+            texts=[self.texts[row] for row in index.tolist()],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +81,42 @@ class Route:
 class Router(ABC):
     """Chooses experts for a batch.
 
-    ``layers`` names the hidden states it reads, so that the caller runs the base no deeper than needed.
+    The keyword arguments of a router's constructor are its options. ``layers`` names the hidden states it
+    reads, so that the caller runs the base no deeper than needed.
     """
 
     layers: tuple[int, ...] = ()
 
     @abstractmethod
-    def fit(self, inputs: Sequence[RouterInput], targets: Tensor, *, generator: torch.Generator, **data: Any) -> None:
-        """Learn from batches and the index of each row's expert, ``(N,)`` over all batches in order."""
+    def fit(
+        self,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        *,
+        generator: torch.Generator,
+        experts: int | None = None,
+        **data: Any,
+    ) -> None:
+        """Learn from batches and the index of each row's expert.
+
+        Args:
+            inputs: batches; padding may differ between them.
+            targets: index of each row's expert, ``(N,)`` int64, over all batches in order.
+            generator: the only source of chance.
+            experts: number of experts E; the largest target plus one when not given.
+            data: what a particular router needs besides, such as Arrow's ``prototypes``.
+
+        Raises:
+            RouterError: the data do not fit this router.
+        """
 
     @abstractmethod
     def route(self, batch: RouterInput) -> Route:
-        """Return the route of every row; row alone = row in a batch, and padding changes nothing."""
+        """Return the route of every row; row alone = row in a batch, and padding changes nothing.
+
+        Raises:
+            RouterError: the router is not fitted, or the batch lacks a layer that it reads.
+        """
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -89,8 +124,57 @@ class Router(ABC):
 
     @classmethod
     @abstractmethod
-    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Rebuild a router from what ``state`` returned."""
+
+    def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:  # noqa: B027 - not every router has one
+        """Fit the temperature on held-out batches; a router without a temperature stays as it is."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the router's tensors to ``device`` and return it; a router without tensors stays as it is."""
+        return self
+
+
+def check_choice(top_k: int, abstain_below: float) -> None:
+    """Check the two options that every learned router shares.
+
+    Raises:
+        RouterError: ``top_k`` is below one, or ``abstain_below`` is no probability.
+    """
+    if top_k < 1:
+        raise RouterError(f"top_k is {top_k}, but at least one expert must be chosen; set top_k to 1 or more")
+    if not 0.0 <= abstain_below <= 1.0:
+        raise RouterError(f"abstain_below is {abstain_below}, but it is a probability; set it between 0 and 1")
+
+
+def check_targets(inputs: Sequence[RouterInput], targets: Tensor, experts: int | None) -> int:
+    """Check that every row has a target and return the number of experts.
+
+    Raises:
+        RouterError: rows and targets differ in number, there are none, or a target is out of range.
+    """
+    rows = sum(len(batch) for batch in inputs)
+    if rows != targets.shape[0] or rows == 0:
+        raise RouterError(
+            f"the router got {rows} rows and {targets.shape[0]} targets; "
+            "give one target per row, over all batches in order, and at least one row"
+        )
+    low, high = int(targets.min()), int(targets.max())
+    count = high + 1 if experts is None else experts
+    if low < 0 or high >= count:
+        raise RouterError(f"targets run from {low} to {high}, but there are {count} experts; number them from 0")
+    return count
+
+
+def require_fitted(tensor: Tensor | None, kind: str) -> Tensor:
+    """Return ``tensor``, or say that the router must be fitted first.
+
+    Raises:
+        RouterError: ``tensor`` is ``None``.
+    """
+    if tensor is None:
+        raise RouterError(f"the {kind} router is not fitted; call fit first, or load a fitted one")
+    return tensor
 
 
 routers: Registry[type[Router]] = Registry("router", "dynamorouter.routing")

@@ -1,0 +1,188 @@
+"""Arrow: zero-shot routing by the experts' own weights.
+
+Follows Ostapenko et al., 2024, "Towards Modular LLMs by Building and Re-Using a Library of LoRAs". An expert's
+prototype is the direction of the input to which its update ``B A`` responds most: the top right singular vector.
+A token's affinity to an expert is the absolute cosine of its hidden state to the prototype, since a singular vector
+has no sign. The paper routes every token in every layer; here a row has one route, so its tokens are averaged.
+
+Letters: B batch, S positions, D width, O out, R rank, E experts, P prototypes of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dynamorouter.errors import RouterError, one_of, suggest
+from dynamorouter.routing.base import Route, Router, RouterInput, check_choice, require_fitted, routers
+from dynamorouter.routing.calibration import better_temperature
+from dynamorouter.routing.features import layer_states, masked_mean
+
+REDUCTIONS = ("max", "mean")
+
+
+def prototype(a: Tensor, b: Tensor) -> Tensor:
+    """Return the top right singular vector of ``b @ a`` without forming it.
+
+    With ``b = Q_b R_b`` and ``a.T = Q_a R_a`` the product is ``Q_b (R_b R_a.T) Q_a.T``: the small inner matrix of
+    ``(R, R)`` holds all singular values, and ``Q_a`` carries its right vectors back. In float64.
+
+    Args:
+        a: down projection, ``(R, D)``.
+        b: up projection, ``(O, R)``.
+
+    Returns:
+        A vector of unit length ``(D,)``, float32, whose largest component is positive; zeros for a zero update.
+
+    Raises:
+        RouterError: the shapes do not fit.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise RouterError(
+            f"factors of shapes {tuple(a.shape)} and {tuple(b.shape)} make no update; give a as (R, D) and b as (O, R)"
+        )
+    q_a, r_a = torch.linalg.qr(a.double().T)
+    _, r_b = torch.linalg.qr(b.double())
+    _, values, right = torch.linalg.svd(r_b @ r_a.T)
+    if not values.numel() or float(values[0]) == 0.0:
+        return torch.zeros(a.shape[1], device=a.device)
+    vector: Tensor = q_a @ right[0]
+    sign = vector[vector.abs().argmax()].sign()
+    return torch.mul(vector, sign).float()
+
+
+@routers.register("arrow")
+class Arrow(Router):
+    """Softmax over the experts' affinities: ``|cos(h, v)|`` per token, averaged over the row's tokens.
+
+    Args:
+        layer: the layer whose hidden states enter the projections that the prototypes come from.
+        reduction: ``max`` or ``mean`` over the P prototypes of an expert.
+        temperature: of the softmax over affinities; ``calibrate`` fits it.
+        standardise: bring each row's affinities to mean zero and deviation one over the experts first.
+        top_k: experts per row.
+        abstain_below: a confidence below this marks the row as abstained.
+
+    Raises:
+        RouterError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer: int = 3,
+        reduction: str = "max",
+        temperature: float = 1.0,
+        standardise: bool = True,
+        top_k: int = 1,
+        abstain_below: float = 0.0,
+    ) -> None:
+        check_choice(top_k, abstain_below)
+        if layer < 0 or temperature <= 0:
+            raise RouterError(f"layer is {layer} and temperature {temperature}; set them to 0 or more, and above 0")
+        if reduction not in REDUCTIONS:
+            raise RouterError(
+                f"unknown reduction {reduction!r}{suggest(reduction, REDUCTIONS)}; allowed: {one_of(REDUCTIONS)}"
+            )
+        self.layers = (layer,)
+        self.reduction = reduction
+        self.temperature = temperature
+        self.standardise = standardise
+        self.top_k = top_k
+        self.abstain_below = abstain_below
+        self.prototypes: Tensor | None = None
+
+    @classmethod
+    def from_prototypes(cls, prototypes: Tensor, **options: Any) -> Self:
+        """Build a router from the prototypes of all experts, ``(E, P, D)``.
+
+        Raises:
+            RouterError: they have another number of dimensions, or an option is out of range.
+        """
+        router = cls(**options)
+        router._set(prototypes)
+        return router
+
+    def fit(
+        self,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        *,
+        generator: torch.Generator,
+        experts: int | None = None,
+        **data: Any,
+    ) -> None:
+        """Take the keyword argument ``prototypes`` ``(E, P, D)``; no example is read.
+
+        Raises:
+            RouterError: there are none, or not as many as experts.
+        """
+        if not isinstance(data.get("prototypes"), Tensor):
+            raise RouterError(
+                "the arrow router learns nothing from examples; give fit the experts' prototypes=(E, P, D)"
+            )
+        self._set(data["prototypes"])
+        if experts is not None and experts != data["prototypes"].shape[0]:
+            raise RouterError(
+                f"there are {experts} experts, but prototypes of {data['prototypes'].shape[0]}; give each one"
+            )
+
+    def _set(self, prototypes: Tensor) -> None:
+        if prototypes.ndim != 3 or 0 in prototypes.shape:
+            raise RouterError(f"prototypes have shape {tuple(prototypes.shape)}; give (E, P, D), none of them 0")
+        self.prototypes = normalize(prototypes.detach().float(), dim=2)
+
+    def logits(self, batch: RouterInput) -> Tensor:
+        """Return each expert's affinity before the temperature, ``(B, E)``."""
+        prototypes = require_fitted(self.prototypes, "arrow")
+        experts, each, width = prototypes.shape
+        states = layer_states(batch, self.layers[0]).float()
+        length = torch.linalg.vector_norm(states, dim=2, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
+        cosine = (states @ prototypes.view(experts * each, width).T).abs() / length  # (B, S, E * P)
+        per_token = cosine.unflatten(2, (experts, each))  # (B, S, E, P)
+        scores = per_token.amax(dim=3) if self.reduction == "max" else per_token.mean(dim=3)
+        means = masked_mean(scores, batch.mask)  # (B, S, E) -> (B, E)
+        if not self.standardise:
+            return means
+        centred = means - means.mean(dim=1, keepdim=True)
+        return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+
+    def route(self, batch: RouterInput) -> Route:
+        """Return the route of every row (see ``Router.route``)."""
+        with torch.no_grad():
+            probabilities = (self.logits(batch) / self.temperature).softmax(dim=1)
+        return Route.from_probabilities(probabilities, top_k=self.top_k, abstain_below=self.abstain_below)
+
+    def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:
+        """Fit the temperature on held-out batches, unless that would raise the calibration error."""
+        with torch.no_grad():
+            logits = torch.cat([self.logits(batch) for batch in inputs])
+        self.temperature = better_temperature(logits, targets, self.temperature)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the prototypes to ``device`` and return the router."""
+        self.prototypes = require_fitted(self.prototypes, "arrow").to(device)
+        return self
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the options and the prototypes."""
+        options = {
+            "layer": self.layers[0],
+            "reduction": self.reduction,
+            "temperature": self.temperature,
+            "standardise": self.standardise,
+            "top_k": self.top_k,
+            "abstain_below": self.abstain_below,
+        }
+        return options, {"prototypes": require_fitted(self.prototypes, "arrow")}
+
+    @classmethod
+    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild a router from what ``state`` returned."""
+        router = cls(**options)
+        router.prototypes = tensors["prototypes"]
+        return router

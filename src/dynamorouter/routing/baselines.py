@@ -1,0 +1,234 @@
+"""Routers that learn nothing from the input: the upper and the lower ends of every comparison.
+
+``oracle`` is told the right expert, ``static`` always takes one, ``random`` draws one by the text, ``uniform``
+mixes all. Letters: B batch, E experts, K experts chosen per row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from dynamorouter.errors import RouterError
+from dynamorouter.routing.base import Route, Router, RouterInput, check_targets, require_fitted, routers
+
+
+class _Counted(Router):
+    """What the baselines share: all that they keep is the number of experts."""
+
+    count: int = 0
+
+    def fit(
+        self,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        *,
+        generator: torch.Generator,
+        experts: int | None = None,
+        **data: Any,
+    ) -> None:
+        """Take the number of experts."""
+        self.count = check_targets(inputs, targets, experts)
+
+    def fitted(self) -> int:
+        """Return the number of experts.
+
+        Raises:
+            RouterError: the router is not fitted.
+        """
+        if not self.count:
+            raise RouterError(f"the {type(self).__name__.lower()} router is not fitted; call fit first")
+        return self.count
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's options."""
+        return {}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the options and the number of experts."""
+        return self.options(), {"experts": torch.tensor(self.fitted())}
+
+    @classmethod
+    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild a router from what ``state`` returned."""
+        router = cls(**options)
+        router.count = int(tensors["experts"])
+        return router
+
+
+@routers.register("oracle")
+class Oracle(_Counted):
+    """Is told the right expert of each row, and never looks at the batch for it.
+
+    Attributes:
+        known: the experts of the rows of the next batch, ``(B,)`` int64; used once.
+    """
+
+    def __init__(self) -> None:
+        self.known: Tensor | None = None
+
+    def route_known(self, experts: Tensor) -> Route:
+        """Return the route that takes the given experts ``(B,)``, with full confidence.
+
+        Raises:
+            RouterError: the router is not fitted, or an expert is out of range.
+        """
+        count = self.fitted()
+        if experts.numel() and (int(experts.min()) < 0 or int(experts.max()) >= count):
+            raise RouterError(
+                f"the oracle was told experts {int(experts.min())} to {int(experts.max())} of {count}; "
+                "number them from 0"
+            )
+        return Route.from_probabilities(one_hot(experts.long(), count).float())
+
+    def route(self, batch: RouterInput) -> Route:
+        """Return the route that takes the experts in ``known``, and forget them.
+
+        Raises:
+            RouterError: ``known`` was not set for this batch.
+        """
+        known, self.known = self.known, None
+        if known is None or len(known) != len(batch):
+            given = "none" if known is None else str(len(known))
+            raise RouterError(
+                f"the oracle got {len(batch)} rows and the experts of {given}; set known to one expert per row "
+                "before each batch, or call route_known"
+            )
+        return self.route_known(known.to(batch.mask.device))
+
+
+@routers.register("random")
+class Random(_Counted):
+    """Draws an expert by a hash of the row's text, so that a row has the same route in every batch.
+
+    Args:
+        seed: another seed gives other routes.
+        top_k: experts per row, with equal weights.
+
+    Raises:
+        RouterError: ``top_k`` is below one.
+    """
+
+    def __init__(self, *, seed: int = 0, top_k: int = 1) -> None:
+        if top_k < 1:
+            raise RouterError(f"top_k is {top_k}; set it to 1 or more")
+        self.seed = seed
+        self.top_k = top_k
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's options."""
+        return {"seed": self.seed, "top_k": self.top_k}
+
+    def route(self, batch: RouterInput) -> Route:
+        """Return the route of every row; all experts are equally probable (see ``Router.route``)."""
+        count = self.fitted()
+        kept = min(self.top_k, count)
+        device = batch.mask.device
+        experts = [self._drawn(text, pair, count)[:kept] for text, pair in batch.texts]
+        return Route(
+            experts=torch.tensor(experts, dtype=torch.int64, device=device).view(-1, kept),
+            weights=torch.full((len(batch), kept), 1 / kept, device=device),
+            probabilities=torch.full((len(batch), count), 1 / count, device=device),
+            confidence=torch.full((len(batch),), 1 / count, device=device),
+            abstained=torch.zeros(len(batch), dtype=torch.bool, device=device),
+        )
+
+    def _drawn(self, text: str, pair: str | None, count: int) -> list[int]:
+        row = json.dumps([self.seed, text, pair]).encode()
+        draws = [hashlib.sha256(b"%d " % expert + row).digest() for expert in range(count)]
+        return sorted(range(count), key=draws.__getitem__)
+
+
+@routers.register("static")
+class Static(_Counted):
+    """Always takes one expert: the one given, or the most frequent in training.
+
+    The probabilities are the shares of the experts in training, or one for an expert that was given.
+
+    Args:
+        expert: the expert to take; the most frequent one when not given, the first of equals.
+
+    Raises:
+        RouterError: the expert is negative.
+    """
+
+    def __init__(self, *, expert: int | None = None) -> None:
+        if expert is not None and expert < 0:
+            raise RouterError(f"expert is {expert}; number the experts from 0")
+        self.expert = expert
+        self._shares: Tensor | None = None
+
+    def fit(
+        self,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        *,
+        generator: torch.Generator,
+        experts: int | None = None,
+        **data: Any,
+    ) -> None:
+        """Count the experts of the rows.
+
+        Raises:
+            RouterError: the given expert is not among them.
+        """
+        self.count = check_targets(inputs, targets, experts)
+        if self.expert is not None and self.expert >= self.count:
+            raise RouterError(f"the static router is to take expert {self.expert} of {self.count}; number them from 0")
+        if self.expert is None:
+            shares = torch.bincount(targets.cpu(), minlength=self.count) / len(targets)
+        else:
+            shares = one_hot(torch.tensor(self.expert), self.count).float()
+        self._shares = shares
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's options."""
+        return {"expert": self.expert}
+
+    def route(self, batch: RouterInput) -> Route:
+        """Return the same route for every row (see ``Router.route``)."""
+        shares = require_fitted(self._shares, "static").to(batch.mask.device)
+        best = shares.argmax()
+        return Route(
+            experts=best.expand(len(batch), 1),
+            weights=shares.new_ones(len(batch), 1),
+            probabilities=shares.expand(len(batch), -1),
+            confidence=shares[best].expand(len(batch)),
+            abstained=torch.zeros(len(batch), dtype=torch.bool, device=shares.device),
+        )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the options and the shares of the experts."""
+        return self.options(), {"shares": require_fitted(self._shares, "static")}
+
+    @classmethod
+    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild a router from what ``state`` returned."""
+        router = cls(**options)
+        router._shares = tensors["shares"]
+        router.count = len(tensors["shares"])
+        return router
+
+
+@routers.register("uniform")
+class Uniform(_Counted):
+    """Mixes all experts with equal weights."""
+
+    def route(self, batch: RouterInput) -> Route:
+        """Return all experts for every row (see ``Router.route``)."""
+        count = self.fitted()
+        device = batch.mask.device
+        equal = torch.full((len(batch), count), 1 / count, device=device)
+        return Route(
+            experts=torch.arange(count, device=device).expand(len(batch), count),
+            weights=equal,
+            probabilities=equal,
+            confidence=torch.full((len(batch),), 1 / count, device=device),
+            abstained=torch.zeros(len(batch), dtype=torch.bool, device=device),
+        )

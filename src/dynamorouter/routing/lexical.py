@@ -1,0 +1,151 @@
+"""The lexical baseline: TF-IDF of word 1- and 2-grams into logistic regression.
+
+The classical text classifier (Salton and Buckley, 1988, "Term-Weighting Approaches in Automatic Text Retrieval");
+it reads the words of a row and no hidden state.
+
+Letters: N rows, B batch, V vocabulary, E experts, C experts that were seen in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import RouterError
+from dynamorouter.routing.base import Route, Router, RouterInput, check_choice, check_targets, require_fitted, routers
+
+
+def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Return each row as one run of text, its pair after a space."""
+    return [text if pair is None else f"{text} {pair}" for text, pair in texts]
+
+
+@routers.register("tfidf")
+class TfIdf(Router):
+    """Logistic regression over TF-IDF; an expert without a training row has probability zero.
+
+    Args:
+        max_features: most frequent terms kept, V at most.
+        min_rows: a term in fewer rows is left out.
+        inverse_regularisation: C of the logistic regression.
+        top_k: experts per row.
+        abstain_below: a confidence below this marks the row as abstained.
+
+    Raises:
+        RouterError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_features: int = 50_000,
+        min_rows: int = 1,
+        inverse_regularisation: float = 10.0,
+        top_k: int = 1,
+        abstain_below: float = 0.0,
+    ) -> None:
+        check_choice(top_k, abstain_below)
+        if min(max_features, min_rows) < 1 or inverse_regularisation <= 0:
+            raise RouterError(
+                f"max_features {max_features} and min_rows {min_rows} must be 1 or more, "
+                f"and inverse_regularisation {inverse_regularisation} above 0"
+            )
+        self.max_features = max_features
+        self.min_rows = min_rows
+        self.inverse_regularisation = inverse_regularisation
+        self.top_k = top_k
+        self.abstain_below = abstain_below
+        self._vectorizer: Any = None
+        self._weights: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def fit(
+        self,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        *,
+        generator: torch.Generator,
+        experts: int | None = None,
+        **data: Any,
+    ) -> None:
+        """Fit vocabulary, weights of terms, and the regression; nothing is left to chance.
+
+        Raises:
+            RouterError: no row holds a word.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        count = check_targets(inputs, targets, experts)
+        texts = joined([row for batch in inputs for row in batch.texts])
+        vectorizer = self._new_vectorizer(max_features=self.max_features, min_df=self.min_rows)
+        try:
+            terms = vectorizer.fit_transform(texts)
+        except ValueError as error:
+            raise RouterError(
+                f"the tfidf router found no words in {len(texts)} rows ({error}); give rows with words"
+            ) from error
+        self._weights = torch.zeros(count, terms.shape[1], dtype=torch.float64)
+        self._bias = torch.full((count,), -torch.inf, dtype=torch.float64)
+        seen = torch.bincount(targets.cpu(), minlength=count).nonzero().squeeze(1)
+        if len(seen) > 1:
+            model = LogisticRegression(C=self.inverse_regularisation, max_iter=1000)
+            model.fit(terms, targets.cpu().numpy())
+            # with two classes scikit-learn keeps one row, the logit of the second over the first
+            pad = len(seen) == 2
+            coef = np.concatenate([np.zeros_like(model.coef_), model.coef_]) if pad else model.coef_
+            intercept = np.concatenate([[0.0], model.intercept_]) if pad else model.intercept_
+            self._weights[seen] = torch.from_numpy(coef)
+            self._bias[seen] = torch.from_numpy(intercept)
+        else:
+            self._bias[seen] = 0.0
+        self._vectorizer = vectorizer
+
+    @staticmethod
+    def _new_vectorizer(**options: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", **options)
+
+    def probabilities(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
+        """Return the probability of each expert, ``(B, E)`` float64.
+
+        Raises:
+            RouterError: the router is not fitted.
+        """
+        weights, bias = require_fitted(self._weights, "tfidf"), require_fitted(self._bias, "tfidf")
+        terms = self._vectorizer.transform(joined(texts))
+        logits = torch.from_numpy(np.asarray(terms @ weights.numpy().T)) + bias
+        return logits.softmax(dim=1)
+
+    def route(self, batch: RouterInput) -> Route:
+        """Return the route of every row (see ``Router.route``)."""
+        probabilities = self.probabilities(batch.texts).float().to(batch.mask.device)
+        return Route.from_probabilities(probabilities, top_k=self.top_k, abstain_below=self.abstain_below)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the options with the vocabulary in the order of its columns, and the numbers."""
+        tensors = {"weights": require_fitted(self._weights, "tfidf"), "bias": require_fitted(self._bias, "tfidf")}
+        options = {
+            "max_features": self.max_features,
+            "min_rows": self.min_rows,
+            "inverse_regularisation": self.inverse_regularisation,
+            "top_k": self.top_k,
+            "abstain_below": self.abstain_below,
+            "vocabulary": self._vectorizer.get_feature_names_out().tolist(),
+        }
+        return options, tensors | {"idf": torch.from_numpy(np.array(self._vectorizer.idf_, dtype=np.float64))}
+
+    @classmethod
+    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild a router from what ``state`` returned."""
+        own = dict(options)
+        vocabulary = {str(term): place for place, term in enumerate(own.pop("vocabulary"))}
+        router = cls(**own)
+        router._vectorizer = cls._new_vectorizer(vocabulary=vocabulary)
+        router._vectorizer.idf_ = tensors["idf"].numpy()
+        router._weights, router._bias = tensors["weights"], tensors["bias"]
+        return router

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -142,6 +142,8 @@ def prepare(
     source: str,
     source_options: Mapping[str, Any] | None = None,
     options: PrepareOptions | None = None,
+    task_options: Mapping[str, PrepareOptions] | None = None,
+    advance: Callable[[int], None] = lambda tasks: None,
 ) -> PreparedData:
     """Write all splits of all tasks, or reuse those that were completely written with the same settings and data.
 
@@ -151,6 +153,8 @@ def prepare(
         source: name of the source for all tasks.
         source_options: options for all tasks, over those that each task has for the source, such as ``root``.
         options: how much of what.
+        task_options: the same for single tasks, instead of ``options``.
+        advance: called after each task.
 
     Raises:
         ConfigError: a source or an option is wrong.
@@ -161,9 +165,11 @@ def prepare(
     done = {}
     for task_id, task in enumerate(tasks):
         merged = merged_options(task, source, source_options)
-        digest = _digest(task, task_id, source, merged, options)
+        own = (task_options or {}).get(task.name, options)
+        digest = _digest(task, task_id, source, merged, own)
         entry = _reusable(root / task.name, digest)
-        done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, options, digest)
+        done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, own, digest)
+        advance(1)
     manifest = {"format": FORMAT, "source": source, "options": asdict(options), "tasks": done}
     _write_json(root / MANIFEST, manifest)
     return PreparedData(root, tuple(task.name for task in tasks), manifest)

@@ -96,6 +96,7 @@ def fit_experts(
     log: Log,
     cache: CacheOptions | None = None,
     checkpoint: Path | None = None,
+    saved: Callable[[], None] = lambda: None,
     start: Sequence[Expert] | None = None,
     begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
 ) -> list[Expert]:
@@ -110,6 +111,7 @@ def fit_experts(
         log: where losses and scores go.
         cache: where the trunk's outputs are kept.
         checkpoint: file to resume from and to write to.
+        saved: called after each checkpoint.
         start: experts to go on from instead of fresh ones.
         begin: called with the number of windows to come; what it returns is called as they are done.
     """
@@ -141,6 +143,7 @@ def fit_experts(
         options=options,
         log=log,
         checkpoint=checkpoint,
+        saved=saved,
         advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
     )
     loop.run()

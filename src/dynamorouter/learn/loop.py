@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,9 +24,29 @@ from dynamorouter.errors import LibraryError, TrainingError
 from dynamorouter.files import read_tensors, write_tensors
 from dynamorouter.learn.examples import Example, TrunkCache, batch_of
 from dynamorouter.learn.trainee import Trainee, units_of
-from dynamorouter.model.bank import Dropout, RowGate
+from dynamorouter.model.bank import Dropout, Gate, RowGate
 from dynamorouter.model.base import Base
+from dynamorouter.model.encode import Batch
 from dynamorouter.model.passes import rows_of, token_batches
+
+class RouterTrainee(Protocol):
+    """A router that learns together with the experts (see ``learn.joint``)."""
+
+    def gate(self, batch: Batch, experts: Tensor) -> tuple[Gate, Tensor, Tensor, int]:
+        """Return the gate, the router's summed loss, and the trunk's states ``(B, S, D)`` with their depth."""
+
+    def begin(self, rows: int) -> None:
+        """Take note of the number of rows in the coming step."""
+
+    def step(self, *, scale: float) -> float:
+        """Take an optimizer step and return the mean loss since the last one."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint needs."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned."""
+
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Called with the round and the values to note."""
@@ -63,6 +83,8 @@ class PackedLoop:
         options: shared settings.
         log: where losses and scores go.
         checkpoint: file to resume from and to write to; ``None`` writes none.
+        saved: called after each checkpoint.
+        router: learns together with the experts and sets their gates; ``None`` sends each row to its own expert.
         advance: called with the number of windows after each round, for a progress bar.
     """
 
@@ -77,6 +99,8 @@ class PackedLoop:
         options: LoopOptions,
         log: Log,
         checkpoint: Path | None = None,
+        saved: Callable[[], None] = lambda: None,
+        router: RouterTrainee | None = None,
         advance: Callable[[int], None] = lambda windows: None,
     ) -> None:
         self.base = base
@@ -87,6 +111,8 @@ class PackedLoop:
         self.options = options
         self.log = log
         self.checkpoint = checkpoint
+        self.saved = saved
+        self.router = router
         self.advance = advance
         self.round = 0
         self.scale = 2.0**14 if base.dtype == torch.float16 else 1.0
@@ -99,15 +125,16 @@ class PackedLoop:
         torch.manual_seed(self.options.seed)
         if self.checkpoint is not None and self.checkpoint.is_file():
             self._load(self.checkpoint)
-        saved = time.monotonic()
+        last = time.monotonic()
         for bank in self.base.banks.values():
             bank.requires_grad_(True).base.requires_grad_(False)
         while active := [trainee for trainee in self.trainees if not trainee.progress.done]:
             self._one_round(active)
             due = self.round % self.options.checkpoint_every == 0
-            if self.checkpoint is not None and (due or time.monotonic() - saved > self.options.checkpoint_seconds):
-                self.save(self.checkpoint)
-                saved = time.monotonic()
+            if due or time.monotonic() - last > self.options.checkpoint_seconds:
+                self._save()
+                last = time.monotonic()
+        self._save()
         for trainee in self.trainees:
             trainee.restore_best()
         for bank in self.base.banks.values():
@@ -116,6 +143,9 @@ class PackedLoop:
     def _one_round(self, active: Sequence[Trainee]) -> None:
         losses = self._accumulate(active)
         norms = {trainee.name: trainee.step(scale=self.scale) for trainee in active}
+        if self.router is not None:
+            losses["router"] = self.router.step(scale=self.scale)
+            norms["router"] = 0.0
         for bank in self.base.banks.values():
             bank.a.grad = bank.b.grad = None
         self._check(losses, norms)
@@ -140,24 +170,31 @@ class PackedLoop:
             units[trainee.index] = units_of(self.examples, batch)
             pool += batch
         totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
+        if self.router is not None:
+            self.router.begin(len(pool))
         lengths = [len(self.examples[i]) for i in pool]
         for group in token_batches(lengths, budget=self.options.tokens_per_batch):
             positions = [pool[i] for i in group]
-            means = self._losses(positions, units)
-            torch.stack([self.trainees[e].weigh(loss) for e, loss in means.items()]).sum().mul(self.scale).backward()
+            means, extra = self._losses(positions, units)
+            total = torch.stack([self.trainees[e].weigh(loss) for e, loss in means.items()]).sum() + extra
+            total.mul(self.scale).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
                 totals[expert] = totals[expert] + loss.detach()
         self.advance(len(pool))
         return {self.trainees[expert].name: float(total) for expert, total in totals.items()}
 
-    def _losses(self, positions: Sequence[int], units: Mapping[int, int]) -> dict[int, Tensor]:
-        """Return each present expert's share of its mean loss, from one pass over a mixed batch."""
+    def _losses(self, positions: Sequence[int], units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
+        """Return each present expert's share of its mean loss, and the router's, from one pass over a mixed batch."""
         chosen = [self.examples[i] for i in positions]
         experts = [example.expert for example in chosen]
         batch = batch_of(self.base, chosen)
         ids = torch.tensor(experts, device=self.base.device)
         dropout: Dropout = float(self._dropout[0]) if self._same_dropout else self._dropout[ids]
-        if self.cache.depth:
+        extra: Tensor | float = 0.0
+        if self.router is not None:
+            gate, extra, states, depth = self.router.gate(batch, ids)
+            hidden = self.base.finish(states, batch.mask, gate, depth=depth, dropout=dropout)
+        elif self.cache.depth:
             hidden = self.cache.fetch(positions, batch.mask.shape[1])
             hidden = self.base.finish(hidden, batch.mask, RowGate(ids), depth=self.cache.depth, dropout=dropout)
         else:
@@ -169,7 +206,7 @@ class PackedLoop:
             targets = [chosen[i].target for i in rows]
             head = self.trainees[expert].head
             losses[expert] = head.loss(hidden[at, :longest], batch.mask[at, :longest], targets).sum() / units[expert]
-        return losses
+        return losses, extra
 
     def _check(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
         """Stop on a loss that is no number; with fp16, an overflow only lowers the loss scale."""
@@ -187,8 +224,10 @@ class PackedLoop:
                 "with --resume, or look for broken rows"
             )
 
-    def save(self, path: Path) -> None:
-        """Write everything that the rest of the run depends on into one safetensors file."""
+    def _save(self) -> None:
+        """Write everything that the rest of the run depends on into one safetensors file, if one is wanted."""
+        if self.checkpoint is None:
+            return
         tensors = {"rng": torch.get_rng_state()}
         if self.base.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
@@ -196,8 +235,11 @@ class PackedLoop:
         for trainee in self.trainees:
             progress[trainee.name], parts = trainee.state()
             tensors.update(parts)
+        if self.router is not None:
+            tensors.update({f"router/{name}": tensor for name, tensor in self.router.state().items()})
         state = {"round": self.round, "scale": self.scale, "progress": progress}
-        write_tensors(path, tensors, metadata={"state": json.dumps(state)})
+        write_tensors(self.checkpoint, tensors, metadata={"state": json.dumps(state)})
+        self.saved()
 
     def _load(self, path: Path) -> None:
         from safetensors import safe_open
@@ -214,6 +256,9 @@ class PackedLoop:
         self.round, self.scale = state["round"], state["scale"]
         for trainee in self.trainees:
             trainee.restore(state["progress"][trainee.name], tensors)
+        if self.router is not None:
+            own = {name.removeprefix("router/"): t for name, t in tensors.items() if name.startswith("router/")}
+            self.router.restore(own)
         torch.set_rng_state(tensors["rng"])
         if "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)

@@ -188,7 +188,7 @@ class Trainee:
         """Take note of the score after a pass: keep the best, stop when there is no gain for too long."""
         progress = self.progress
         progress.epoch, progress.position = progress.epoch + 1, 0
-        if score > progress.best + self.plan.min_delta or progress.epoch == 1:
+        if score > progress.best + self.plan.min_delta or progress.best == -math.inf:
             progress.best, progress.bad_epochs = score, 0
             for kept, tensor in zip(self.best, self.tensors(), strict=True):
                 kept.copy_(tensor)

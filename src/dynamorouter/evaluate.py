@@ -1,0 +1,216 @@
+"""Scoring a system: every row with its own expert, and with the one that the router chooses.
+
+A row that is routed wrongly is scored on what the chosen expert answers; none is left out.
+
+Letters: N rows, E experts.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynamorouter import __version__
+from dynamorouter.data.records import Record
+from dynamorouter.model.encode import TextPair
+from dynamorouter.system import System
+from dynamorouter.tasks.metrics import get_metric, row_statistics
+from dynamorouter.tasks.router_metrics import router_metrics
+from dynamorouter.tasks.statistics import bootstrap_ci
+from dynamorouter.tasks.task import Answer, Task
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a system made of some rows.
+
+    Attributes:
+        own: answer of each row's own expert.
+        routed: answer of the expert that the router chose; ``None`` where it abstained.
+        probabilities: over all experts, ``(N, E)``.
+        chosen: the chosen expert, -1 where the router abstained, ``(N,)``.
+        seconds: time taken, tokenisation included, by what was done.
+    """
+
+    own: list[Answer | None]
+    routed: list[Answer | None]
+    probabilities: np.ndarray[Any, np.dtype[np.float64]]
+    chosen: np.ndarray[Any, np.dtype[np.int64]]
+    seconds: Mapping[str, float]
+
+
+def answer_all(
+    system: System,
+    rows: Sequence[TextPair],
+    experts: Sequence[int],
+    *,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Answered:
+    """Answer every row twice, sharing the trunk and the route; where the router is right the answer is the same."""
+    own: list[Answer | None] = [None] * len(rows)
+    routed: list[Answer | None] = [None] * len(rows)
+    probabilities = np.zeros((len(rows), len(system.experts)))
+    chosen = np.full(len(rows), -1, dtype=np.int64)
+    seconds = dict.fromkeys(("trunk", "route", "answer"), 0.0)
+    before = time.perf_counter()
+    for positions, chunk in system.chunks(rows):
+        at = _lap(seconds, "trunk", before)
+        route = system.route_chunk(chunk)
+        best = [-1 if gone else e for e, gone in zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)]
+        at = _lap(seconds, "route", at)
+        true = [experts[i] for i in positions]
+        right = system.answer_chunk(chunk, true)
+        at = _lap(seconds, "answer", at)
+        if route.experts.shape[1] > 1:
+            given = system.answer_chunk(chunk, best, mixture=(route.experts, route.weights))
+        else:
+            again = [b if b != t else -1 for b, t in zip(best, true, strict=True)]
+            other = system.answer_chunk(chunk, again)
+            given = [r if b == t else o for b, t, r, o in zip(best, true, right, other, strict=True)]
+        probabilities[positions] = route.probabilities.cpu().numpy()
+        chosen[positions] = best
+        for i, mine, theirs in zip(positions, right, given, strict=True):
+            own[i], routed[i] = mine, theirs
+        advance(len(positions))
+        before = time.perf_counter()
+    return Answered(own, routed, probabilities, chosen, seconds)
+
+
+def score_system(
+    system: System,
+    records: Mapping[str, Sequence[Record]],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    config_hash: str = "",
+    advance: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Any]:
+    """Score a system on rows of its tasks.
+
+    Args:
+        system: with a router.
+        records: rows by task.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        config_hash: of the settings that made the system.
+        advance: called with the number of rows as they are done.
+
+    Returns:
+        The report: ``tasks``, ``router``, ``normalised``, ``cost``, ``versions``, ``seed``, ``config_hash``.
+    """
+    rows: list[TextPair] = []
+    experts: list[int] = []
+    slices: dict[str, slice] = {}
+    for name, own in records.items():
+        slices[name] = slice(len(rows), len(rows) + len(own))
+        rows += [(record.text, record.pair) for record in own]
+        experts += [system.index(name)] * len(own)
+    found = answer_all(system, rows, experts, advance=advance)
+    tasks = {
+        name: _task_report(
+            system.experts[system.index(name)].task,
+            records[name],
+            {"oracle": found.own[part], "routed": found.routed[part]},
+            seed=seed,
+            resamples=resamples,
+        )
+        for name, part in slices.items()
+    }
+    ratios = [row["routed"] / row["oracle"] for row in tasks.values() if row["oracle"] > 0]
+    router = router_metrics(experts, found.probabilities, system.names)
+    abstained = float((found.chosen < 0).mean())
+    return {
+        "tasks": tasks,
+        "router": {**router, "abstained": abstained},
+        "normalised": float(np.mean(ratios)) if ratios else 0.0,
+        "cost": cost(system, rows=len(rows), seconds=found.seconds),
+        "versions": versions(),
+        "seed": seed,
+        "config_hash": config_hash or str(system.info.get("config_hash", "")),
+    }
+
+
+def _task_report(
+    task: Task,
+    records: Sequence[Record],
+    answers: Mapping[str, Sequence[Answer | None]],
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """Score one task's answers by all of its metrics; the first is the headline."""
+    scores: dict[str, dict[str, float]] = {}
+    intervals: dict[str, list[float]] = {}
+    for arm, given in answers.items():
+        scores[arm] = {}
+        for name in task.metrics:
+            metric = get_metric(name)
+            statistics = row_statistics(name, task, given, records)
+            scores[arm][name] = float(metric.reduce(statistics.sum(axis=0)))
+            if name == task.metrics[0]:
+                intervals[arm] = bootstrap_ci(statistics, metric.reduce, seed=seed, resamples=resamples)
+    headline = task.metrics[0]
+    return {
+        "metric": headline,
+        "oracle": scores["oracle"][headline],
+        "routed": scores["routed"][headline],
+        "n": len(records),
+        "ci95": intervals,
+        "all": scores,
+    }
+
+
+def cost(system: System, *, rows: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Compute what the system takes: numbers, bytes and time."""
+    base = system.bases[system.router_base]
+    numbers = base.parameters()
+    experts = {expert.name: expert.parameters() for expert in system.experts}
+    banks = [bank for each in system.bases.values() for bank in each.banks.values()]
+    held = sum(bank.a.numel() + bank.b.numel() for bank in banks) * 4
+    disk = {} if system.library is None else {name: system.library.bytes(name) for name in system.names}
+    share = {e.name: e.parameters() / system.bases[e.base].parameters() for e in system.experts}
+    return {
+        "base_parameters": numbers,
+        "expert_parameters": experts,
+        "expert_share_of_base": share,
+        "expert_bytes_on_disk": disk,
+        "expert_bytes_in_memory": round(held / max(1, len(system.experts))),
+        "rows": rows,
+        "ms_per_row": {name: 1000 * value / max(1, rows) for name, value in seconds.items()},
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"dynamorouter": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "-"
+    found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def _lap(seconds: dict[str, float], name: str, before: float) -> float:
+    now = time.perf_counter()
+    seconds[name] += now - before
+    return now

@@ -1,0 +1,198 @@
+"""The joint phase: router and experts trained together on rows of all tasks.
+
+With ``hard`` gates a row goes through its own task's expert, with a straight-through weight (Bengio et al., 2013):
+its value is one, its gradient that of the router's probability, so that the task's loss teaches the router too.
+With ``soft`` gates it goes through the router's mixture of all experts. The router's own loss, the cross-entropy of
+the task, is added in both cases.
+
+Letters: B batch, S positions, D width, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dynamorouter.data.records import Record
+from dynamorouter.errors import ConfigError
+from dynamorouter.learn.examples import Example, TrunkCache, make_examples
+from dynamorouter.learn.experts import CacheOptions, Examiner, collect
+from dynamorouter.learn.loop import Log, LoopOptions, PackedLoop
+from dynamorouter.learn.trainee import ExpertPlan, Trainee
+from dynamorouter.model.bank import Gate, RowGate, SoftGate
+from dynamorouter.model.base import Base
+from dynamorouter.model.encode import Batch
+from dynamorouter.model.expert import Expert, install_experts
+from dynamorouter.routing.base import Router, RouterInput
+from dynamorouter.routing.mlp import TaskMLP
+
+Gates = Literal["hard", "soft"]
+
+
+class JointRouter:
+    """A task router in training beside the experts.
+
+    Args:
+        base: the base it reads.
+        router: an MLP router; it is trained in place.
+        depth: the experts' trunk depth; the router must read no deeper.
+        gates: ``hard`` or ``soft``.
+        learning_rate: of AdamW.
+        weight: factor on the router's own loss.
+    """
+
+    def __init__(
+        self, base: Base, router: TaskMLP, *, depth: int, gates: Gates, learning_rate: float, weight: float
+    ) -> None:
+        self.base, self.router, self.depth, self.gates, self.weight = base, router, depth, gates, weight
+        self.parameters = [p for p in router.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate)
+        self._rows = 1
+        self._loss = 0.0
+
+    def begin(self, rows: int) -> None:
+        """Take note of the number of rows in the coming step."""
+        self._rows = rows
+
+    def gate(self, batch: Batch, experts: Tensor) -> tuple[Gate, Tensor, Tensor, int]:
+        """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states."""
+        with torch.no_grad():
+            states = self.base.trunk(batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers))
+        read = {layer: states[layer] for layer in self.router.layers}
+        rows = [("", None)] * experts.shape[0]
+        logits = self.router.logits(RouterInput(states=read, mask=batch.mask, texts=rows))
+        loss = functional.cross_entropy(logits, experts, reduction="sum") / self._rows
+        self._loss += float(loss.detach())
+        chances = logits.softmax(dim=1)
+        gate: Gate
+        if self.gates == "soft":
+            gate = SoftGate(chances)
+        else:
+            own = chances.gather(1, experts[:, None])[:, 0]
+            gate = RowGate(experts, 1 + own - own.detach())
+        return gate, self.weight * loss, states[self.depth], self.depth
+
+    def step(self, *, scale: float) -> float:
+        """Take an optimizer step; returns the mean loss of the rows since the last one."""
+        if scale != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, self._loss = self._loss, 0.0
+        return loss
+
+    def state(self) -> dict[str, Tensor]:
+        """Return weights and the optimizer's moments."""
+        tensors = {f"w.{i}": parameter.detach().clone() for i, parameter in enumerate(self.parameters)}
+        for i, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"m.{i}.{key}"] = value
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned."""
+        for i, parameter in enumerate(self.parameters):
+            parameter.data.copy_(tensors[f"w.{i}"])
+            prefix = f"m.{i}."
+            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if moments:
+                self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
+
+
+def joint_router(router: Router | None) -> TaskMLP:
+    """Return the router if it can be trained together with experts.
+
+    Raises:
+        ConfigError: it has no gradient.
+    """
+    if not isinstance(router, TaskMLP):
+        raise ConfigError(
+            f"the joint phase trains the router by gradient, but this one is {type(router).__name__}; "
+            "choose router=mlp, or joint.enabled=false"
+        )
+    return router
+
+
+def fit_joint(
+    base: Base,
+    experts: Sequence[Expert],
+    router: TaskMLP,
+    plans: Sequence[ExpertPlan],
+    train: Mapping[str, Sequence[Record]],
+    select: Mapping[str, Sequence[Record]],
+    *,
+    gates: Gates,
+    router_learning_rate: float,
+    router_weight: float,
+    options: LoopOptions,
+    log: Log,
+    cache: CacheOptions | None = None,
+    checkpoint: Path | None = None,
+    saved: Callable[[], None] = lambda: None,
+    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
+) -> list[Expert]:
+    """Train experts and router on; an expert is changed only where its held-out score rises.
+
+    Args:
+        base: the one base of all experts and of the router.
+        experts: in the order of the router's classes.
+        router: trained in place.
+        plans: how each expert is trained on.
+        train: rows by task.
+        select: held-out rows by task.
+        gates: ``hard`` or ``soft``.
+        router_learning_rate: of the router.
+        router_weight: factor on the router's own loss.
+        options: shared settings of the loop.
+        log: where losses and scores go.
+        cache: where the trunk's outputs for the held-out rows are kept.
+        checkpoint: file to resume from and to write to.
+        saved: called after each checkpoint.
+        begin: called with the number of windows to come; what it returns is called as they are done.
+    """
+    depth = min(expert.lora.trunk_depth for expert in experts)
+    install_experts(base, experts)
+    budget = options.tokens_per_batch
+    examples: list[Example] = []
+    trainees, examiners = [], []
+    for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
+        own = make_examples(base, expert.head, plan.task, train[plan.task.name], expert=index)
+        positions = range(len(examples), len(examples) + len(own))
+        examples += own
+        head = expert.head.requires_grad_(True)
+        trainees.append(Trainee(index, plan, head, base, positions, seed=options.seed))
+        held = Examiner(
+            base, plan.task, select[plan.task.name], depth=depth, budget=budget, cache=cache or CacheOptions()
+        )
+        examiners.append(held)
+        trainees[-1].progress.best = held(head, index)
+    learner = JointRouter(
+        base, router, depth=depth, gates=gates, learning_rate=router_learning_rate, weight=router_weight
+    )
+    loop = PackedLoop(
+        base,
+        trainees,
+        examples,
+        TrunkCache(base, examples, depth=0, limit=0, budget=budget),
+        evaluate=lambda trainee: examiners[trainee.index](trainee.head, trainee.index),
+        options=options,
+        log=log,
+        checkpoint=checkpoint,
+        saved=saved,
+        router=learner,
+        advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
+    )
+    router.module.train()
+    loop.run()
+    router.module.eval()
+    for examiner in examiners:
+        examiner.cache.close()
+    return [collect(base, expert, index, trainees[index]) for index, expert in enumerate(experts)]

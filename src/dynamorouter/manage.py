@@ -1,0 +1,285 @@
+"""What is done to a saved system: scoring it on files, adding an adapter trained elsewhere, removing an expert."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dynamorouter.data.convert import native_records
+from dynamorouter.data.jsonl import SkipCount
+from dynamorouter.data.records import Record
+from dynamorouter.data.sources import load as load_rows
+from dynamorouter.data.split import draw
+from dynamorouter.errors import AdapterError, DataError, LibraryError, one_of
+from dynamorouter.evaluate import score_system
+from dynamorouter.files import checked_name, write_json
+from dynamorouter.learn.experts import fit_experts
+from dynamorouter.learn.loop import LoopOptions
+from dynamorouter.learn.trainee import ExpertPlan
+from dynamorouter.model.base import Base
+from dynamorouter.model.expert import Expert, seeded
+from dynamorouter.model.heads import Head, build_head
+from dynamorouter.model.peft_format import Adapter, load_adapter
+from dynamorouter.routing.store import kind_of
+from dynamorouter.routing_phase import RouterRows, fit_system_router
+from dynamorouter.system import EXPERTS, System
+from dynamorouter.tasks.task import Task
+from dynamorouter.tracking import Progress
+
+ROUTER_ROWS = 1000
+"""Most rows per task that the router is fitted on again when an expert joins."""
+
+
+def score(
+    system: Path, data: Path, split: str, out: Path, *, limit: int | None = None, skip_bad: bool = False
+) -> dict[str, Any]:
+    """Score the system's tasks that ``data`` holds as ``TASK/SPLIT.jsonl`` in native columns, and write ``out``.
+
+    Args:
+        system: a saved system.
+        data: folder of folders.
+        split: name of the files.
+        out: where the scores are written.
+        limit: most rows per task, from the top of each file.
+        skip_bad: leave broken rows out and count them, instead of stopping at the first.
+
+    Raises:
+        DataError: ``data`` holds none of the system's tasks, or a row is broken.
+    """
+    loaded = System.load(system)
+    skipped = SkipCount()
+    records: dict[str, list[Record]] = {}
+    for expert in loaded.experts:
+        if has_split(data, expert.task.name, split):
+            counted = skipped if skip_bad else None
+            records[expert.name] = read_split(expert.task, data, split, limit=limit, skip_bad=counted)
+    if not records:
+        found = one_of(path.name for path in data.iterdir() if path.is_dir()) if data.is_dir() else "no such folder"
+        raise DataError(
+            f"{data} holds none of the system's tasks with a split {split!r}: looked for "
+            f"{one_of(loaded.names)} and found {found or 'no folder'}; give --data DIR with DIR/TASK/{split}.jsonl"
+        )
+    with Progress("score", sum(map(len, records.values()))) as progress:
+        scores = score_system(loaded, records, seed=int(loaded.info.get("seed", 0)), advance=progress.advance)
+    scores["skipped"] = skipped.count
+    scores["not_scored"] = [name for name in loaded.names if name not in records]
+    write_json(out, scores)
+    return scores
+
+
+def has_split(data: Path, task: str, split: str) -> bool:
+    """Tell whether a folder holds a split of a task."""
+    return any((data / checked_name(task, kind="task")).glob(f"{checked_name(split, kind='split')}.*"))
+
+
+def read_split(
+    task: Task, data: Path, split: str, *, limit: int | None = None, skip_bad: SkipCount | None = None
+) -> list[Record]:
+    """Read rows of one task from a folder in native columns."""
+    rows = load_rows(task, split, "local", {"root": str(data)}, skip_bad=skip_bad)
+    found: list[Record] = []
+    for record in native_records(task, 0, rows, split=split, skip_bad=skip_bad):
+        found.append(record)
+        if limit is not None and len(found) >= limit:
+            break
+    if not found:
+        raise DataError(f"{data / task.name} holds no rows in its split {split!r}; give a file with at least one")
+    return found
+
+
+def list_experts(system: Path) -> list[dict[str, Any]]:
+    """Describe the experts of a saved system."""
+    loaded = System.load(system)
+    library = loaded.library
+    assert library is not None
+    rows = []
+    for expert in loaded.experts:
+        base = loaded.bases[expert.base]
+        rows.append(
+            {
+                "name": expert.name,
+                "task": expert.task.name,
+                "head": expert.task.head,
+                "base": expert.base,
+                "rank": expert.lora.rank,
+                "from_block": expert.lora.trunk_depth,
+                "parameters": expert.parameters(),
+                "share_of_base": expert.parameters() / base.parameters(),
+                "bytes": library.bytes(expert.name),
+                "routed": expert.name in loaded.classes,
+            }
+        )
+    return rows
+
+
+def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path, seed: int = 0) -> None:
+    """Add a PEFT adapter to a saved system, and fit the router anew.
+
+    The head comes from the adapter's folder where it holds one, else it is trained on the task's rows with the
+    adapter left as it is. The router is fitted on the rows that ``data`` holds, and on the library's skills of the
+    experts whose rows are not there.
+
+    Args:
+        system: a saved system.
+        folder: what PEFT's ``save_pretrained`` wrote.
+        name: of the new expert.
+        task: what it answers.
+        data: folder with ``TASK/train.jsonl`` of the new task, and of others if there are any.
+        seed: of the head, the sample of rows, and the router.
+
+    Raises:
+        AdapterError: the adapter cannot be represented exactly, or is of another base.
+        LibraryError: the name is taken.
+        DataError: there are no rows of the task.
+    """
+    checked_name(name, kind="expert name")
+    loaded = System.load(system)
+    if name in loaded.names:
+        raise LibraryError(f"the system has an expert {name!r} already; remove it first, or give another --name")
+    if not has_split(data, task.name, "train"):
+        raise DataError(
+            f"{data} has no {task.name}/train.jsonl; the router learns from the new task's rows when to choose the "
+            "new expert: give --data DIR with at least a few dozen"
+        )
+    base_name = task.base or loaded.router_base
+    if base_name not in loaded.bases:
+        raise LibraryError(f"the system has no base {base_name!r}, only {one_of(loaded.bases)}; correct the task's base")
+    base = loaded.bases[base_name]
+    adapter = load_adapter(folder, base)
+    train, held = _rows(task, data, seed=seed)
+    expert = _expert(name, task, base, adapter, train, held, seed=seed)
+    rows: dict[str, Sequence[Record]] = {name: train}
+    for other in loaded.experts:
+        if has_split(data, other.task.name, "train"):
+            rows[other.name] = _rows(other.task, data, seed=seed)[0]
+    router = loaded.router
+    grown = System(
+        loaded.bases,
+        [*loaded.experts, expert],
+        None,
+        router_base=loaded.router_base,
+        info=loaded.info,
+        library=loaded.library,
+    )
+    kind = "mlp" if router is None else kind_of(router)
+    options = {} if router is None else router.state()[0]
+    settings = {"layers": "trunk", **options, "kind": kind, "join_pairs": 0.5}
+    skills, _ = fit_system_router(grown, settings, RouterRows(rows, {}), seed=seed)
+    with _changing(system) as changed:
+        library = type(loaded.library)(changed / EXPERTS) if loaded.library else None
+        assert library is not None
+        library.add(expert, base, skill=skills.get(name), replace=True)
+        grown.save_router(changed)
+
+
+def remove_expert(system: Path, name: str) -> None:
+    """Remove an expert from a saved system; the router shares its probability out among the others.
+
+    Raises:
+        LibraryError: there is no such expert, or it is the last.
+    """
+    loaded = System.load(system)
+    if name not in loaded.names:
+        raise LibraryError(f"the system has no expert {name!r}; it has: {one_of(loaded.names)}")
+    if len(loaded.names) == 1:
+        raise LibraryError(f"{name!r} is the system's only expert; delete the folder {system} instead")
+    rest = [expert for expert in loaded.experts if expert.name != name]
+    used = {expert.base for expert in rest} | {loaded.router_base}
+    bases = {key: base for key, base in loaded.bases.items() if key in used}
+    smaller = System(
+        bases, rest, loaded.router, router_base=loaded.router_base, classes=loaded.classes, info=loaded.info
+    )
+    with _changing(system) as changed:
+        smaller.save_router(changed)
+        shutil.rmtree(changed / EXPERTS / name)
+
+
+@contextmanager
+def _changing(system: Path) -> Iterator[Path]:
+    """Give a copy of a system's folder to change; it takes the folder's place when all went well."""
+    from dynamorouter.files import writing_folder
+
+    with writing_folder(system) as temporary:
+        shutil.copytree(system, temporary, dirs_exist_ok=True)
+        yield temporary
+
+
+def _rows(task: Task, data: Path, *, seed: int) -> tuple[list[Record], list[Record]]:
+    """Draw rows to learn from and held-out rows, from the validation split where there is one."""
+    records = read_split(task, data, "train")
+    if has_split(data, task.name, "validation"):
+        held = read_split(task, data, "validation", limit=ROUTER_ROWS)
+        parts, _ = draw(records, {"train": min(len(records), ROUTER_ROWS)}, seed=seed, purpose="add")
+        return parts["train"], held
+    share = max(1, len(records) // 10)
+    sizes = {"held": share, "train": min(len(records) - share, ROUTER_ROWS)}
+    parts, _ = draw(records, sizes, seed=seed, purpose="add")
+    return parts["train"], parts["held"]
+
+
+def _expert(
+    name: str, task: Task, base: Base, adapter: Adapter, train: list[Record], held: list[Record], *, seed: int
+) -> Expert:
+    card = {"source": {"adapter": adapter.config.get("base_model_name_or_path")}}
+    head = imported_head(task, base, adapter.head) if adapter.head else build_head(task, base.width)
+    expert = Expert(name, task, base.spec.name, adapter.factors, head, adapter.lora, card)
+    if adapter.head:
+        return expert
+    head.initialise(seeded(seed, name, "head"))
+    plan = ExpertPlan(task=task, lora=dataclasses.replace(adapter.lora, dropout=0.0), learning_rate=0.0, weight_decay=0.0)
+    with Progress("head", None) as progress:
+        found = fit_experts(
+            base,
+            [plan],
+            {task.name: train},
+            {task.name: held},
+            options=LoopOptions(seed=seed),
+            log=lambda step, values: None,
+            start=[expert],
+            begin=lambda total: progress.advance,
+        )
+    return dataclasses.replace(found[0], name=name, factors=adapter.factors)
+
+
+def imported_head(task: Task, base: Base, tensors: Mapping[str, Tensor]) -> Head:
+    """Build a head from the one that a ``transformers`` task model was trained with beside the adapter.
+
+    Raises:
+        AdapterError: its tensors are not those of a known head for this kind of task.
+    """
+    found = dict(tensors)
+    options: dict[str, Any] = {}
+    own: dict[str, Tensor] = {}
+    if task.head == "span":
+        own = {f"out.{leaf}": found.pop(f"qa_outputs.{leaf}") for leaf in _leaves(found, "qa_outputs")}
+    elif "classifier.out_proj.weight" in found:
+        options = {"pooling": "cls", "dense": True}
+        own = {f"dense.{leaf}": found.pop(f"classifier.dense.{leaf}") for leaf in _leaves(found, "classifier.dense")}
+        own |= {f"out.{leaf}": found.pop(f"classifier.out_proj.{leaf}") for leaf in _leaves(found, "classifier.out_proj")}
+    else:
+        own = {f"out.{leaf}": found.pop(f"classifier.{leaf}") for leaf in _leaves(found, "classifier")}
+        pooler = getattr(base.model, "pooler", None)
+        if task.head == "classification" and pooler is not None and hasattr(pooler, "dense"):
+            options = {"pooling": "cls", "dense": True}
+            own |= {f"dense.{leaf}": value.detach().clone() for leaf, value in pooler.dense.named_parameters()}
+    head = build_head(task, base.width, options)
+    shapes = {key: tuple(value.shape) for key, value in head.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in own.items()}
+    if found or shapes != given:
+        raise AdapterError(
+            f"the adapter's head {({k: tuple(v.shape) for k, v in tensors.items()})} does not fit task {task.name!r} "
+            f"({task.head}, labels {', '.join(task.labels) or '-'}), which needs {shapes}; correct the task's labels, or "
+            "take the head out of the folder and it is trained anew on --data"
+        )
+    head.load_state_dict(own)
+    return head.eval()
+
+
+def _leaves(tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
+    return [leaf for leaf in ("weight", "bias") if f"{prefix}.{leaf}" in tensors]

@@ -1,0 +1,150 @@
+"""Fitting the router of a system, and keeping what it read of each expert's rows for later.
+
+Letters: N rows, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dynamorouter.data.records import Record
+from dynamorouter.errors import RouterError
+from dynamorouter.learn.router import fit_router, joined, make_skill, read_rows, remember, router_options
+from dynamorouter.library import Skill
+from dynamorouter.model.encode import TextPair
+from dynamorouter.routing.base import Router, RouterInput
+from dynamorouter.routing.store import build
+from dynamorouter.system import System
+
+Labelled = tuple[list[RouterInput], list[int]]
+"""Batches, and the expert of each of their rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRows:
+    """Rows by expert.
+
+    Attributes:
+        train: to fit on; an expert without rows is represented by its skill in the library.
+        calibrate: held out, for the temperature; may be empty.
+    """
+
+    train: Mapping[str, Sequence[Record]]
+    calibrate: Mapping[str, Sequence[Record]]
+
+
+def fit_system_router(
+    system: System,
+    settings: Mapping[str, Any],
+    rows: RouterRows,
+    *,
+    seed: int,
+    advance: Callable[[int], None] = lambda parts: None,
+) -> tuple[dict[str, Skill], dict[str, Any]]:
+    """Fit a router to a system's experts and put it into the system.
+
+    Args:
+        system: whose ``router`` and ``classes`` are set.
+        settings: of the router: ``kind``, ``layers`` and whatever the kind understands.
+        rows: what to fit on.
+        seed: of initial weights and order.
+        advance: called after each task that was read, twice per task.
+
+    Returns:
+        What to keep of each expert's rows, and notes for the log.
+
+    Raises:
+        RouterError: an expert has neither rows nor a skill that this router can use.
+    """
+    depth = min((e.lora.trunk_depth for e in system.experts if e.base == system.router_base), default=0)
+    layers = settings["layers"]
+    if layers == "trunk":
+        layers = tuple(range((depth or system.bases[system.router_base].depth // 2) + 1))
+    options = router_options(settings["kind"], {**settings, "layers": layers})
+    reader = build(settings["kind"], options)
+    share = float(settings.get("join_pairs", 0.0))
+    skills: dict[str, Skill] = {}
+    train = []
+    for index, name in enumerate(system.names):
+        if rows.train.get(name):
+            batches, order = _read(system, reader, _pairs(rows.train[name]))
+            train.append((batches, [index] * len(order)))
+            places = {row: place for place, row in enumerate(order)}
+            skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
+            if skill is not None:
+                skills[name] = skill
+            runs = joined(_pairs(rows.train[name]))
+            if runs and share:
+                more, order = _read(system, reader, runs[: round(share * len(runs))])
+                train.append((more, [index] * len(order)))
+        else:
+            train.append(_remembered(system, reader, name, index))
+        advance(1)
+    held: Labelled = ([], [])
+    for index, name in enumerate(system.names):
+        if rows.calibrate.get(name):
+            batches, order = _read(system, reader, _pairs(rows.calibrate[name]))
+            held[0].extend(batches)
+            held[1].extend([index] * len(order))
+        advance(1)
+    base = system.bases[system.router_base]
+    calibrate = held if held[0] else None
+    router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed)
+    system.router, system.classes = router, list(system.names)
+    system.refresh()
+    notes: dict[str, Any] = {"kind": settings["kind"], "layers": list(router.layers)}
+    if held[0]:
+        notes["calibrate_accuracy"], notes["calibrate_nll"] = _judge(router, held)
+    return skills, notes
+
+
+def keep_better_router(system: System, before: System, rows: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Calibrate a system's router, and put the one from before back where that routes held-out rows better."""
+    assert system.router is not None and before.router is not None
+    held: Labelled = ([], [])
+    for index, name in enumerate(system.names):
+        batches, order = _read(system, system.router, _pairs(rows[name]))
+        held[0].extend(batches)
+        held[1].extend([index] * len(order))
+    device = system.bases[system.router_base].device
+    system.router.calibrate(held[0], torch.tensor(held[1], device=device))
+    old, new = _judge(before.router, held), _judge(system.router, held)
+    kept = (new[0], -new[1]) >= (old[0], -old[1])
+    if not kept:
+        system.router = before.router
+        system.refresh()
+    return {"accuracy_before": old[0], "accuracy": new[0], "nll_before": old[1], "nll": new[1], "kept": kept}
+
+
+def _pairs(records: Sequence[Record]) -> list[TextPair]:
+    return [(record.text, record.pair) for record in records]
+
+
+def _read(system: System, router: Router, rows: Sequence[TextPair]) -> tuple[list[RouterInput], list[int]]:
+    base = system.bases[system.router_base]
+    return read_rows(
+        base, router, rows, max_tokens=system.max_tokens, stride=system.stride, budget=system.tokens_per_batch
+    )
+
+
+def _remembered(system: System, reader: Router, name: str, index: int) -> Labelled:
+    skill = system.library.skill(name) if system.library is not None and name in system.library.names() else None
+    if skill is None or skill.pooling != getattr(reader, "pooling", None) or set(skill.states) != set(reader.layers):
+        raise RouterError(
+            f"expert {name!r} has no rows to fit the router on, and the library holds no features of it that a "
+            f"{type(reader).__name__} router over layers {list(reader.layers)} reads; give rows of it with --data"
+        )
+    batch = remember(skill, system.bases[system.router_base].device)
+    return [batch], [index] * len(batch)
+
+
+def _judge(router: Router, held: Labelled) -> tuple[float, float]:
+    """Return accuracy and mean negative log-likelihood on labelled batches."""
+    chances = torch.cat([router.route(batch).probabilities for batch in held[0]]).double()
+    targets = torch.tensor(held[1], device=chances.device)
+    picked = chances.gather(1, targets[:, None]).clamp_min(1e-12)
+    return float((chances.argmax(dim=1) == targets).double().mean()), float(-picked.log().mean())

@@ -1,0 +1,289 @@
+"""Laws of the system: a mixed batch equals each row alone, one pass equals two, saved equals loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ASK, MOOD, NAMES, TASKS, make_rows
+from dynamorouter.errors import ConfigError, DataError, LibraryError, RouterError
+from dynamorouter.evaluate import answer_all, score_system
+from dynamorouter.learn.experts import fit_experts
+from dynamorouter.learn.loop import LoopOptions
+from dynamorouter.learn.trainee import ExpertPlan
+from dynamorouter.model.base import Base, BaseSpec
+from dynamorouter.model.expert import Expert, LoraSettings
+from dynamorouter.prediction import Prediction, entity_list
+from dynamorouter.routing.base import Route, Router, RouterInput
+from dynamorouter.routing_phase import RouterRows, fit_system_router
+from dynamorouter.system import System
+from dynamorouter.tasks.metrics import score
+
+Loader = Callable[..., Base]
+ROWS = {task.name: make_rows(task, 40) for task in TASKS}
+HELD = {task.name: make_rows(task, 12, start=100) for task in TASKS}
+SETTINGS = {"kind": "mlp", "layers": "trunk", "hidden": 16, "epochs": 40, "batch_rows": 8, "learning_rate": 0.01, "join_pairs": 0.5}
+LONG = " ".join(["the film was dull"] * 30)
+
+
+def make_system(base: Base, *, depth: int = 2, router: str | None = "mlp", **settings: object) -> System:
+    lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=depth)
+    plans = [ExpertPlan(task, lora, epochs=8, batch_rows=8, learning_rate=1e-2, head_learning_rate=1e-2) for task in TASKS]
+    options = LoopOptions(tokens_per_batch=256)
+    experts = fit_experts(base, plans, ROWS, HELD, options=options, log=lambda step, values: None)
+    system = System({"tiny": base}, experts, None, router_base="tiny", tokens_per_batch=256)
+    if router:
+        fit_system_router(system, {**SETTINGS, "kind": router, **settings}, RouterRows(ROWS, HELD), seed=0)
+    return system
+
+
+@pytest.fixture(scope="module")
+def system(tiny_folder: Callable[[str], Path]) -> System:
+    base = Base.load(BaseSpec("tiny", str(tiny_folder("bert"))), device=torch.device("cpu"))
+    return make_system(base)
+
+
+def questions() -> tuple[list[str], list[str | None]]:
+    rows = [row for task in TASKS for row in HELD[task.name][:5]]
+    return [row.text for row in rows] + [LONG, "who won ?"], [row.pair for row in rows] + [None, LONG]
+
+
+def same(one: Prediction, other: Prediction, *, tolerance: float = 1e-4) -> None:
+    assert (one.task, one.text, one.pair) == (other.task, other.text, other.pair)
+    assert one.route == pytest.approx(other.route, abs=tolerance)
+    assert one.answer is not None and other.answer is not None
+    assert one.answer.value == other.answer.value
+    assert one.answer.score == pytest.approx(other.answer.score, abs=tolerance)
+
+
+def test_a_mixed_batch_equals_each_row_alone_in_any_order(system: System) -> None:
+    texts, pairs = questions()
+    together = system.predict(texts, pairs)
+    assert {prediction.task for prediction in together} == {"mood", "names", "ask"}
+    for text, pair, prediction in zip(texts, pairs, together, strict=True):
+        same(system.predict([text], [pair])[0], prediction)
+    for one, other in zip(system.predict(texts[::-1], pairs[::-1])[::-1], together, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_routed_equals_the_expert_given_and_the_route_alone(tiny_base: Loader, depth: int) -> None:
+    system = make_system(tiny_base(), depth=depth)
+    texts, pairs = questions()
+    routed = system.predict(texts, pairs)
+    given = system.predict(texts, pairs, [prediction.task for prediction in routed])
+    for one, other, route in zip(routed, given, system.route(texts, pairs), strict=True):
+        assert one.answer is not None and other.answer is not None
+        assert one.answer.value == other.answer.value
+        assert one.answer.score == pytest.approx(other.answer.score, abs=1e-5)
+        assert one.route == pytest.approx(route, abs=1e-6)
+        assert other.route == {one.expert: 1.0}
+
+
+def test_the_trunk_runs_once(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = system.bases["tiny"]
+    passes = [0] * base.depth
+    hooks = [
+        block.register_forward_hook(lambda *_, i=i: passes.__setitem__(i, passes[i] + 1))
+        for i, block in enumerate(base.blocks)
+    ]
+    system.predict(["the film was dull", "who won ?"], [None, "the team won"])
+    for hook in hooks:
+        hook.remove()
+    assert passes == [1, 1, 1, 1]
+
+
+def test_saved_equals_loaded(system: System, tmp_path: Path) -> None:
+    system.save(tmp_path / "s")
+    again = System.load(tmp_path / "s")
+    texts, pairs = questions()
+    for one, other in zip(system.predict(texts, pairs), again.predict(texts, pairs), strict=True):
+        same(one, other, tolerance=1e-6)
+    assert [json.loads(json.dumps(p.to_json()))["route"].keys() for p in again.predict(["the film"])]
+
+
+def test_experts_learn_and_the_router_finds_them(system: System) -> None:
+    report = score_system(system, HELD, resamples=50)
+    assert report["router"]["accuracy"] > 0.9 and report["router"]["majority"] == pytest.approx(1 / 3)
+    assert report["tasks"]["mood"]["oracle"] > 0.8
+    assert report["tasks"]["names"]["oracle"] > 0.5
+    low, high = report["tasks"]["mood"]["ci95"]["oracle"]
+    assert low <= report["tasks"]["mood"]["oracle"] <= high
+    assert set(report) >= {"tasks", "router", "normalised", "cost", "versions", "seed", "config_hash"}
+    assert set(report["cost"]["expert_share_of_base"]) == {"mood", "names", "ask"}
+
+
+class Always(Router):
+    """Sends every row to one expert."""
+
+    layers = (1,)
+
+    def __init__(self, expert: int, *, confidence: float = 1.0, abstain_below: float = 0.0, top_k: int = 1) -> None:
+        self.expert, self.confidence, self.abstain_below, self.top_k = expert, confidence, abstain_below, top_k
+
+    def fit(self, inputs, targets, *, generator, experts=None, **data) -> None:  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+    def route(self, batch: RouterInput) -> Route:
+        chances = torch.full((len(batch), 3), (1 - self.confidence) / 2)
+        chances[:, self.expert] = self.confidence
+        return Route.from_probabilities(chances, top_k=self.top_k, abstain_below=self.abstain_below)
+
+    def state(self):  # type: ignore[no-untyped-def]
+        return {"abstain_below": self.abstain_below}, {}
+
+    @classmethod
+    def restore(cls, options, tensors):  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+
+def with_router(system: System, router: Router | None, classes: tuple[str, ...] = ("mood", "names", "ask")) -> System:
+    return System(system.bases, system.experts, router, router_base="tiny", classes=classes, tokens_per_batch=256)
+
+
+def test_a_wrongly_routed_row_gets_the_chosen_experts_answer_and_its_score(system: System) -> None:
+    wrong = with_router(system, Always(0))
+    report = score_system(wrong, HELD, resamples=20)
+    assert report["tasks"]["mood"]["routed"] == report["tasks"]["mood"]["oracle"]
+    assert report["tasks"]["names"]["routed"] == report["tasks"]["ask"]["routed"] == 0
+    assert report["tasks"]["names"]["n"] == len(HELD["names"])
+    rows = [(row.text, row.pair) for row in HELD["names"]]
+    found = answer_all(wrong, rows, [1] * len(rows))
+    assert all(answer is not None and answer.value in MOOD.labels for answer in found.routed)
+    direct = with_router(system, None).predict([text for text, _ in rows], tasks=["names"] * len(rows))
+    assert score(NAMES, [p.answer for p in direct], HELD["names"]) == score(NAMES, found.own, HELD["names"])
+
+
+def test_a_row_below_the_threshold_is_not_answered(system: System) -> None:
+    shy = with_router(system, Always(0, confidence=0.6, abstain_below=0.7))
+    (prediction,) = shy.predict(["the film was dull"])
+    assert prediction.task is None and prediction.answer is None and prediction.confidence == pytest.approx(0.6)
+    assert shy.predict(["the film was dull"], tasks=["mood"])[0].answer is not None
+    report = score_system(shy, HELD, resamples=20)
+    assert report["router"]["abstained"] == 1.0 and report["tasks"]["mood"]["routed"] == 0
+
+
+def test_top_k_mixes_and_k_of_one_hot_is_the_expert(system: System) -> None:
+    texts = [row.text for row in HELD["mood"]]
+    sure = with_router(system, Always(0, confidence=1.0, top_k=3)).predict(texts)
+    alone = with_router(system, Always(0)).predict(texts)
+    mixed = with_router(system, Always(0, confidence=0.4, top_k=3)).predict(texts)
+    for one, other, blend in zip(sure, alone, mixed, strict=True):
+        assert one.answer is not None and other.answer is not None and blend.answer is not None
+        assert one.answer.score == pytest.approx(other.answer.score, abs=1e-5)
+        assert abs(blend.answer.score - other.answer.score) > 1e-7
+
+
+def test_renamed_and_removed_experts_permute_and_renormalise_the_route(system: System) -> None:
+    texts, pairs = questions()
+    before = system.route(texts, pairs)
+    order = [2, 0, 1]
+    turned = System(
+        system.bases, [system.experts[i] for i in order], system.router, router_base="tiny", classes=system.classes
+    )
+    for one, other in zip(before, turned.route(texts, pairs), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    fewer = System(system.bases, system.experts[:2], system.router, router_base="tiny", classes=system.classes)
+    for one, other in zip(before, fewer.route(texts, pairs), strict=True):
+        whole = one["mood"] + one["names"]
+        if whole > 1e-6:
+            assert other["mood"] == pytest.approx(one["mood"] / whole, abs=1e-4)
+    system._place()
+
+
+def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    first = Base.load(BaseSpec("tiny", str(tiny_folder("bert"))), device=device)
+    second = Base.load(BaseSpec("other", str(tiny_folder("roberta"))), device=device)
+    here = make_system(first)
+    lora = LoraSettings(rank=3, alpha=8, dropout=0.0, trunk_depth=1)
+    (names,) = fit_experts(
+        second, [ExpertPlan(NAMES, lora, epochs=3, batch_rows=8, learning_rate=1e-2)], ROWS, HELD,
+        options=LoopOptions(tokens_per_batch=256), log=lambda step, values: None,
+    )
+    experts: list[Expert] = [here.experts[0], names, here.experts[2]]
+    system = System(
+        {"tiny": first, "other": second}, experts, here.router, router_base="tiny", classes=here.classes,
+        tokens_per_batch=256,
+    )
+    texts, pairs = questions()
+    together = system.predict(texts, pairs)
+    assert {prediction.task for prediction in together} == {"mood", "names", "ask"}
+    for text, pair, prediction in zip(texts, pairs, together, strict=True):
+        same(system.predict([text], [pair])[0], prediction)
+    system.save(tmp_path / "s")
+    for one, other in zip(System.load(tmp_path / "s").predict(texts, pairs), together, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("kind", ["centroids", "knn", "arrow", "tfidf", "uniform", "static", "random"])
+def test_other_routers_serve_and_are_saved(tiny_base: Loader, tmp_path: Path, kind: str) -> None:
+    system = make_system(tiny_base(), router=kind)
+    texts, pairs = questions()
+    before = system.predict(texts, pairs)
+    system.save(tmp_path / "s")
+    for one, other in zip(System.load(tmp_path / "s").predict(texts, pairs), before, strict=True):
+        same(one, other)
+    assert all(sum(p.route.values()) == pytest.approx(1, abs=1e-5) for p in before)
+
+
+def test_bad_rows_and_unknown_tasks_are_named(system: System) -> None:
+    with pytest.raises(DataError, match="text 2 is empty"):
+        system.predict(["the film", "  "])
+    with pytest.raises(DataError, match="at most 50000"):
+        system.predict(["a" * 100_000])
+    with pytest.raises(DataError, match=r"U\+0000"):
+        system.predict(["a\x00b"])
+    with pytest.raises(DataError, match="surrogate"):
+        system.predict(["\ud800"])
+    with pytest.raises(DataError, match="2 texts, but 1 pairs"):
+        system.predict(["a", "b"], ["c"])
+    with pytest.raises(DataError, match="one string"):
+        system.predict("the film")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no expert for task 'moods'.*did you mean 'mood'"):
+        system.predict(["the film"], tasks=["moods"])
+    with pytest.raises(ConfigError, match="no router yet"):
+        with_router(system, None, ()).predict(["the film"])
+
+
+def test_damaged_systems_are_refused(system: System, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(LibraryError, match="no saved system"):
+        System.load(tmp_path)
+    folder = system.save(tmp_path / "s")
+    head = folder / "experts" / "mood" / "head.safetensors"
+    whole = head.read_bytes()
+    head.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LibraryError, match="truncated or corrupt"):
+        System.load(folder)
+    head.write_bytes(whole)
+    router = folder / "router" / "router.safetensors"
+    data = router.read_bytes()
+    router.write_bytes(data[:-4] + b"abcd")
+    with pytest.raises(RouterError, match="damaged"):
+        System.load(folder)
+    router.write_bytes(data)
+    manifest = json.loads((folder / "system.json").read_text())
+    manifest["bases"]["tiny"]["path"] = str(tiny_folder("roberta"))
+    (folder / "system.json").write_text(json.dumps(manifest))
+    with pytest.raises(LibraryError, match="digest"):
+        System.load(folder)
+
+
+def test_entities_come_with_characters_and_without_punctuation() -> None:
+    text = "Anna Lee, of Paris."
+    found = entity_list(text, ["B-PER", "I-PER", "O", "B-LOC"])
+    assert [(e["type"], e["text"], text[e["start"] : e["end"]]) for e in found] == [
+        ("PER", "Anna Lee", "Anna Lee"),
+        ("LOC", "Paris", "Paris"),
+    ]
+
+
+def test_expert_is_frozen_data(system: System) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        system.experts[0].name = "x"  # type: ignore[misc]
+    assert ASK.head == "span"

@@ -1,7 +1,8 @@
 """Reading of the hand-written cores of the built-in pair tasks, and their split.
 
-A core is a block of lines with one mark each; blank lines part the cores and ``#`` opens a comment. A line with the mark
-``~`` (``a => b; c => d``) widens the core by a second one in which every ``a`` reads ``b``; both stay in one split.
+A core is a block of lines with one mark each; blank lines part the cores and ``#`` opens a comment. A line with the
+mark ``~`` (``a => b; c => d``) widens the core by a second one in which every ``a`` reads ``b``; both stay in one
+split.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def _ordinal(number: int) -> str:
 
 
 NUMBERS: dict[str, Callable[[random.Random], str]] = {
-    "g": lambda rng: str(rng.randint(0, 9)),
+    "g": lambda rng: rng.choice("0112233456789"),
+    "rank": lambda rng: str(rng.randint(1, 9)),
     "n": lambda rng: str(rng.randint(2, 98)),
     "ord": lambda rng: _ordinal(rng.randint(2, 89)),
     "n3": lambda rng: str(rng.randint(100, 989)),

@@ -15,6 +15,8 @@ _SEED = 2017
 _CORES = Path(__file__).with_name("qqp_cores.txt")
 _FAR = 0.15
 """Share of the non-duplicates that pair questions of different cores."""
+_SWAPPED = 0.2
+"""Share of the non-duplicates that ask the same of another place, product, number or person."""
 
 Pair = tuple[str, str]
 
@@ -37,7 +39,11 @@ def rows(split: str) -> list[dict[str, object]]:
     each = ROWS[split] // 2
     far = round(each * _FAR)
     labelled = [(pair, "duplicate") for pair in rng.sample(same, each)]
-    labelled += [(pair, "not_duplicate") for pair in rng.sample(near, each - far) + _far(cores, far, rng)]
+    swapped = _once(near + _swapped(cores, rng))[len(near) :]
+    swapped = rng.sample(swapped, min(len(swapped), round(each * _SWAPPED)))
+    others = swapped + _far(cores, far, rng)
+    others += rng.sample(near, each - len(others))
+    labelled += [(pair, "not_duplicate") for pair in others]
     rng.shuffle(labelled)
     chosen: list[dict[str, object]] = []
     for pair, label in labelled:
@@ -50,21 +56,36 @@ def _near(cores: list[Core], rng: random.Random) -> tuple[list[Pair], list[Pair]
     """Return all duplicates, and of every near question one pair with each variant's wordings."""
     same: list[Pair] = []
     near: list[Pair] = []
-    seen: set[frozenset[str]] = set()
     for core in cores:
         for lines in core:
             alike = [text for mark, text in lines if mark == "="]
-            other = [text for mark, text in lines if mark == "!"]
-            for pairs, found in (
-                (list(combinations(alike, 2)), same),
-                ([(rng.choice(alike), text) for text in other], near),
-            ):
-                for pair in pairs:
-                    key = frozenset(map(normalise, pair))
-                    if key not in seen:
-                        seen.add(key)
-                        found.append(pair)
-    return same, near
+            same += combinations(alike, 2)
+            near += [(rng.choice(alike), text) for mark, text in lines if mark == "!"]
+    return _once(same), _once(near)
+
+
+def _once(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs without those that came before, in either order."""
+    kept: dict[frozenset[str], Pair] = {}
+    for pair in pairs:
+        kept.setdefault(frozenset(map(normalise, pair)), pair)
+    return list(kept.values())
+
+
+def _swapped(cores: list[Core], rng: random.Random) -> list[Pair]:
+    """Return for each swapped question its written counterpart, word for word and in another wording."""
+    pairs: list[Pair] = []
+    for written, *variants in cores:
+        for lines in variants:
+            both = zip(written, lines, strict=True)
+            changed = [(old, new) for (mark, old), (_, new) in both if mark == "=" and old != new]
+            wordings = [new for _, new in changed]
+            for old, new in changed:
+                pairs.append((old, new))
+                others = [text for text in wordings if text != new]
+                if others:
+                    pairs.append((old, rng.choice(others)))
+    return pairs
 
 
 def _far(cores: list[Core], count: int, rng: random.Random) -> list[Pair]:

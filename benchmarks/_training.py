@@ -28,7 +28,7 @@ from dynamorouter.manage import has_split, read_split
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert, LoraSettings, install_experts
 from dynamorouter.model.heads import Head, build_head
-from dynamorouter.pipeline import base_spec
+from dynamorouter.builders import base_spec
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task
 
@@ -53,7 +53,7 @@ def sample(tasks: Sequence[Task], data: Path, split: str, rows: int, *, seed: in
     """Draw the same rows each time; from the built-in data where ``data`` has none."""
     found: dict[str, list[Record]] = {}
     for task in tasks:
-        if has_split(data, task.name, split):
+        if has_split(data, task, split):
             records = read_split(task, data, split)
         else:
             from dynamorouter.data.convert import native_records

@@ -30,21 +30,31 @@ from dynamorouter.data.records import Record
 from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.tasks.task import Columns, Task
 
-WORDS = (
+WORDS = (  # noqa: SIM905 - a list of quoted words reads worse
     "the a film was dull bright and slow joy waste of time music team won match shares rose fell bank minister "
     "said in paris anna berlin acme who where what when is it good bad never always great poor plot acting scene"
 ).split()
 CONFIGS: dict[str, Callable[[int], object]] = {
     "bert": lambda size: BertModel(
         BertConfig(
-            vocab_size=size, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=64,
             max_position_embeddings=64,
         )
     ),
     "roberta": lambda size: RobertaModel(
         RobertaConfig(
-            vocab_size=size, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-            max_position_embeddings=66, pad_token_id=0, type_vocab_size=1,
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=66,
+            pad_token_id=0,
+            type_vocab_size=1,
         )
     ),
     "distilbert": lambda size: DistilBertModel(
@@ -55,7 +65,11 @@ CONFIGS: dict[str, Callable[[int], object]] = {
     ),
     "llama": lambda size: LlamaModel(
         LlamaConfig(
-            vocab_size=size, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=64,
             max_position_embeddings=64,
         )
     ),
@@ -110,8 +124,13 @@ def tiny_base(tiny_folder: Callable[[str], Path]) -> Callable[..., Base]:
 
 MOOD = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), max_tokens=32, stride=8)
 NAMES = Task(
-    "names", "tags", Columns("tokens", "tags"), ("O", "B-PER", "I-PER", "B-LOC", "I-LOC"), ("entity_f1",),
-    max_tokens=32, stride=8,
+    "names",
+    "tags",
+    Columns("tokens", "tags"),
+    ("O", "B-PER", "I-PER", "B-LOC", "I-LOC"),
+    ("entity_f1",),
+    max_tokens=32,
+    stride=8,
 )
 ASK = Task("ask", "span", Columns("question", "answers", "context"), metrics=("squad_f1",), max_tokens=32, stride=8)
 TASKS = (MOOD, NAMES, ASK)
@@ -136,3 +155,28 @@ def make_rows(task: Task, count: int, *, start: int = 0) -> list[Record]:
             target = {"texts": [place], "starts": [context.index(f"in {place}") + 3]}
             rows.append(Record("where was anna ?", context, 2, task.name, target, str(i)))
     return rows
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ``conf`` and ``rows`` for tiny runs (see ``tinyrun``)."""
+    from tinyrun import write_conf, write_rows
+
+    folder = tmp_path_factory.mktemp("home")
+    write_conf(folder / "conf")
+    write_rows(folder / "rows")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished tiny run, which no test may change."""
+    from dynamorouter import pipeline
+    from dynamorouter.runs import open_run
+    from tinyrun import settings
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    config = settings(home)
+    open_run(config, out, resume=False)
+    pipeline.run(config, out)
+    return out

@@ -48,8 +48,11 @@ def test_row_gate_equals_dense_reference(kind: str, grad: bool, data: st.DataObj
     bank = make_bank(kind)
     rows, positions, chosen = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
     ids = torch.tensor(
-        data.draw(st.lists(st.lists(st.integers(-1, EXPERTS - 1), min_size=chosen, max_size=chosen),
-                           min_size=rows, max_size=rows))
+        data.draw(
+            st.lists(
+                st.lists(st.integers(-1, EXPERTS - 1), min_size=chosen, max_size=chosen), min_size=rows, max_size=rows
+            )
+        )
     )
     weights = torch.rand(rows, chosen, dtype=torch.float64) if data.draw(st.booleans()) else None
     x = torch.randn(rows, positions, WIDTH, dtype=torch.float64)
@@ -135,7 +138,10 @@ def test_no_gate_is_the_bare_layer_to_the_bit() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda bank: bank.put(0, Factors(torch.ones(9, WIDTH), torch.ones(OUT, 9), 1.0), name="q"), "rank 9.*'q'.*rank 3"),
+        (
+            lambda bank: bank.put(0, Factors(torch.ones(9, WIDTH), torch.ones(OUT, 9), 1.0), name="q"),
+            "rank 9.*'q'.*rank 3",
+        ),
         (lambda bank: bank.put(0, Factors(torch.ones(2, 7), torch.ones(OUT, 2), 1.0), name="q"), "another base"),
         (lambda bank: run(bank, RowGate(torch.tensor([0]))), "1 rows.*batch has 2"),
         (lambda bank: run(bank, RowGate(torch.tensor([0, 9]))), "expert 9.*holds 5"),

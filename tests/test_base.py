@@ -54,8 +54,14 @@ def test_bank_equals_peft_for_the_same_adapter(
     base = tiny_base(architecture)
     names = {name.rsplit(".", 1)[-1] for name in base.targets("all-linear", trunk_depth=0)}
     config = LoraConfig(
-        r=3, lora_alpha=7, use_rslora=rslora, target_modules=sorted(names), rank_pattern={r".*\.1\..*": 5},
-        alpha_pattern={r".*\.2\..*": 2}, fan_in_fan_out=architecture == "gpt2", init_lora_weights=False,
+        r=3,
+        lora_alpha=7,
+        use_rslora=rslora,
+        target_modules=sorted(names),
+        rank_pattern={r".*\.1\..*": 5},
+        alpha_pattern={r".*\.2\..*": 2},
+        fan_in_fan_out=architecture == "gpt2",
+        init_lora_weights=False,
     )
     torch.manual_seed(1)
     oracle = get_peft_model(AutoModel.from_pretrained(tiny_folder(architecture)), config).eval()
@@ -124,7 +130,11 @@ def test_adapter_of_a_task_model_brings_its_head(
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"use_dora": True}, "DoRA"), ({"bias": "lora_only"}, "bias"), ({"init_lora_weights": "pissa"}, "init_lora_weights")],
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+    ],
 )
 def test_what_cannot_be_exact_is_refused_by_name(
     tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, options: dict[str, object], word: str
@@ -168,9 +178,9 @@ def test_targets_by_group_regex_and_ending(tiny_base: Loader) -> None:
     assert len(base.targets("attention", trunk_depth=0)) == 8
     assert base.targets(r".*layer\.0\..*key", trunk_depth=0) == ["encoder.layer.0.attention.self.key"]
     assert len(base.targets(["query", "output.dense"], trunk_depth=2)) == 6
-    with pytest.raises(ConfigError, match="match no linear layer.*query"):
+    with pytest.raises(ConfigError, match=r"match no linear layer.*query"):
         base.targets(["quary"], trunk_depth=0)
-    with pytest.raises(ConfigError, match="trunk_depth is 4.*0 to 3"):
+    with pytest.raises(ConfigError, match=r"trunk_depth is 4.*0 to 3"):
         base.targets("all-linear", trunk_depth=4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
     experts = [fresh_expert(base, one, seed=0) for one in plans]
     torch.manual_seed(5)
     experts = [
-        dataclasses.replace(e, factors={n: type(f)(f.a, 0.1 * torch.randn_like(f.b), f.scaling) for n, f in e.factors.items()})
+        dataclasses.replace(
+            e, factors={n: type(f)(f.a, 0.1 * torch.randn_like(f.b), f.scaling) for n, f in e.factors.items()}
+        )
         for e in experts
     ]
     install_experts(base, experts)
@@ -76,8 +79,13 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
         Trainee(1, plans[1], experts[1].head, base, [0], seed=0),
     ]
     loop = PackedLoop(
-        base, trainees, own, TrunkCache(base, own, depth=0, limit=0, budget=96), evaluate=lambda t: 0.0,
-        options=LoopOptions(tokens_per_batch=64), log=lambda step, values: None,
+        base,
+        trainees,
+        own,
+        TrunkCache(base, own, depth=0, limit=0, budget=96),
+        evaluate=lambda t: 0.0,
+        options=LoopOptions(tokens_per_batch=64),
+        log=lambda step, values: None,
     )
     for bank in base.banks.values():
         bank.requires_grad_(True).base.requires_grad_(False)
@@ -111,16 +119,14 @@ def test_frozen_weights_stay_to_the_bit(tiny_base: Loader) -> None:
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
 @pytest.mark.parametrize("depth", [0, 2])
 def test_resumed_equals_uninterrupted_to_the_bit(tiny_base: Loader, tmp_path: Path, stop: int, depth: int) -> None:
-    plans = [
-        plan(task, depth=depth, head_options={"dropout": 0.3}, uncertainty=True) for task in (MOOD, NAMES)
-    ]
+    plans = [plan(task, depth=depth, head_options={"dropout": 0.3}, uncertainty=True) for task in (MOOD, NAMES)]
     plans = [dataclasses.replace(p, lora=dataclasses.replace(p.lora, dropout=0.2)) for p in plans]
     options = LoopOptions(tokens_per_batch=96, checkpoint_every=1)
     whole = train(tiny_base(), plans, options=options)
@@ -130,10 +136,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(tiny_base: Loader, tmp_path: Pa
         nonlocal count
         count += 1
         if count == stop:
-            raise Killed
+            raise KilledError
 
     file = tmp_path / "c.checkpoint"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tiny_base(), plans, options=options, checkpoint=file, saved=kill)
     torch.manual_seed(999)
     resumed = train(tiny_base(), plans, options=options, checkpoint=file)
@@ -144,7 +150,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(tiny_base: Loader, tmp_path: Pa
 def test_checkpoint_of_other_experts_is_refused(tiny_base: Loader, tmp_path: Path) -> None:
     file = tmp_path / "c.checkpoint"
     train(tiny_base(), [plan(MOOD)], checkpoint=file)
-    with pytest.raises(LibraryError, match="mood.*not names"):
+    with pytest.raises(LibraryError, match=r"mood.*not names"):
         train(tiny_base(), [plan(NAMES)], checkpoint=file)
 
 
@@ -183,8 +189,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tiny_base: Load
     file = tmp_path / "c.checkpoint"
     options = LoopOptions(tokens_per_batch=96, checkpoint_every=1)
     with pytest.raises(TrainingError, match=r"task 'mood'.*step \d+.*checkpoint.*learning_rate"):
-        train(tiny_base(), [plan(MOOD, learning_rate=1e30, head_learning_rate=1e30, clip=None)], options=options,
-              checkpoint=file)
+        train(
+            tiny_base(),
+            [plan(MOOD, learning_rate=1e30, head_learning_rate=1e30, clip=None)],
+            options=options,
+            checkpoint=file,
+        )
     assert file.is_file()
 
 
@@ -208,8 +218,13 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
         return score
 
     PackedLoop(
-        base, trainees, examples, TrunkCache(base, examples, depth=0, limit=0, budget=96), evaluate=judge,
-        options=LoopOptions(tokens_per_batch=96), log=lambda step, values: None,
+        base,
+        trainees,
+        examples,
+        TrunkCache(base, examples, depth=0, limit=0, budget=96),
+        evaluate=judge,
+        options=LoopOptions(tokens_per_batch=96),
+        log=lambda step, values: None,
     ).run()
     assert [trainee.progress.epoch for trainee in trainees] == [3, 4]
     for trainee in trainees:
@@ -228,7 +243,7 @@ def test_learning_rate_rises_then_falls_to_zero(tiny_base: Loader) -> None:
         trainee.progress.step = step
         rates.append(trainee._factor())
     assert rates[0] < rates[3] < rates[6] == max(rates) == 1.0
-    assert rates[29] == pytest.approx(1 / 24) and all(a >= b for a, b in zip(rates[6:], rates[7:], strict=False))
+    assert rates[29] == pytest.approx(1 / 24) and all(a >= b for a, b in itertools.pairwise(rates[6:]))
 
 
 def test_adam_equals_the_same_steps_by_hand_under_peft(tiny_base: Loader) -> None:

@@ -28,6 +28,11 @@ OPTIONS = {
 VARIANTS = [(kind, {}) for kind in routers] + [
     ("mlp", {"pooling": "attention", "learning_rate": 0.02}),
     ("mlp", {"pooling": "cls"}),
+    ("mlp", {"pooling": "last"}),
+    ("mlp", {"pooling": "mean_cls"}),
+    ("mlp", {"pooling": "mean_last"}),
+    ("centroids", {"pooling": "mean_last"}),
+    ("knn", {"pooling": "mean_cls"}),
     ("mlp", {"hidden": 0}),
 ]
 LEARNED = ("mlp", "centroids", "knn", "tfidf", "arrow")

@@ -14,7 +14,18 @@ from dynamorouter.errors import RouterError
 from dynamorouter.routing.augment import with_joined_pairs
 from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.calibration import better_temperature, ece, fit_temperature, negative_log_likelihood
-from dynamorouter.routing.features import first_token, masked_mean, pooled, pooled_all, statistics
+from dynamorouter.routing.features import (
+    POOLINGS,
+    condense,
+    first_token,
+    last_token,
+    masked_mean,
+    parts,
+    pooled,
+    pooled_all,
+    spread,
+    statistics,
+)
 from dynamorouter.routing.nets import AttentionPool
 
 
@@ -32,10 +43,36 @@ def ragged(batch: int, positions: int, seed: int) -> tuple[Tensor, Tensor]:
 @given(batch=st.integers(1, 5), positions=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_poolings_equal_a_plain_loop(batch: int, positions: int, seed: int) -> None:
     states, mask = ragged(batch, positions, seed)
+    whole = RouterInput({1: states}, mask, [("", None)] * batch)
     for row in range(batch):
         tokens = states[row][mask[row].bool()]
         torch.testing.assert_close(masked_mean(states, mask)[row], tokens.mean(0))
         torch.testing.assert_close(first_token(states, mask)[row], tokens[0])
+        torch.testing.assert_close(last_token(states, mask)[row], tokens[-1])
+        both = torch.cat([tokens.mean(0), tokens[0], tokens.mean(0), tokens[-1]])
+        joined = [pooled(whole, (1,), pooling)[row] for pooling in ("mean_cls", "mean_last")]
+        torch.testing.assert_close(torch.cat(joined), both)
+
+
+@pytest.mark.parametrize("pooling", list(POOLINGS))
+@settings(max_examples=15, deadline=None)
+@given(batch=st.integers(1, 5), positions=st.integers(1, 9), seed=st.integers(0, 10**6))
+def test_a_condensed_batch_pools_to_the_same(pooling: str, batch: int, positions: int, seed: int) -> None:
+    states, mask = ragged(batch, positions, seed)
+    whole = RouterInput({0: states, 2: -states}, mask, [("a", "b")] * batch)
+    small = condense(whole, pooling)
+    assert small.states[0].shape == (batch, parts(pooling), 5)
+    assert small.mask.shape == (batch, parts(pooling))
+    assert small.texts == whole.texts
+    torch.testing.assert_close(pooled(small, (0, 2), pooling), pooled(whole, (0, 2), pooling), rtol=1e-5, atol=1e-5)
+    again = spread(pooled(whole, (0,), pooling), pooling)
+    torch.testing.assert_close(again, small.states[0])
+
+
+def test_condensing_names_an_unknown_pooling() -> None:
+    states, mask = ragged(2, 3, 1)
+    with pytest.raises(RouterError, match="did you mean 'mean_last'"):
+        condense(RouterInput({0: states}, mask, [("", None)] * 2), "mean_lst")
 
 
 def test_half_precision_is_averaged_in_float32() -> None:

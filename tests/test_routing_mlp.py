@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
+from dynamorouter.learn.router import make_skill, remember
 from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.calibration import ece
 from dynamorouter.routing.mlp import TaskMLP, split_rows
@@ -64,7 +65,7 @@ def test_another_seed_gives_other_weights() -> None:
     assert not torch.equal(fit(*train).module.out.weight, fit(*train, seed=1).module.out.weight)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("pooling", ["mean", "mean_cls", "mean_last", "attention"])
 def test_gradients_reach_every_weight_and_the_states(pooling: str) -> None:
     inputs, targets = batches(32, 1)
     router = fit(inputs, targets, pooling=pooling)
@@ -75,6 +76,17 @@ def test_gradients_reach_every_weight_and_the_states(pooling: str) -> None:
     for name, parameter in router.module.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert all(value.grad is not None and value.grad[:, 5].eq(0).all() for value in states.values())
+
+
+@pytest.mark.parametrize("pooling", ["cls", "last", "mean", "mean_cls", "mean_last"])
+def test_a_kept_skill_is_routed_like_its_rows(pooling: str) -> None:
+    inputs, targets = batches(32, 1)
+    router = fit(inputs, targets, pooling=pooling)
+    skill = make_skill(router, inputs, [3, 20, 0])
+    assert skill is not None and skill.pooling == pooling
+    expected = torch.cat([router.route(batch).probabilities for batch in inputs])[[3, 20, 0]]
+    again = router.route(remember(skill, torch.device("cpu"))).probabilities
+    torch.testing.assert_close(again, expected, rtol=2e-2, atol=2e-3)  # kept in float16
 
 
 def test_route_is_the_same_while_the_module_trains() -> None:

@@ -27,13 +27,23 @@ from dynamorouter.tasks.metrics import score
 Loader = Callable[..., Base]
 ROWS = {task.name: make_rows(task, 40) for task in TASKS}
 HELD = {task.name: make_rows(task, 12, start=100) for task in TASKS}
-SETTINGS = {"kind": "mlp", "layers": "trunk", "hidden": 16, "epochs": 40, "batch_rows": 8, "learning_rate": 0.01, "join_pairs": 0.5}
+SETTINGS = {
+    "kind": "mlp",
+    "layers": "trunk",
+    "hidden": 16,
+    "epochs": 40,
+    "batch_rows": 8,
+    "learning_rate": 0.01,
+    "join_pairs": 0.5,
+}
 LONG = " ".join(["the film was dull"] * 30)
 
 
 def make_system(base: Base, *, depth: int = 2, router: str | None = "mlp", **settings: object) -> System:
     lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=depth)
-    plans = [ExpertPlan(task, lora, epochs=8, batch_rows=8, learning_rate=1e-2, head_learning_rate=1e-2) for task in TASKS]
+    plans = [
+        ExpertPlan(task, lora, epochs=8, batch_rows=8, learning_rate=1e-2, head_learning_rate=1e-2) for task in TASKS
+    ]
     options = LoopOptions(tokens_per_batch=256)
     experts = fit_experts(base, plans, ROWS, HELD, options=options, log=lambda step, values: None)
     system = System({"tiny": base}, experts, None, router_base="tiny", tokens_per_batch=256)
@@ -203,12 +213,20 @@ def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], 
     here = make_system(first)
     lora = LoraSettings(rank=3, alpha=8, dropout=0.0, trunk_depth=1)
     (names,) = fit_experts(
-        second, [ExpertPlan(NAMES, lora, epochs=3, batch_rows=8, learning_rate=1e-2)], ROWS, HELD,
-        options=LoopOptions(tokens_per_batch=256), log=lambda step, values: None,
+        second,
+        [ExpertPlan(NAMES, lora, epochs=3, batch_rows=8, learning_rate=1e-2)],
+        ROWS,
+        HELD,
+        options=LoopOptions(tokens_per_batch=256),
+        log=lambda step, values: None,
     )
     experts: list[Expert] = [here.experts[0], names, here.experts[2]]
     system = System(
-        {"tiny": first, "other": second}, experts, here.router, router_base="tiny", classes=here.classes,
+        {"tiny": first, "other": second},
+        experts,
+        here.router,
+        router_base="tiny",
+        classes=here.classes,
         tokens_per_batch=256,
     )
     texts, pairs = questions()
@@ -245,7 +263,7 @@ def test_bad_rows_and_unknown_tasks_are_named(system: System) -> None:
         system.predict(["a", "b"], ["c"])
     with pytest.raises(DataError, match="one string"):
         system.predict("the film")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no expert for task 'moods'.*did you mean 'mood'"):
+    with pytest.raises(ConfigError, match=r"no expert for task 'moods'.*did you mean 'mood'"):
         system.predict(["the film"], tasks=["moods"])
     with pytest.raises(ConfigError, match="no router yet"):
         with_router(system, None, ()).predict(["the film"])

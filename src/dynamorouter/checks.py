@@ -77,12 +77,15 @@ def explain(error: ValidationError, tree: Mapping[str, Any], *, at: tuple[str, .
     return lines
 
 
-def cross_checks(tree: Mapping[str, Any], *, known_tasks: Iterable[str]) -> list[str]:
-    """Return what is wrong between branches: names of tasks and bases that do not exist.
+def cross_checks(
+    tree: Mapping[str, Any], *, known_tasks: Iterable[str], router_kinds: Iterable[str] | None = None
+) -> list[str]:
+    """Return what is wrong between branches: names that do not exist, phases that do not go together.
 
     Args:
         tree: the composed values.
         known_tasks: tasks that recipes may mention without choosing them.
+        router_kinds: kinds of router that there are; ``None`` leaves the kind unchecked.
     """
     tasks = tree.get("task")
     chosen = list(tasks) if isinstance(tasks, dict) else []
@@ -105,7 +108,41 @@ def cross_checks(tree: Mapping[str, Any], *, known_tasks: Iterable[str]) -> list
                 f"task.{name}.base: no such base {wanted!r}{suggest(wanted, there)}; allowed: {one_of(there)}; "
                 f"define others under 'bases'"
             )
+    unknown = _router_checks(tree, router_kinds)
+    return [*found, *(unknown or _joint_checks(tree))]
+
+
+def _router_checks(tree: Mapping[str, Any], kinds: Iterable[str] | None) -> list[str]:
+    kind = _value(tree, "router", "kind")
+    if kinds is None or not isinstance(kind, str) or kind in (allowed := list(kinds)):
+        return []
+    return [f"router.kind: no such router {kind!r}{suggest(kind, allowed)}; allowed: {one_of(allowed)}"]
+
+
+def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
+    """Return why the joint phase cannot be gone through, where it is asked for."""
+    if _value(tree, "joint", "enabled") is not True:
+        return []
+    found = []
+    kind = _value(tree, "router", "kind")
+    if isinstance(kind, str) and kind != "mlp":
+        found.append(
+            f"joint.enabled: the joint phase trains the router by gradient, but router.kind is {kind!r}; "
+            "choose router=mlp, or joint.enabled=false"
+        )
+    base, tasks = _value(tree, "base", "name"), tree.get("task")
+    named = {_value(tasks, name, "base") for name in tasks} - {None, base} if isinstance(tasks, dict) else set()
+    if named:
+        found.append(
+            f"joint.enabled: the joint phase trains experts of one base, but tasks name {one_of(map(str, named))} "
+            f"beside {base!r}; set joint.enabled=false"
+        )
     return found
+
+
+def _value(tree: Any, branch: str, key: str) -> Any:
+    below = tree.get(branch) if isinstance(tree, dict) else None
+    return below.get(key) if isinstance(below, dict) else None
 
 
 def known_keys(tree: object, branch: Branch = ROOT, prefix: str = "") -> Iterator[str]:

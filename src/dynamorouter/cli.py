@@ -98,10 +98,15 @@ def _compose(arguments: list[str] | None, config: Path | None) -> Config:
 
 def _open(arguments: list[str] | None, config: Path | None, out: Path, *, resume: bool, fresh: bool) -> Config:
     """Compose the settings and open the run's folder; its own settings serve when none are given."""
-    from dynamorouter.runs import open_run, saved_config
+    from dynamorouter.runs import check_places, open_run, saved_config
 
     settings = saved_config(out) if not arguments and config is None and (resume or not fresh) else None
     settings = settings or _compose(arguments, config)
+    if not (out / "config.yaml").is_file():
+        from dynamorouter.routing_phase import check_router
+
+        check_places(settings)
+        check_router(settings.router.model_dump())
     open_run(settings, out, resume=resume, fresh=fresh)
     return settings
 
@@ -129,7 +134,7 @@ def run(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume
     from dynamorouter.files import read_json
     from dynamorouter.tables import print_report
 
-    pipeline.run(settings, out, resume=resume)
+    pipeline.run(settings, out)
     print_report(read_json(out / "report.json"))
     print(f"system: {out / 'system'}")
 
@@ -140,7 +145,7 @@ def prepare(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, re
     settings = _open(arguments, config, out, resume=resume, fresh=True)
     from dynamorouter import pipeline
 
-    pipeline.prepare(settings, out, resume=resume)
+    pipeline.prepare(settings, out)
 
 
 @fit.command("experts")
@@ -149,7 +154,7 @@ def fit_experts(arguments: Recipe = None, *, out: Out, config: ConfigFile = None
     settings = _open(arguments, config, out, resume=resume, fresh=False)
     from dynamorouter import pipeline
 
-    pipeline.fit_experts(settings, out, resume=resume)
+    pipeline.fit_experts(settings, out)
 
 
 @fit.command("router")
@@ -158,7 +163,7 @@ def fit_router(arguments: Recipe = None, *, out: Out, config: ConfigFile = None,
     settings = _open(arguments, config, out, resume=resume, fresh=False)
     from dynamorouter import pipeline
 
-    pipeline.fit_router(settings, out, resume=resume)
+    pipeline.fit_router(settings, out)
 
 
 @fit.command("joint")
@@ -167,7 +172,7 @@ def fit_joint(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, 
     settings = _open(arguments, config, out, resume=resume, fresh=False)
     from dynamorouter import pipeline
 
-    pipeline.fit_joint(settings, out, resume=resume)
+    pipeline.fit_joint(settings, out)
 
 
 @app.command("list")
@@ -312,7 +317,6 @@ def expert_add(
     """Add an adapter trained elsewhere, and fit the router anew."""
     from dynamorouter import manage
     from dynamorouter.config import task_settings
-
     from dynamorouter.tasks.load import task_from_config
 
     settings = task_from_config(task_settings(task).model_dump(mode="json"))

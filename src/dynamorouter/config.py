@@ -84,7 +84,8 @@ def compose(
     _merge(tree, request.tree, ROOT)
     _apply(tree, request)
     _fill_bases(tree, request)
-    return _validate(tree, request.mistakes, tasks=list_names("tasks", request.folders))
+    tasks, kinds = list_names("tasks", request.folders), _router_kinds(request.folders)
+    return _validate(tree, request.mistakes, tasks=tasks, kinds=kinds)
 
 
 def load(path: str | Path) -> Config:
@@ -333,13 +334,28 @@ def _fill_bases(tree: Tree, request: _Request) -> None:
             bases[name] = OmegaConf.to_container(OmegaConf.load(files[-1]), resolve=True)
 
 
-def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str]) -> Config:
+def _router_kinds(folders: Iterable[Path]) -> set[str]:
+    """Return the kinds of router that the files of the group name: all that are registered."""
+    from yaml import YAMLError, safe_load
+
+    kinds = set()
+    for path in (path for folder in folders for path in (folder / "router").glob("*.yaml")):
+        try:
+            tree = safe_load(path.read_text(encoding="utf-8"))
+        except YAMLError:
+            continue  # named when it is chosen
+        if isinstance(tree, dict) and isinstance(tree.get("kind"), str):
+            kinds.add(tree["kind"])
+    return kinds
+
+
+def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str], kinds: Iterable[str] | None = None) -> Config:
     """Return the checked tree, or raise with ``mistakes`` and whatever else is wrong."""
     entries = tree.get("task")
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict):
             entry.setdefault("name", name)
-    mistakes = [*mistakes, *cross_checks(tree, known_tasks=tasks)]
+    mistakes = [*mistakes, *cross_checks(tree, known_tasks=tasks, router_kinds=kinds)]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

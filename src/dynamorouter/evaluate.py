@@ -22,6 +22,7 @@ import torch
 from dynamorouter import __version__
 from dynamorouter.data.records import Record
 from dynamorouter.model.encode import TextPair
+from dynamorouter.routing.baselines import Oracle
 from dynamorouter.system import System
 from dynamorouter.tasks.metrics import get_metric, row_statistics
 from dynamorouter.tasks.router_metrics import router_metrics
@@ -66,10 +67,13 @@ def answer_all(
     before = time.perf_counter()
     for positions, chunk in system.chunks(rows):
         at = _lap(seconds, "trunk", before)
-        route = system.route_chunk(chunk)
-        best = [-1 if gone else e for e, gone in zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)]
-        at = _lap(seconds, "route", at)
         true = [experts[i] for i in positions]
+        if isinstance(system.router, Oracle):
+            system.router.known = torch.tensor(true)
+        route = system.route_chunk(chunk)
+        first = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
+        best = [-1 if gone else expert for expert, gone in first]
+        at = _lap(seconds, "route", at)
         right = system.answer_chunk(chunk, true)
         at = _lap(seconds, "answer", at)
         if route.experts.shape[1] > 1:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LEFT = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>tmp|old)")
+_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def checked_name(name: str, *, kind: str = "name") -> str:
@@ -50,6 +53,7 @@ def writing(path: Path) -> Iterator[Path]:
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; when the block ends well it takes the path's place."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -65,6 +69,26 @@ def writing_folder(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Put back a folder whose replacement was killed between its two renames."""
+    path = path.resolve()
+    if path.exists() or not path.parent.is_dir():
+        return
+    for old in sorted(path.parent.glob(f".{path.name}.*.old")):
+        old.rename(path)
+        return
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half written in a folder that nobody else writes to."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if _LEFT.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,13 +111,62 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not JSON ({error}); it is damaged: restore it, or make it again") from error
 
 
+def read_form(path: Path, *, format: int, keys: Iterable[str]) -> dict[str, Any]:
+    """Read a JSON object of a known format.
+
+    Raises:
+        DataError: the file is missing, or not JSON.
+        LibraryError: it is no object, of another format, or lacks keys.
+    """
+    value = read_json(path)
+    found = value.get("format") if isinstance(value, dict) else type(value).__name__
+    if found != format:
+        raise LibraryError(
+            f"{path} has format {found!r}, but this version reads {format}; update dynamorouter, or make it again"
+        )
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise LibraryError(f"{path} lacks {', '.join(missing)}; it is damaged: restore it, or make it again")
+    return dict(value)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors."""
+    """Write tensors as safetensors, the same bytes for the same values.
+
+    Args:
+        path: where to.
+        tensors: by name.
+        metadata: one entry at most, since the library writes several in any order; ``{"format": "pt"}`` by default.
+
+    Raises:
+        OSError: the file cannot be written, for instance because the disk is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with writing(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(plain, temporary, metadata=dict(metadata or {"format": "pt"}))
+        except SafetensorError as error:  # it hides the system's error in its message
+            found = _OS_ERROR.search(str(error))
+            code = int(found[1]) if found else errno.EIO
+            raise OSError(code, os.strerror(code) if found else str(error), str(path)) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file.
+
+    Raises:
+        LibraryError: the file is missing, truncated or corrupt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return dict(handle.metadata() or {})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise LibraryError(f"{path} is not a whole safetensors file: {error}; restore it from a copy") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

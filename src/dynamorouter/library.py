@@ -17,7 +17,15 @@ from typing import Any
 from torch import Tensor
 
 from dynamorouter.errors import LibraryError, one_of, suggest
-from dynamorouter.files import checked_name, read_json, read_tensors, write_json, write_tensors, writing_folder
+from dynamorouter.files import (
+    checked_name,
+    read_form,
+    read_metadata,
+    read_tensors,
+    write_json,
+    write_tensors,
+    writing_folder,
+)
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert
 from dynamorouter.model.heads import Head, build_head
@@ -92,13 +100,7 @@ class Library:
         Raises:
             LibraryError: there is no such expert, or a later version wrote it.
         """
-        card: dict[str, Any] = read_json(self._existing(name) / CARD)
-        if card.get("format") != FORMAT:
-            raise LibraryError(
-                f"expert {name!r} has card format {card.get('format')!r}, but this version reads {FORMAT}; "
-                "update dynamorouter, or train the expert again"
-            )
-        return card
+        return read_form(self._existing(name) / CARD, format=FORMAT, keys=("task", "base", "head"))
 
     def load(self, name: str, base: Base) -> Expert:
         """Read an expert for its base.
@@ -125,12 +127,8 @@ class Library:
         path = self._existing(name) / SKILL
         if not path.is_file():
             return None
-        from safetensors import safe_open
-
-        tensors = read_tensors(path)
-        with safe_open(path, framework="pt") as handle:
-            pooling = handle.metadata()["pooling"]
-        return Skill({int(key.removeprefix("layer.")): value for key, value in tensors.items()}, pooling)
+        states = {int(key.removeprefix("layer.")): value for key, value in read_tensors(path).items()}
+        return Skill(states, read_metadata(path)["pooling"])
 
     def write_skill(self, name: str, skill: Skill) -> None:
         """Replace what is kept of the expert's rows."""

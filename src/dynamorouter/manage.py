@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from dynamorouter.data.convert import native_records
 from dynamorouter.data.jsonl import SkipCount
 from dynamorouter.data.records import Record
 from dynamorouter.data.sources import load as load_rows
+from dynamorouter.data.sources.local import has_split as local_has_split
 from dynamorouter.data.split import draw
 from dynamorouter.errors import AdapterError, DataError, LibraryError, one_of
 from dynamorouter.evaluate import score_system
-from dynamorouter.files import checked_name, write_json
+from dynamorouter.files import checked_name, write_json, writing_folder
 from dynamorouter.learn.experts import fit_experts
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
+from dynamorouter.library import Library
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert, seeded
 from dynamorouter.model.heads import Head, build_head
@@ -32,6 +35,8 @@ from dynamorouter.system import EXPERTS, System
 from dynamorouter.tasks.task import Task
 from dynamorouter.tracking import Progress
 
+DENSE_TANH = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Architectures whose classifier is a dense layer, tanh and an output layer over the first token."""
 ROUTER_ROWS = 1000
 """Most rows per task that the router is fitted on again when an expert joins."""
 
@@ -52,11 +57,14 @@ def score(
     Raises:
         DataError: ``data`` holds none of the system's tasks, or a row is broken.
     """
+    if out.is_dir():
+        raise DataError(f"--out {str(out)!r} is a folder; name a file, such as {str(out / 'scores.json')!r}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     loaded = System.load(system)
     skipped = SkipCount()
     records: dict[str, list[Record]] = {}
     for expert in loaded.experts:
-        if has_split(data, expert.task.name, split):
+        if has_split(data, expert.task, split):
             counted = skipped if skip_bad else None
             records[expert.name] = read_split(expert.task, data, split, limit=limit, skip_bad=counted)
     if not records:
@@ -73,24 +81,30 @@ def score(
     return scores
 
 
-def has_split(data: Path, task: str, split: str) -> bool:
+def has_split(data: Path, task: Task, split: str) -> bool:
     """Tell whether a folder holds a split of a task."""
-    return any((data / checked_name(task, kind="task")).glob(f"{checked_name(split, kind='split')}.*"))
+    checked_name(task.name, kind="task")
+    return local_has_split(task, checked_name(split, kind="split"), _options(task, data))
 
 
 def read_split(
     task: Task, data: Path, split: str, *, limit: int | None = None, skip_bad: SkipCount | None = None
 ) -> list[Record]:
-    """Read rows of one task from a folder in native columns."""
-    rows = load_rows(task, split, "local", {"root": str(data)}, skip_bad=skip_bad)
-    found: list[Record] = []
-    for record in native_records(task, 0, rows, split=split, skip_bad=skip_bad):
-        found.append(record)
-        if limit is not None and len(found) >= limit:
-            break
+    """Read rows of one task from a folder in native columns.
+
+    Raises:
+        DataError: a row, named by number, is broken and ``skip_bad`` is not given, or there are none.
+    """
+    rows = load_rows(task, split, "local", _options(task, data), skip_bad=skip_bad)
+    found = list(islice(native_records(task, 0, rows, split=split, skip_bad=skip_bad), limit))
     if not found:
         raise DataError(f"{data / task.name} holds no rows in its split {split!r}; give a file with at least one")
     return found
+
+
+def _options(task: Task, data: Path) -> dict[str, Any]:
+    """Return what the task says of local files, with ``data`` as their root."""
+    return {**task.sources.get("local", {}), "root": str(data)}
 
 
 def list_experts(system: Path) -> list[dict[str, Any]]:
@@ -142,21 +156,26 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     loaded = System.load(system)
     if name in loaded.names:
         raise LibraryError(f"the system has an expert {name!r} already; remove it first, or give another --name")
-    if not has_split(data, task.name, "train"):
+    if not has_split(data, task, "train"):
         raise DataError(
             f"{data} has no {task.name}/train.jsonl; the router learns from the new task's rows when to choose the "
             "new expert: give --data DIR with at least a few dozen"
         )
     base_name = task.base or loaded.router_base
     if base_name not in loaded.bases:
-        raise LibraryError(f"the system has no base {base_name!r}, only {one_of(loaded.bases)}; correct the task's base")
+        raise LibraryError(
+            f"the system has no base {base_name!r}, only {one_of(loaded.bases)}; correct the task's base"
+        )
     base = loaded.bases[base_name]
     adapter = load_adapter(folder, base)
     train, held = _rows(task, data, seed=seed)
-    expert = _expert(name, task, base, adapter, train, held, seed=seed)
+    alike = [e.head for e in loaded.experts if e.task.head == task.head and e.base == base_name]
+    options = dict(alike[0].options) if alike else {}
+    head = imported_head(task, base, adapter.head) if adapter.head else build_head(task, base.width, options)
+    expert = _expert(name, task, base, adapter, head, train, held, seed=seed)
     rows: dict[str, Sequence[Record]] = {name: train}
     for other in loaded.experts:
-        if has_split(data, other.task.name, "train"):
+        if has_split(data, other.task, "train"):
             rows[other.name] = _rows(other.task, data, seed=seed)[0]
     router = loaded.router
     grown = System(
@@ -172,8 +191,7 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     settings = {"layers": "trunk", **options, "kind": kind, "join_pairs": 0.5}
     skills, _ = fit_system_router(grown, settings, RouterRows(rows, {}), seed=seed)
     with _changing(system) as changed:
-        library = type(loaded.library)(changed / EXPERTS) if loaded.library else None
-        assert library is not None
+        library = Library(changed / EXPERTS)
         library.add(expert, base, skill=skills.get(name), replace=True)
         grown.save_router(changed)
 
@@ -203,8 +221,6 @@ def remove_expert(system: Path, name: str) -> None:
 @contextmanager
 def _changing(system: Path) -> Iterator[Path]:
     """Give a copy of a system's folder to change; it takes the folder's place when all went well."""
-    from dynamorouter.files import writing_folder
-
     with writing_folder(system) as temporary:
         shutil.copytree(system, temporary, dirs_exist_ok=True)
         yield temporary
@@ -213,7 +229,7 @@ def _changing(system: Path) -> Iterator[Path]:
 def _rows(task: Task, data: Path, *, seed: int) -> tuple[list[Record], list[Record]]:
     """Draw rows to learn from and held-out rows, from the validation split where there is one."""
     records = read_split(task, data, "train")
-    if has_split(data, task.name, "validation"):
+    if has_split(data, task, "validation"):
         held = read_split(task, data, "validation", limit=ROUTER_ROWS)
         parts, _ = draw(records, {"train": min(len(records), ROUTER_ROWS)}, seed=seed, purpose="add")
         return parts["train"], held
@@ -224,15 +240,25 @@ def _rows(task: Task, data: Path, *, seed: int) -> tuple[list[Record], list[Reco
 
 
 def _expert(
-    name: str, task: Task, base: Base, adapter: Adapter, train: list[Record], held: list[Record], *, seed: int
+    name: str,
+    task: Task,
+    base: Base,
+    adapter: Adapter,
+    head: Head,
+    train: list[Record],
+    held: list[Record],
+    *,
+    seed: int,
 ) -> Expert:
+    """Join adapter and head; a head that did not come with the adapter is trained."""
     card = {"source": {"adapter": adapter.config.get("base_model_name_or_path")}}
-    head = imported_head(task, base, adapter.head) if adapter.head else build_head(task, base.width)
     expert = Expert(name, task, base.spec.name, adapter.factors, head, adapter.lora, card)
     if adapter.head:
         return expert
     head.initialise(seeded(seed, name, "head"))
-    plan = ExpertPlan(task=task, lora=dataclasses.replace(adapter.lora, dropout=0.0), learning_rate=0.0, weight_decay=0.0)
+    plan = ExpertPlan(
+        task=task, lora=dataclasses.replace(adapter.lora, dropout=0.0), learning_rate=0.0, weight_decay=0.0
+    )
     with Progress("head", None) as progress:
         found = fit_experts(
             base,
@@ -257,29 +283,33 @@ def imported_head(task: Task, base: Base, tensors: Mapping[str, Tensor]) -> Head
     options: dict[str, Any] = {}
     own: dict[str, Tensor] = {}
     if task.head == "span":
-        own = {f"out.{leaf}": found.pop(f"qa_outputs.{leaf}") for leaf in _leaves(found, "qa_outputs")}
-    elif "classifier.out_proj.weight" in found:
+        own = _take(found, "qa_outputs", "out")
+    elif task.head == "tags":
+        own = _take(found, "classifier", "out")
+    elif "classifier.out_proj.weight" in found and base.config.model_type in DENSE_TANH:
         options = {"pooling": "cls", "dense": True}
-        own = {f"dense.{leaf}": found.pop(f"classifier.dense.{leaf}") for leaf in _leaves(found, "classifier.dense")}
-        own |= {f"out.{leaf}": found.pop(f"classifier.out_proj.{leaf}") for leaf in _leaves(found, "classifier.out_proj")}
-    else:
-        own = {f"out.{leaf}": found.pop(f"classifier.{leaf}") for leaf in _leaves(found, "classifier")}
-        pooler = getattr(base.model, "pooler", None)
-        if task.head == "classification" and pooler is not None and hasattr(pooler, "dense"):
-            options = {"pooling": "cls", "dense": True}
-            own |= {f"dense.{leaf}": value.detach().clone() for leaf, value in pooler.dense.named_parameters()}
+        own = {**_take(found, "classifier.dense", "dense"), **_take(found, "classifier.out_proj", "out")}
+    elif base.config.model_type == "bert":
+        options = {"pooling": "cls", "dense": True}
+        dense = base.model.get_submodule("pooler.dense")
+        pooler = {f"dense.{leaf}": value.detach().clone() for leaf, value in dense.named_parameters()}
+        own = {**pooler, **_take(found, "classifier", "out")}
     head = build_head(task, base.width, options)
     shapes = {key: tuple(value.shape) for key, value in head.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in own.items()}
     if found or shapes != given:
+        listed = ", ".join(f"{key} {tuple(value.shape)}" for key, value in sorted(tensors.items()))
+        needed = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
         raise AdapterError(
-            f"the adapter's head {({k: tuple(v.shape) for k, v in tensors.items()})} does not fit task {task.name!r} "
-            f"({task.head}, labels {', '.join(task.labels) or '-'}), which needs {shapes}; correct the task's labels, or "
-            "take the head out of the folder and it is trained anew on --data"
+            f"the adapter's head ({listed}) does not fit task {task.name!r} over a {base.config.model_type} base: a "
+            f"{task.head} head with labels {', '.join(task.labels) or '-'} needs {needed}; correct the task, or take "
+            "the head out of the adapter's folder and it is trained anew on --data"
         )
     head.load_state_dict(own)
     return head.eval()
 
 
-def _leaves(tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
-    return [leaf for leaf in ("weight", "bias") if f"{prefix}.{leaf}" in tensors]
+def _take(tensors: dict[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
+    """Take the weight and bias under a prefix out of ``tensors``, under another name."""
+    found = {leaf: tensors.pop(f"{prefix}.{leaf}", None) for leaf in ("weight", "bias")}
+    return {f"{name}.{leaf}": value for leaf, value in found.items() if value is not None}

@@ -17,11 +17,26 @@ from dynamorouter.learn.router import fit_router, joined, make_skill, read_rows,
 from dynamorouter.library import Skill
 from dynamorouter.model.encode import TextPair
 from dynamorouter.routing.base import Router, RouterInput
+from dynamorouter.routing.baselines import Oracle
 from dynamorouter.routing.store import build
 from dynamorouter.system import System
 
 Labelled = tuple[list[RouterInput], list[int]]
 """Batches, and the expert of each of their rows."""
+
+
+def check_router(settings: Mapping[str, Any]) -> None:
+    """Build a router from its settings and throw it away, so that mistakes are found before any work.
+
+    Raises:
+        ConfigError: the kind or an option is unknown.
+        RouterError: an option is out of range.
+    """
+    layers = settings["layers"]
+    build(
+        settings["kind"],
+        router_options(settings["kind"], {**settings, "layers": (0,) if layers == "trunk" else layers}),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +159,13 @@ def _remembered(system: System, reader: Router, name: str, index: int) -> Labell
 
 def _judge(router: Router, held: Labelled) -> tuple[float, float]:
     """Return accuracy and mean negative log-likelihood on labelled batches."""
-    chances = torch.cat([router.route(batch).probabilities for batch in held[0]]).double()
+    routes, at = [], 0
+    for batch in held[0]:
+        if isinstance(router, Oracle):
+            router.known = torch.tensor(held[1][at : at + len(batch)])
+        routes.append(router.route(batch).probabilities)
+        at += len(batch)
+    chances = torch.cat(routes).double()
     targets = torch.tensor(held[1], device=chances.device)
     picked = chances.gather(1, targets[:, None]).clamp_min(1e-12)
     return float((chances.argmax(dim=1) == targets).double().mean()), float(-picked.log().mean())

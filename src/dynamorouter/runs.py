@@ -1,18 +1,115 @@
-"""The folder of a run: whether it may be written to, and whether it belongs to these settings."""
+"""The folder of a run: whether it may be written to, whether it belongs to these settings, and what is done in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynamorouter.config import load
 from dynamorouter.errors import ConfigError
-from dynamorouter.files import writing
+from dynamorouter.files import read_json, write_json, writing
 from dynamorouter.settings import Config
 
 NO_INFLUENCE = ("tracking", "search_path")
 """Settings that a resumed run may change: they have no part in its result."""
+
+
+PHASES = ("experts", "router", "joint")
+"""The phases that make a system, in order."""
+STATE, LOG = "state.json", "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder and settings.
+
+    Attributes:
+        config: the settings.
+        out: the folder.
+    """
+
+    config: Config
+    out: Path
+
+    def phase(self, name: str) -> Path:
+        """Where a phase's system is."""
+        return self.out / "phases" / name
+
+    def is_done(self, name: str) -> bool:
+        """Whether a phase is done: ``prepare``, or one that makes a system."""
+        if name == "prepare":
+            return name in self.state()["log"] and (self.out / "data" / "manifest.json").is_file()
+        return (self.phase(name) / "system.json").is_file()
+
+    def state(self) -> dict[str, Any]:
+        """What was done so far: the log's length and the seconds by phase, and which phase's system is served."""
+        path = self.out / STATE
+        return dict(read_json(path)) if path.is_file() else {"log": {}, "seconds": {}, "system": None}
+
+    def note(self, name: str, *, seconds: float, log: int | None = None) -> None:
+        """Note the seconds that a phase has taken, and with ``log``, the log's length, that it is done."""
+        state = self.state()
+        state["seconds"][name] = round(seconds, 3)
+        if log is not None:
+            state["log"][name] = log
+        write_json(self.out / STATE, state)
+
+    def serve(self, name: str) -> None:
+        """Note that ``OUT/system`` is a phase's."""
+        write_json(self.out / STATE, {**self.state(), "system": name})
+
+    def serves(self, name: str) -> bool:
+        """Whether ``OUT/system`` is there, and of this phase or a later one."""
+        served = self.state()["system"]
+        there = (self.out / "system" / "system.json").is_file()
+        return there and served is not None and PHASES.index(served) >= PHASES.index(name)
+
+    def log_length(self, name: str, after: str, rounds: Mapping[str, int]) -> int:
+        """Return how many bytes of the log to keep when a phase begins or goes on.
+
+        Args:
+            name: the phase.
+            after: the phase before it, which is done.
+            rounds: the last round of each part of the phase that a checkpoint holds; later lines are written again.
+        """
+        start = kept = int(self.state()["log"][after])
+        path = self.out / LOG
+        if not rounds or not path.is_file():
+            return start
+        with path.open("rb") as lines:
+            lines.seek(start)
+            for raw in lines:
+                line = json.loads(raw) if raw.endswith(b"\n") else {}
+                if line.get("phase") != name or line["step"] > rounds.get(line.get("part", ""), -1):
+                    break
+                kept += len(raw)
+        return kept
+
+
+def check_places(config: Config) -> None:
+    """Look for the folders that local data is read from, before any work.
+
+    Raises:
+        ConfigError: folders are missing; all of them are named.
+    """
+    if config.data.source != "local":
+        return
+    root = Path(str(config.data.root))
+    if not root.is_dir():
+        raise ConfigError(f"data.root: there is no folder {str(root)!r}; name the folder that holds one per task")
+    folders = {name: str(task.sources.get("local", {}).get("folder") or name) for name, task in config.task.items()}
+    missing = [
+        f"task {name!r} has no folder {str(root / folder)!r}"
+        for name, folder in folders.items()
+        if not (root / folder).is_dir()
+    ]
+    if missing:
+        raise ConfigError(
+            f"data.root: {'; '.join(missing)}; put train.jsonl there, or choose other tasks with task=[..]"
+        )
 
 
 def open_run(config: Config, out: Path, *, resume: bool, fresh: bool = True) -> None:

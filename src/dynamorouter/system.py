@@ -21,7 +21,7 @@ from dynamorouter import __version__
 from dynamorouter.data.text import MAX_CHARS, check_text
 from dynamorouter.devices import pick_device, pick_dtype
 from dynamorouter.errors import ConfigError, DataError, LibraryError, one_of, suggest
-from dynamorouter.files import read_json, write_json
+from dynamorouter.files import read_form, recover, write_json
 from dynamorouter.library import Library, Skill
 from dynamorouter.model.bank import RowGate
 from dynamorouter.model.base import Base, BaseSpec
@@ -35,6 +35,7 @@ from dynamorouter.tasks.task import Answer
 
 MANIFEST, EXPERTS, ROUTER = "system.json", "experts", "router"
 FORMAT = 1
+KEYS = ("bases", "router_base", "experts", "classes", "info")
 Row = TextPair
 
 
@@ -141,17 +142,13 @@ class System:
             LibraryError: the folder is no system, or something in it is damaged or missing.
         """
         path = Path(folder)
+        recover(path)
         if not (path / MANIFEST).is_file():
             raise LibraryError(
                 f"{path} is no saved system: it has no {MANIFEST}; give the folder that 'dynamorouter run' wrote, "
                 "such as runs/quickstart/system"
             )
-        manifest = read_json(path / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            raise LibraryError(
-                f"{path / MANIFEST} has format {manifest.get('format')!r}, but this version reads {FORMAT}; "
-                "update dynamorouter, or make the system again"
-            )
+        manifest = read_form(path / MANIFEST, format=FORMAT, keys=KEYS)
         place = pick_device(device)
         dtype = pick_dtype(precision, place)
         specs = {name: BaseSpec(name=name, **values) for name, values in manifest["bases"].items()}
@@ -331,9 +328,7 @@ class System:
         """Split a base's rows into those that go on from the trunk and windows that take a whole pass."""
         if name != self.router_base:
             base = self.bases[name]
-            found = base.encoder.windows(
-                [chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride
-            )
+            found = base.encoder.windows([chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride)
             return [], [(mine[window.row], window) for window in found]
         on = [i for i in mine if chunk.depth and self.experts[experts[i]].lora.trunk_depth >= chunk.depth]
         whole = set(mine) - set(on)
@@ -382,8 +377,10 @@ class System:
         chosen, weights = mixture[0][list(rows)], mixture[1][list(rows)]
         slots = torch.tensor(self._slots, device=chosen.device)[chosen]
         elsewhere = torch.tensor(
-            [[self.experts[e].base != self.experts[experts[i]].base for e in row]
-             for i, row in zip(rows, chosen.tolist(), strict=True)],
+            [
+                [self.experts[e].base != self.experts[experts[i]].base for e in row]
+                for i, row in zip(rows, chosen.tolist(), strict=True)
+            ],
             device=chosen.device,
         )  # experts on another base cannot take part in this row's mixture
         return RowGate(slots.masked_fill(elsewhere, -1), weights)
@@ -416,9 +413,7 @@ class System:
         else:
             route = self.route_chunk(chunk)
             best, away = route.experts[:, 0].tolist(), route.abstained.tolist()
-            experts = [
-                k if k >= 0 else (-1 if gone else e) for k, e, gone in zip(known, best, away, strict=True)
-            ]
+            experts = [k if k >= 0 else (-1 if gone else e) for k, e, gone in zip(known, best, away, strict=True)]
             mixture = self._mixture(route, known)
         answers = self.answer_chunk(chunk, experts, mixture=mixture)
         probabilities = None if route is None else route.probabilities.tolist()
@@ -474,7 +469,9 @@ def check_rows(
         raise DataError("texts is one string; give a list of strings, such as [text]")
     seconds: Sequence[str | None] = [None] * len(texts) if pairs is None else pairs
     if len(seconds) != len(texts):
-        raise DataError(f"there are {len(texts)} texts, but {len(seconds)} pairs; give one pair, or None, for each text")
+        raise DataError(
+            f"there are {len(texts)} texts, but {len(seconds)} pairs; give one pair, or None, for each text"
+        )
     for i, (text, pair) in enumerate(zip(texts, seconds, strict=True)):
         check_text(text, where=f"text {i + 1}", max_chars=max_chars)
         if pair is not None:

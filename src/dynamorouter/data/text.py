@@ -10,7 +10,7 @@ from dynamorouter.errors import DataError
 MAX_CHARS = 50_000
 """Longest text, in characters, that is accepted without being asked to."""
 
-_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _NO_WORD = re.compile(r"[\W_]+")
 
 
@@ -38,7 +38,7 @@ def text_problem(text: object, *, max_chars: int = MAX_CHARS) -> tuple[str, str]
     what = "half of a surrogate pair" if 0xD800 <= code <= 0xDFFF else "a control character"
     return "control_characters", (
         f"holds {what}, U+{code:04X}, at position {found.start()}; "
-        "of the control characters only newline and tab are allowed: remove or replace it"
+        "of the control characters only line ends and tab are allowed: remove or replace it"
     )
 
 

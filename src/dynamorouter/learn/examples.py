@@ -5,6 +5,7 @@ Letters: N examples, S positions, D width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,9 @@ class TrunkCache:
             return torch.empty(shape, dtype=self.base.dtype)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         numbers = positions * self.base.width
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would kill the process later
+            with self.file.open("wb") as handle:
+                os.posix_fallocate(handle.fileno(), 0, numbers * torch.empty((), dtype=self.base.dtype).element_size())
         flat = torch.from_file(str(self.file), shared=True, size=numbers, dtype=self.base.dtype)
         return flat.view(shape)
 

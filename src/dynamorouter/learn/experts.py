@@ -128,9 +128,7 @@ def fit_experts(
         examples += own
         trainees.append(Trainee(index, plan, head, base, positions, seed=options.seed))
     budget = options.tokens_per_batch
-    examiners = [
-        Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache) for p in plans
-    ]
+    examiners = [Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache) for p in plans]
     file = cache.folder / "train" if cache.folder else None
     trunk = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
     trunk.fill()
@@ -171,4 +169,6 @@ def collect(base: Base, expert: Expert, index: int, trainee: Trainee) -> Expert:
 
 def _unlabelled(window: Window) -> Example:
     ids = np.array(window.encoding.ids, dtype=np.int32)
-    return Example(0, ids, np.array(window.encoding.type_ids, dtype=np.int8), np.empty(0, dtype=np.int64), 0, window.row)
+    return Example(
+        0, ids, np.array(window.encoding.type_ids, dtype=np.int8), np.empty(0, dtype=np.int64), 0, window.row
+    )

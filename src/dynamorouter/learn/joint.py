@@ -62,7 +62,9 @@ class JointRouter:
     def gate(self, batch: Batch, experts: Tensor) -> tuple[Gate, Tensor, Tensor, int]:
         """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states."""
         with torch.no_grad():
-            states = self.base.trunk(batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers))
+            states = self.base.trunk(
+                batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers)
+            )
         read = {layer: states[layer] for layer in self.router.layers}
         rows = [("", None)] * experts.shape[0]
         logits = self.router.logits(RouterInput(states=read, mask=batch.mask, texts=rows))

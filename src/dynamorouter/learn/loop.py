@@ -29,6 +29,7 @@ from dynamorouter.model.base import Base
 from dynamorouter.model.encode import Batch
 from dynamorouter.model.passes import rows_of, token_batches
 
+
 class RouterTrainee(Protocol):
     """A router that learns together with the experts (see ``learn.joint``)."""
 
@@ -217,11 +218,12 @@ class PackedLoop:
             return
         if bad or overflow:
             name = (bad or overflow)[0]
-            kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was asked for"
+            saved = self.checkpoint is not None and self.checkpoint.is_file()
+            kept = f"the last good checkpoint, {self.checkpoint}, is kept" if saved else "there is no checkpoint yet"
             raise TrainingError(
-                f"task {name!r}: loss {losses[name]}, gradient norm {norms[name]} at step {self.round + 1}; {kept}. "
-                f"Lower the learning rate (experts.learning_rate, task.{name}.hyper.learning_rate) and go on "
-                "with --resume, or look for broken rows"
+                f"task {name!r}: loss {losses[name]}, gradient norm {norms[name]} at step {self.round + 1}; {kept}; "
+                f"lower experts.learning_rate, task.{name}.hyper.learning_rate or joint.learning_rate in a new run, "
+                "or look for broken rows"
             )
 
     def _save(self) -> None:

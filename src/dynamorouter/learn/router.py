@@ -20,30 +20,19 @@ from dynamorouter.model.expert import Expert, seeded
 from dynamorouter.model.passes import token_batches
 from dynamorouter.routing.arrow import prototype
 from dynamorouter.routing.base import Router, RouterInput, routers
+from dynamorouter.routing.features import POOLINGS, condense, pooled_all, spread
 from dynamorouter.routing.store import build
 
-SKILL_ROWS = 64
+SKILL_ROWS = 32
 """Rows of each expert whose features are kept in the library."""
 READS_STATE = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "c_attn", "query_proj")
 """Projections whose input is the hidden state that enters a block."""
 
 
 def pooled_by(router: Router) -> str | None:
-    """Return ``mean`` or ``cls`` where the router reads no more of a layer than that, else ``None``."""
+    """Return the pooling without parameters through which alone the router reads its layers, else ``None``."""
     pooling = getattr(router, "pooling", None)
-    return pooling if pooling in ("mean", "cls") and router.layers else None
-
-
-def condense(batch: RouterInput, pooling: str) -> RouterInput:
-    """Pool hidden states ``(B, S, D)`` to one position, which pools to itself; the router reads the same."""
-    if pooling == "cls":
-        states = {layer: state[:, :1] for layer, state in batch.states.items()}
-    else:
-        weights = batch.mask / batch.mask.sum(dim=1, keepdim=True)
-        states = {
-            layer: torch.bmm(weights[:, None].to(state.dtype), state) for layer, state in batch.states.items()
-        }
-    return RouterInput(states=states, mask=batch.mask[:, :1], texts=batch.texts)
+    return pooling if pooling in POOLINGS and router.layers else None
 
 
 @torch.inference_mode()
@@ -140,20 +129,18 @@ def prototypes(base: Base, experts: Sequence[Expert]) -> Tensor:
 
 
 def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[int]) -> Skill | None:
-    """Keep what the router read of some rows; ``None`` where it reads more than one vector per layer."""
+    """Keep what the router read of some rows; ``None`` where it reads more of a layer than a fixed pooling."""
     pooling = pooled_by(router)
     if pooling is None:
         return None
     chosen = list(wanted)[:SKILL_ROWS]
-    states = {
-        layer: torch.cat([batch.states[layer][:, 0] for batch in batches])[chosen].to("cpu", torch.float16)
-        for layer in router.layers
-    }
+    states = {layer: pooled_all(batches, (layer,), pooling)[chosen].to("cpu", torch.float16) for layer in router.layers}
     return Skill(states=states, pooling=pooling)
 
 
 def remember(skill: Skill, device: torch.device) -> RouterInput:
-    """Give a kept skill the form of a batch of one position."""
-    states = {layer: state.float().to(device)[:, None] for layer, state in skill.states.items()}
-    rows = next(iter(states.values())).shape[0]
-    return RouterInput(states=states, mask=torch.ones(rows, 1, dtype=torch.int64, device=device), texts=[("", None)] * rows)
+    """Give a kept skill the form of a batch of few positions, which pools to it again."""
+    states = {layer: spread(state.to(device), skill.pooling) for layer, state in skill.states.items()}
+    rows, positions, _ = next(iter(states.values())).shape
+    mask = torch.ones(rows, positions, dtype=torch.int64, device=device)
+    return RouterInput(states=states, mask=mask, texts=[("", None)] * rows)

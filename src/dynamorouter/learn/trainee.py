@@ -44,7 +44,7 @@ class ExpertPlan:
     """
 
     task: Task
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings = field(default_factory=LoraSettings)
     head_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 3
     batch_rows: int = 32
@@ -107,7 +107,7 @@ class Trainee:
         weights = [p for p in head.parameters() if p.dim() > 1]
         others = [p for p in head.parameters() if p.dim() <= 1] + [self.log_variance]
         rate, decay = plan.head_learning_rate, plan.weight_decay
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": slices, "lr": plan.learning_rate, "weight_decay": decay},
             {"params": weights, "lr": rate, "weight_decay": decay},
             {"params": others, "lr": rate, "weight_decay": 0.0},
@@ -154,7 +154,9 @@ class Trainee:
         Returns:
             The gradient's norm before clipping; not finite when the step was left out.
         """
-        gradients = [side.grad[self.index] for bank in self._banks for side in (bank.a, bank.b) if side.grad is not None]
+        gradients = [
+            side.grad[self.index] for bank in self._banks for side in (bank.a, bank.b) if side.grad is not None
+        ]
         for tensor, gradient in zip(self._slices, gradients, strict=True):
             tensor.grad = gradient
         if self.plan.uncertainty and self.log_variance.grad is not None:

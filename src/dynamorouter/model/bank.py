@@ -124,7 +124,14 @@ class _RowLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, c: Tensor
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
     ) -> Tensor:
         read = x if dropped is None else dropped
         h = torch.bmm(read, a.transpose(1, 2))
@@ -168,7 +175,7 @@ class LoraBank(nn.Module):
         shape = base.weight.shape
         self.out_features, self.in_features = (shape[1], shape[0]) if self.transposed else (shape[0], shape[1])
         self.slot = slot
-        place = {"device": base.weight.device, "dtype": torch.float32}
+        place: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
         self.a = nn.Parameter(torch.zeros(experts, rank, self.in_features, **place))
         self.b = nn.Parameter(torch.zeros(experts, self.out_features, rank, **place))
         self.scaling: Tensor
@@ -230,7 +237,9 @@ class LoraBank(nn.Module):
         if gate is None:
             return self.base(x)  # type: ignore[no-any-return]
         if x.shape[0] != gate.rows:
-            raise BankShapeError(f"the gate has {gate.rows} rows, but the batch has {x.shape[0]}; set one row per input")
+            raise BankShapeError(
+                f"the gate has {gate.rows} rows, but the batch has {x.shape[0]}; set one row per input"
+            )
         flat = x.dim() == 2
         x = x[:, None] if flat else x
         y = self._rows(x, gate) if isinstance(gate, RowGate) else self._soft(x, gate)
@@ -266,7 +275,9 @@ class LoraBank(nn.Module):
         weights = gate.weights  # (B, 1 or S, E)
         if weights.shape[-1] != self.experts:
             raise BankShapeError(f"the soft gate weighs {weights.shape[-1]} experts, but the bank holds {self.experts}")
-        a, b, scaling = self.a, self.b, self.scaling
+        a: Tensor = self.a
+        b: Tensor = self.b
+        scaling = self.scaling
         if not weights.requires_grad:
             alive = (weights != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0]
             if alive.numel() < self.experts:
@@ -274,6 +285,6 @@ class LoraBank(nn.Module):
         dropped = _drop(x, self.slot.dropout)
         read = x if dropped is None else dropped
         h = functional.linear(read, a.flatten(0, 1).to(x.dtype))  # (B, S, E*R)
-        h = h.unflatten(-1, (-1, self.rank)) * (weights * scaling).to(x.dtype)[..., None]
+        h = h.unflatten(-1, (-1, self.rank)) * (weights * scaling).to(x.dtype)[..., None]  # type: ignore[no-untyped-call]
         stacked = b.transpose(0, 1).reshape(self.out_features, -1).to(x.dtype)  # (O, E*R)
         return self.base(x) + functional.linear(h.flatten(-2), stacked)  # type: ignore[no-any-return]

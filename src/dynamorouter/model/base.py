@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,12 @@ class Base:
         self.tokenizer = tokenizer
         self.slot = GateSlot()
         self.banks: dict[str, LoraBank] = {}
-        self.config: Any = model.config
+        config: Any = model.config
+        self.config = config
         self.blocks_name, self.blocks = find_blocks(model)
-        positions = getattr(self.config, "max_position_embeddings", None) or 10**6
-        if self.config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-            positions -= self.config.pad_token_id + 1  # its positions are counted from there
+        positions = getattr(config, "max_position_embeddings", None) or 10**6
+        if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+            positions -= config.pad_token_id + 1  # its positions are counted from there
         segments = getattr(self.config, "type_vocab_size", 0) > 1
         self.encoder = TextEncoder(tokenizer, segments=segments, limit=positions)
 
@@ -106,7 +107,7 @@ class Base:
             ConfigError: there is no model at that place, or it has no safetensors.
         """
         place = spec.locate()
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             options = {} if Path(place).is_dir() else {"revision": spec.revision}
             config = AutoConfig.from_pretrained(place, **options)
@@ -220,16 +221,12 @@ class Base:
             embeddings' output.
         """
         states: dict[int, Tensor] = {}
-        with self._blocks(0, max(depth, 1)), self._record(0, {*keep, depth}, states), self.slot.hold(None):
-            try:
-                self._forward(batch)
-            except _DeepEnough:
-                pass
+        recorded = self._record(0, {*keep, depth}, states)
+        with self._blocks(0, max(depth, 1)), recorded, self.slot.hold(None), suppress(_DeepEnough):
+            self._forward(batch)
         return states
 
-    def finish(
-        self, hidden: Tensor, mask: Tensor, gate: Gate | None, *, depth: int, dropout: Dropout = 0.0
-    ) -> Tensor:
+    def finish(self, hidden: Tensor, mask: Tensor, gate: Gate | None, *, depth: int, dropout: Dropout = 0.0) -> Tensor:
         """Go on from the hidden states ``(B, S, D)`` of layer ``depth`` through the gated experts to the end."""
         types = torch.zeros_like(mask) if self.encoder.segments else None
         batch = Batch(ids=torch.zeros_like(mask), types=types, mask=mask)

@@ -200,9 +200,7 @@ class SpanHead(Head):
 
     kind: HeadKind = "span"
 
-    def __init__(
-        self, width: int, labels: Sequence[str] = (), *, max_answer: int = 30, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, labels: Sequence[str] = (), *, max_answer: int = 30, dropout: float = 0.0) -> None:
         super().__init__(width, labels, max_answer=max_answer, dropout=dropout)
         self.max_answer = max_answer
         self.dropout = nn.Dropout(dropout)
@@ -293,5 +291,3 @@ def first_subwords(window: Window, text: str) -> dict[int, int]:
 def build_head(task: Task, width: int, options: Mapping[str, Any] | None = None) -> Head:
     """Build the head that a task names, with its labels and options."""
     return heads.get(task.head)(width, task.labels, **(options or {}))
-
-

@@ -1,6 +1,6 @@
 """Pooling of hidden states into one vector per row, without copying them.
 
-Letters: B batch, S positions, D width, L layers, F = L * D features.
+Letters: B batch, S positions, D width, L layers, P parts that a pooling joins, F = L * P * D features.
 """
 
 from __future__ import annotations
@@ -46,8 +46,39 @@ def first_token(states: Tensor, mask: Tensor) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), first].float()
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cls": first_token, "mean": masked_mean}
+def last_token(states: Tensor, mask: Tensor) -> Tensor:
+    """Take the last unmasked position of ``(B, S, D)``, padding on either side, to ``(B, D)`` float32.
+
+    It closes the row: a separator that bears the second segment's embedding where the row is a pair, or the one
+    position of a causal model that has seen all the others.
+    """
+    last = states.shape[1] - 1 - mask.ne(0).to(torch.int8).flip(1).argmax(dim=1)
+    return states[torch.arange(states.shape[0], device=states.device), last].float()
+
+
+def mean_and_first(states: Tensor, mask: Tensor) -> Tensor:
+    """Join the masked mean and the first token of ``(B, S, D)`` to ``(B, 2 * D)`` float32."""
+    return torch.cat([masked_mean(states, mask), first_token(states, mask)], dim=1)
+
+
+def mean_and_last(states: Tensor, mask: Tensor) -> Tensor:
+    """Join the masked mean and the last token of ``(B, S, D)`` to ``(B, 2 * D)`` float32."""
+    return torch.cat([masked_mean(states, mask), last_token(states, mask)], dim=1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": first_token,
+    "last": last_token,
+    "mean": masked_mean,
+    "mean_cls": mean_and_first,
+    "mean_last": mean_and_last,
+}
 """Poolings without parameters, by name."""
+
+
+def parts(pooling: str) -> int:
+    """Return P, how many vectors of the states' width ``pooling`` joins."""
+    return pooling.count("_") + 1
 
 
 def check_pooling(pooling: str, allowed: Sequence[str]) -> None:
@@ -75,7 +106,7 @@ def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def pooled(batch: RouterInput, layers: Sequence[int], pooling: str) -> Tensor:
-    """Pool every layer and join them, ``(B, L * D)`` float32.
+    """Pool every layer and join them, ``(B, F)`` float32.
 
     Raises:
         RouterError: the pooling is unknown or a layer is missing.
@@ -86,9 +117,34 @@ def pooled(batch: RouterInput, layers: Sequence[int], pooling: str) -> Tensor:
 
 
 def pooled_all(inputs: Sequence[RouterInput], layers: Sequence[int], pooling: str) -> Tensor:
-    """Pool several batches without gradients, ``(N, L * D)`` float32, rows in order."""
+    """Pool several batches without gradients, ``(N, F)`` float32, rows in order."""
     with torch.no_grad():
         return torch.cat([pooled(batch, layers, pooling) for batch in inputs])
+
+
+def spread(features: Tensor, pooling: str) -> Tensor:
+    """Return the fewest positions ``(B, P, D)`` float32 that pool to one layer's ``features`` ``(B, P * D)``.
+
+    One vector is its own mean, first and last. Of two positions one is the token ``t``, and the other ``2 m - t``,
+    so that their mean is ``m``.
+    """
+    if parts(pooling) == 1:
+        return features.float().unsqueeze(1)
+    mean, token = features.float().chunk(2, dim=1)
+    other = 2.0 * mean - token
+    return torch.stack([token, other] if pooling == "mean_cls" else [other, token], dim=1)
+
+
+def condense(batch: RouterInput, pooling: str) -> RouterInput:
+    """Return a batch of P positions that ``pooling`` turns into what it makes of ``batch``, but for rounding.
+
+    Raises:
+        RouterError: the pooling is unknown.
+    """
+    check_pooling(pooling, tuple(POOLINGS))
+    states = {layer: spread(POOLINGS[pooling](state, batch.mask), pooling) for layer, state in batch.states.items()}
+    live = batch.mask.amax(dim=1, keepdim=True).expand(-1, parts(pooling))
+    return RouterInput(states=states, mask=live, texts=batch.texts)
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:

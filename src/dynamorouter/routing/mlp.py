@@ -1,8 +1,9 @@
 """The task router: an MLP over pooled hidden states of the trunk, trained on the rows of every expert.
 
 A text's task is best read from the lower middle of an encoder (layer by layer probing: Tenney et al., 2019, "BERT
-Rediscovers the Classical NLP Pipeline"), so several layers are pooled and joined. The logits are calibrated by one
-temperature (Guo et al., 2017).
+Rediscovers the Classical NLP Pipeline"), so several layers are pooled and joined. The mean tells what the words are
+about; the last token adds, undiluted, how long the row is and whether it came as a pair. The logits are calibrated by
+one temperature (Guo et al., 2017).
 
 Letters: N rows, B batch, S positions, D width, F features, E experts.
 """
@@ -19,10 +20,11 @@ from torch.nn.functional import cross_entropy
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, Router, RouterInput, check_choice, check_targets, routers
 from dynamorouter.routing.calibration import better_temperature
-from dynamorouter.routing.features import check_layers, check_pooling, layer_states, statistics
+from dynamorouter.routing.features import POOLINGS, check_layers, check_pooling, layer_states, parts, statistics
 from dynamorouter.routing.nets import RouterModule, base_features
 
-POOLINGS = ("attention", "cls", "mean")
+ALLOWED = ("attention", *POOLINGS)
+"""Poolings of the task MLP."""
 
 
 @routers.register("mlp")
@@ -31,7 +33,8 @@ class TaskMLP(Router):
 
     Args:
         layers: the layers that are pooled and joined.
-        pooling: ``mean`` of the tokens, ``cls`` (the first token), or ``attention`` with learned queries.
+        pooling: ``mean`` of the tokens, ``cls`` (the first token), ``last`` (the last one), ``mean_cls`` or
+            ``mean_last`` (both, joined), or ``attention`` with learned queries.
         hidden: width of the hidden layer; 0 for a linear classifier.
         dropout: dropout in training, on the features and on the hidden layer.
         epochs: at most so many passes over the rows.
@@ -51,7 +54,7 @@ class TaskMLP(Router):
         self,
         *,
         layers: Sequence[int] = (0, 1, 2, 3),
-        pooling: str = "mean",
+        pooling: str = "mean_last",
         hidden: int = 128,
         dropout: float = 0.3,
         epochs: int = 20,
@@ -64,7 +67,7 @@ class TaskMLP(Router):
         abstain_below: float = 0.0,
     ) -> None:
         self.layers = check_layers(layers)
-        check_pooling(pooling, POOLINGS)
+        check_pooling(pooling, ALLOWED)
         check_choice(top_k, abstain_below)
         if not 0.0 < held_out < 1.0:
             raise RouterError(f"held_out is {held_out}, but it is a share of the rows; set it between 0 and 1")
@@ -219,7 +222,7 @@ class TaskMLP(Router):
         module = RouterModule(
             layers=router.layers,
             pooling=router.pooling,
-            width=tensors["module.mean"].shape[0] // len(router.layers),
+            width=tensors["module.mean"].shape[0] // (len(router.layers) * parts(router.pooling)),
             hidden=router.hidden,
             experts=tensors["module.out.bias"].shape[0],
             dropout=router.dropout,

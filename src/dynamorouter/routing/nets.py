@@ -1,6 +1,6 @@
 """The trainable part of the task router: pooling, standardisation and a small MLP.
 
-Letters: B batch, S positions, D width, L layers, F = L * D features, H hidden, E experts.
+Letters: B batch, S positions, D width, L layers, F features, H hidden, E experts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.routing.base import RouterInput
-from dynamorouter.routing.features import layer_states, masked_mean, pooled, weighted_sum
+from dynamorouter.routing.features import layer_states, masked_mean, parts, pooled, weighted_sum
 
 
 class AttentionPool(nn.Module):
@@ -52,7 +52,7 @@ class RouterModule(nn.Module):
 
     Args:
         layers: the layers that are read, L of them.
-        pooling: ``cls``, ``mean`` or ``attention``.
+        pooling: ``attention``, or the name of a pooling without parameters.
         width: D.
         hidden: H; 0 leaves a linear classifier.
         experts: E.
@@ -68,7 +68,7 @@ class RouterModule(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.pooling = pooling
-        features = len(self.layers) * width
+        features = len(self.layers) * parts(pooling) * width
         self.attention = AttentionPool(layers, width) if pooling == "attention" else None
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("inverse_std", torch.ones(features))

@@ -64,7 +64,7 @@ class Centroids(Router):
 
     Args:
         layers: the layers that are pooled and joined.
-        pooling: ``mean`` or ``cls``.
+        pooling: ``mean``, ``cls``, ``last``, ``mean_cls`` or ``mean_last``.
         examples: examples per expert.
         temperature: of the softmax over cosines; ``calibrate`` fits it.
         top_k: experts per row.
@@ -89,6 +89,7 @@ class Centroids(Router):
         _check_positive("temperature", temperature)
         self._space = _Space(layers, pooling)
         self.layers = self._space.layers
+        self.pooling = pooling
         self.examples = examples
         self.temperature = temperature
         self.top_k = top_k
@@ -144,7 +145,7 @@ class Centroids(Router):
         """Return the options, and the centroids with the statistics of the features."""
         options = {
             "layers": list(self.layers),
-            "pooling": self._space.pooling,
+            "pooling": self.pooling,
             "examples": self.examples,
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -167,7 +168,7 @@ class NearestNeighbours(Router):
 
     Args:
         layers: the layers that are pooled and joined.
-        pooling: ``mean`` or ``cls``.
+        pooling: ``mean``, ``cls``, ``last``, ``mean_cls`` or ``mean_last``.
         k: neighbours that vote.
         examples: stored examples per expert, at most.
         temperature: how fast a vote fades with distance; high values count every neighbour alike.
@@ -195,6 +196,7 @@ class NearestNeighbours(Router):
         _check_positive("temperature", temperature)
         self._space = _Space(layers, pooling)
         self.layers = self._space.layers
+        self.pooling = pooling
         self.k = k
         self.examples = examples
         self.temperature = temperature
@@ -237,7 +239,7 @@ class NearestNeighbours(Router):
         """Return the options, and the stored examples with the statistics of the features."""
         options = {
             "layers": list(self.layers),
-            "pooling": self._space.pooling,
+            "pooling": self.pooling,
             "k": self.k,
             "examples": self.examples,
             "temperature": self.temperature,

@@ -62,6 +62,16 @@ class LocalSource(Source):
         return digest.hexdigest()
 
 
+def has_split(task: TaskSpec, split: str, options: Options) -> bool:
+    """Tell whether there is a file for a split of a task.
+
+    Raises:
+        DataError: there is more than one.
+    """
+    folder = Path(str(options["root"])) / str(options.get("folder") or task.name)
+    return _find(folder, split, options) is not None
+
+
 def _folder(task: TaskSpec, options: Options) -> Path:
     root = options.get("root")
     if not root:

@@ -1,0 +1,131 @@
+"""From a run's settings to the plain values that bases, experts and phases are built from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dynamorouter.data.augment import AugmentOptions
+from dynamorouter.data.prepare import PrepareOptions
+from dynamorouter.devices import pick_device, pick_dtype
+from dynamorouter.learn.experts import CacheOptions
+from dynamorouter.learn.loop import LoopOptions
+from dynamorouter.learn.trainee import ExpertPlan
+from dynamorouter.model.base import Base, BaseSpec
+from dynamorouter.model.expert import LoraSettings
+from dynamorouter.settings import BaseSettings, Config
+from dynamorouter.tasks.load import task_from_config
+from dynamorouter.tasks.task import Task
+
+ALL = 10**9
+"""More rows than there are."""
+
+
+def run_tasks(config: Config) -> list[Task]:
+    """Return the tasks, in the order of their experts."""
+    items = config.task.items()
+    return [task_from_config({**settings.model_dump(mode="json"), "name": name}) for name, settings in items]
+
+
+def prepare_options(config: Config) -> PrepareOptions:
+    """Return how much data is prepared, before each task's own number of train rows."""
+    filters, evaluation = config.data.filters, config.evaluation
+    return PrepareOptions(
+        seed=config.seed,
+        router_rows=config.router.train_rows or ALL,
+        joint_rows=(config.joint.train_rows or ALL) if config.joint.enabled else 0,
+        select_rows=evaluation.select_rows,
+        calibrate_rows=evaluation.calibrate_rows,
+        report_rows=evaluation.report_rows or ALL,
+        leaks=config.data.leaks,
+        when_short=config.data.when_short,
+        max_chars=filters.max_chars,
+        max_words=filters.max_words,
+        skip_bad=filters.skip_bad,
+        augment=AugmentOptions(**config.data.augment.model_dump()),
+    )
+
+
+def base_spec(settings: BaseSettings) -> BaseSpec:
+    """Return where a base is found."""
+    return BaseSpec(settings.name, settings.path, settings.fallback, settings.revision)
+
+
+def base_settings(config: Config, task: Task) -> BaseSettings:
+    """Return the base that a task's expert sits on: the default one, or that which the task names."""
+    if task.base is None or task.base == config.base.name:
+        return config.base
+    return config.bases[task.base]
+
+
+def wanted_bases(config: Config) -> list[BaseSettings]:
+    """Return the default base, and those that tasks name, each once."""
+    named = [config.bases[task.base] for task in config.task.values() if task.base and task.base != config.base.name]
+    return list({settings.name: settings for settings in (config.base, *named)}.values())
+
+
+def load_bases(config: Config) -> dict[str, Base]:
+    """Load the default base, and those that tasks name, by their own names."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.precision, device)
+    wanted = wanted_bases(config)
+    return {settings.name: Base.load(base_spec(settings), device=device, dtype=dtype) for settings in wanted}
+
+
+def expert_plan(config: Config, task: Task) -> ExpertPlan:
+    """Return how a task's expert is trained, its own ``hyper`` applied."""
+    own = config.expert(task.name)
+    lora = LoraSettings(
+        rank=own.rank,
+        alpha=own.alpha,
+        rslora=own.rslora,
+        dropout=own.dropout,
+        targets=own.targets,
+        trunk_depth=own.trunk_depth,
+    )
+    return ExpertPlan(
+        task=task,
+        lora=lora,
+        head_options={"pooling": base_settings(config, task).pooling} if task.head == "classification" else {},
+        epochs=own.epochs,
+        batch_rows=own.batch_rows * own.accumulation,
+        learning_rate=own.learning_rate,
+        head_learning_rate=own.head_learning_rate or own.learning_rate,
+        weight_decay=own.weight_decay,
+        warmup=own.warmup,
+        clip=own.clip,
+        patience=own.patience,
+        min_delta=own.min_delta,
+        weight=own.fixed_weights.get(task.name, 1.0),
+        uncertainty=own.loss_weights == "uncertainty",
+    )
+
+
+def joint_plan(config: Config, task: Task) -> ExpertPlan:
+    """Return how a task's expert is trained on in the joint phase."""
+    joint = config.joint
+    return replace(
+        expert_plan(config, task),
+        epochs=joint.epochs,
+        learning_rate=joint.learning_rate,
+        head_learning_rate=joint.learning_rate,
+        weight_decay=joint.weight_decay,
+        warmup=joint.warmup,
+        batch_rows=max(1, joint.batch_rows // len(config.task)),
+    )
+
+
+def loop_options(config: Config) -> LoopOptions:
+    """Return what all experts of the run share."""
+    return LoopOptions(
+        tokens_per_batch=config.experts.tokens_per_batch,
+        checkpoint_every=config.experts.checkpoint_every,
+        seed=config.seed,
+    )
+
+
+def cache_options(config: Config, folder: Path) -> CacheOptions:
+    """Return where the trunk's outputs are kept, ``folder`` being the place on disk."""
+    settings = config.experts.trunk_cache
+    limit = 0 if settings.where == "off" else settings.limit_mb << 20
+    return CacheOptions(limit=limit, folder=folder if settings.where == "disk" else None)

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import _common  # noqa: F401 - sets the environment before transformers is imported
-
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModel, Trainer, TrainingArguments
 
+import _common  # noqa: F401 - sets the environment before transformers is imported
+from dynamorouter.builders import base_spec
 from dynamorouter.config import compose
 from dynamorouter.data.records import Record
 from dynamorouter.data.split import draw
@@ -28,7 +28,6 @@ from dynamorouter.manage import has_split, read_split
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert, LoraSettings, install_experts
 from dynamorouter.model.heads import Head, build_head
-from dynamorouter.builders import base_spec
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task
 
@@ -71,8 +70,16 @@ def plans(tasks: Sequence[Task], *, depth: int, epochs: int, rank: int = 8) -> l
     options = {"dropout": 0.0}
     return [
         ExpertPlan(
-            task, lora, options, epochs=epochs, batch_rows=BATCH, learning_rate=RATE, head_learning_rate=RATE,
-            weight_decay=0.01, warmup=WARMUP, patience=0,
+            task,
+            lora,
+            options,
+            epochs=epochs,
+            batch_rows=BATCH,
+            learning_rate=RATE,
+            head_learning_rate=RATE,
+            weight_decay=0.01,
+            warmup=WARMUP,
+            patience=0,
         )
         for task in tasks
     ]
@@ -124,8 +131,13 @@ class Packed:
         cache = TrunkCache(self.base, flat, depth=depth, limit=4 << 30, budget=BUDGET)
         cache.fill()
         PackedLoop(
-            self.base, trainees, flat, cache, evaluate=lambda trainee: float(trainee.progress.epoch),
-            options=LoopOptions(tokens_per_batch=BUDGET, seed=seed), log=lambda step, values: None,
+            self.base,
+            trainees,
+            flat,
+            cache,
+            evaluate=lambda trainee: float(trainee.progress.epoch),
+            options=LoopOptions(tokens_per_batch=BUDGET, seed=seed),
+            log=lambda step, values: None,
         ).run()
         return trainees
 
@@ -172,7 +184,9 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> Wit
     """
     plan = packed.plans[index]
     torch.manual_seed(seed)
-    model = AutoModel.from_pretrained(packed.base.spec.locate(), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = AutoModel.from_pretrained(
+        packed.base.spec.locate(), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     model.pooler = None
     if layers != "full":
         depth = 0 if layers == "all" else plan.lora.trunk_depth
@@ -189,7 +203,9 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> Wit
             [i["input_ids"] for i in items], [i["types"] for i in items], torch.device("cpu")
         )
         return {
-            "input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": batch.types,
+            "input_ids": batch.ids,
+            "attention_mask": batch.mask,
+            "token_type_ids": batch.types,
             "targets": [i["target"] for i in items],
         }
 
@@ -198,11 +214,24 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> Wit
         Trainer(
             model=whole,
             args=TrainingArguments(
-                output_dir=folder, num_train_epochs=plan.epochs, per_device_train_batch_size=BATCH, learning_rate=rate,
-                weight_decay=0.01, warmup_steps=WARMUP, lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed,
-                train_sampling_strategy="group_by_length", length_column_name="length", report_to=[],
-                save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-                dataloader_num_workers=0, dataloader_pin_memory=False,
+                output_dir=folder,
+                num_train_epochs=plan.epochs,
+                per_device_train_batch_size=BATCH,
+                learning_rate=rate,
+                weight_decay=0.01,
+                warmup_steps=WARMUP,
+                lr_scheduler_type="linear",
+                max_grad_norm=1.0,
+                seed=seed,
+                train_sampling_strategy="group_by_length",
+                length_column_name="length",
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                dataloader_num_workers=0,
+                dataloader_pin_memory=False,
             ),
             train_dataset=Items(packed.examples[index]),
             data_collator=collate,

@@ -2,7 +2,8 @@
 
 Both sides get the same tokenised rows, epochs, rows per step, learning rates and no dropout; the Trainer groups rows by
 length. Goals: 1.2 times faster with experts in all layers, 2.5 times over three epochs with the trunk cached, at mean
-scores within one point; on a GPU 2 and 4 times. ``over_best_peer`` is our time over the peer's: 0.8 is 1.25 times faster.
+scores within one point; on a GPU 2 and 4 times. ``over_best_peer`` is our time over the peer's: 0.8 is 1.25 times
+faster.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from _common import arguments, finish, in_turn, row
 from _training import DEFAULT_DATA, Packed, by_trainer, examine, mean, minilm, plans, sample, tasks_of_seven, timed
-
-import torch
 
 
 def speed(case: str, packed: Packed, layers: dict[str, str], *, rounds: int, limit: float) -> dict[str, Any]:
@@ -43,9 +44,17 @@ def scores(base: Any, tasks: Any, data: Path, *, train_rows: int, held_rows: int
             print(f"depth {depth} {task.name}: ours {ours[task.name]:.3f}, PEFT {peers[task.name]:.3f}", flush=True)
         found.append(
             {
-                "trunk_depth": depth, "train_rows": train_rows, "held_rows": held_rows, "epochs": epochs, "seed": seed,
-                "ours": ours, "peft": peers, "mean_ours": mean(list(ours.values())),
-                "mean_peft": mean(list(peers.values())), "ours_s": ours_s, "peft_s": peers_s,
+                "trunk_depth": depth,
+                "train_rows": train_rows,
+                "held_rows": held_rows,
+                "epochs": epochs,
+                "seed": seed,
+                "ours": ours,
+                "peft": peers,
+                "mean_ours": mean(list(ours.values())),
+                "mean_peft": mean(list(peers.values())),
+                "ours_s": ours_s,
+                "peft_s": peers_s,
             }
         )
     return found
@@ -56,8 +65,9 @@ def main() -> None:
     parser = arguments("training", __doc__ or "")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with the real rows")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=64, help="rows per task in the timed trainings")
-    parser.add_argument("--score-rows", type=int, default=500, help="rows per task in the scored trainings; 0 for none")
+    parser.add_argument("--rows", type=int, default=24, help="rows per task in the timed trainings")
+    parser.add_argument("--depth", type=int, nargs="+", default=[4], help="trunk depths of the cached cases")
+    parser.add_argument("--score-rows", type=int, default=0, help="rows per task in scored trainings; 0 for none")
     args = parser.parse_args()
     base, tasks = minilm(), tasks_of_seven()
     if args.quick:
@@ -71,7 +81,7 @@ def main() -> None:
     limit = 1 / (2.0 if gpu else 1.2)
     table.append(speed("experts in all layers, one epoch", packed, names, rounds=rounds, limit=limit))
     print(table[-1]["over_best_peer"], file=sys.stderr)
-    for depth in (3, 4):
+    for depth in args.depth:
         packed = Packed.of(base, plans(tasks, depth=depth, epochs=3), rows)
         names = {"PEFT + Trainer, same layers": "lora", "PEFT + Trainer, all layers": "all"}
         limit = 1 / (4.0 if gpu else 2.5)

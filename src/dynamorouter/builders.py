@@ -9,6 +9,7 @@ from dynamorouter.data.augment import AugmentOptions
 from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.devices import pick_device, pick_dtype
 from dynamorouter.learn.experts import CacheOptions
+from dynamorouter.learn.fusion import FusionPlan
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
 from dynamorouter.model.base import Base, BaseSpec
@@ -113,6 +114,26 @@ def joint_plan(config: Config, task: Task) -> ExpertPlan:
         warmup=joint.warmup,
         batch_rows=max(1, joint.batch_rows // len(config.task)),
     )
+
+
+def fusion_plans(config: Config) -> list[FusionPlan]:
+    """Return the fusions that are wanted, in the order of the tasks."""
+    tasks = {task.name: task for task in run_tasks(config)}
+    plans = []
+    for name in (name for name in tasks if name in config.experts.fusion):
+        own, base = config.experts.fusion[name], base_settings(config, tasks[name]).name
+        alike = tuple(other for other, task in tasks.items() if base_settings(config, task).name == base)
+        plans.append(
+            FusionPlan(
+                task=name,
+                sources=alike if own.sources is None else own.sources,
+                epochs=own.epochs,
+                learning_rate=own.learning_rate,
+                key_width=own.key_width,
+                batch_rows=own.batch_rows,
+            )
+        )
+    return plans
 
 
 def loop_options(config: Config) -> LoopOptions:

@@ -108,6 +108,7 @@ def cross_checks(
                 f"task.{name}.base: no such base {wanted!r}{suggest(wanted, there)}; allowed: {one_of(there)}; "
                 f"define others under 'bases'"
             )
+    found += _fusion_checks(tree)
     unknown = _router_checks(tree, router_kinds)
     return [*found, *(unknown or _joint_checks(tree))]
 
@@ -117,6 +118,35 @@ def _router_checks(tree: Mapping[str, Any], kinds: Iterable[str] | None) -> list
     if kinds is None or not isinstance(kind, str) or kind in (allowed := list(kinds)):
         return []
     return [f"router.kind: no such router {kind!r}{suggest(kind, allowed)}; allowed: {one_of(allowed)}"]
+
+
+def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
+    """Return which fusions have sources that are not there, are on another base, or are too few."""
+    tasks, fusions = tree.get("task"), _value(tree, "experts", "fusion")
+    if not isinstance(tasks, dict) or not isinstance(fusions, dict):
+        return []
+    bases = {name: _value(tasks, name, "base") or _value(tree, "base", "name") for name in tasks}
+    found = []
+    for target in fusions:
+        if target not in bases:
+            continue  # named above
+        at = f"experts.fusion.{target}.sources"
+        alike = [name for name in bases if bases[name] == bases[target]]
+        given = _value(fusions, target, "sources")
+        for name in given if isinstance(given, list | tuple) else ():
+            if name not in bases:
+                found.append(f"{at}: no such task {name!r}{suggest(str(name), alike)}; allowed: {one_of(alike)}")
+            elif name not in alike:
+                found.append(
+                    f"{at}: task {name!r} sits on base {bases[name]!r}, and {target!r} on {bases[target]!r}; a fusion "
+                    f"mixes experts of one base: {one_of(alike)}"
+                )
+        if given is None and len(alike) < 2:
+            found.append(
+                f"{at}: {target!r} is the only task on base {bases[target]!r}, and a fusion mixes two experts or more; "
+                f"choose more tasks, or leave out experts.fusion.{target}"
+            )
+    return found
 
 
 def _joint_checks(tree: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The library: a folder of experts, each a PEFT adapter folder with ``head.safetensors`` and ``card.json``.
 
+``fusion.safetensors`` is there for an expert that answers through a mixture with others, and
 ``skill.safetensors`` beside them holds what a router read of some of the expert's own rows, so that a router can be
 fitted again when an expert joins, without the data of the others.
 
@@ -28,12 +29,13 @@ from dynamorouter.files import (
 )
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert
+from dynamorouter.model.fusion import Fusion, load_layers
 from dynamorouter.model.heads import Head, build_head
 from dynamorouter.model.peft_format import load_adapter, save_adapter
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task
 
-CARD, HEAD, SKILL = "card.json", "head.safetensors", "skill.safetensors"
+CARD, HEAD, SKILL, FUSION = "card.json", "head.safetensors", "skill.safetensors", "fusion.safetensors"
 FORMAT = 1
 
 
@@ -80,6 +82,8 @@ class Library:
         with writing_folder(folder) as temporary:
             save_adapter(temporary, expert.factors, expert.lora, base)
             write_tensors(temporary / HEAD, expert.head.state_dict())
+            if expert.fusion is not None:
+                write_tensors(temporary / FUSION, expert.fusion.state())
             if skill is not None:
                 states = {f"layer.{layer}": value for layer, value in skill.states.items()}
                 write_tensors(temporary / SKILL, states, metadata={"pooling": skill.pooling})
@@ -120,7 +124,8 @@ class Library:
         head = build_head(task, base.width, card["head"])
         load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))
         own = {key: value for key, value in card.items() if key not in _DERIVED}
-        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), adapter.lora, own)
+        fusion = _fusion(folder, task, base, card["fusion"]) if "fusion" in card else None
+        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), adapter.lora, own, fusion)
 
     def skill(self, name: str) -> Skill | None:
         """Return what a router read of the expert's rows, if it was kept."""
@@ -152,10 +157,12 @@ class Library:
         return folder
 
 
-_DERIVED = {"format", "name", "task", "base", "head", "lora", "parameters"}
+_DERIVED = {"format", "name", "task", "base", "head", "lora", "parameters", "fusion"}
 
 
 def _card(expert: Expert, base: Base) -> dict[str, Any]:
+    fusion = expert.fusion
+    mixed = {} if fusion is None else {"fusion": {"sources": list(fusion.sources), "head": dict(fusion.head.options)}}
     return {
         "format": FORMAT,
         "name": expert.name,
@@ -164,8 +171,20 @@ def _card(expert: Expert, base: Base) -> dict[str, Any]:
         "head": dict(expert.head.options),
         "lora": asdict(expert.lora),
         "parameters": expert.parameters(),
+        **mixed,
         **{key: value for key, value in expert.card.items() if key not in _DERIVED},
     }
+
+
+def _fusion(folder: Path, task: Task, base: Base, card: Mapping[str, Any]) -> Fusion:
+    """Read the fusion of an expert's folder; its sources are looked up by the system."""
+    place, tensors = folder / FUSION, read_tensors(folder / FUSION)
+    own = {key.removeprefix("head/"): value for key, value in tensors.items() if key.startswith("head/")}
+    others = {key: value for key, value in tensors.items() if not key.startswith("head/")}
+    head = build_head(task, base.width, card["head"])
+    load_head(head, own, where=str(place))
+    layers = load_layers(others, experts=len(card["sources"]), where=str(place))
+    return Fusion(tuple(card["sources"]), layers, head.eval())
 
 
 def plain_task(task: Task) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def remove_expert(system: Path, name: str) -> None:
     """Remove an expert from a saved system; the router shares its probability out among the others.
 
     Raises:
-        LibraryError: there is no such expert, or it is the last.
+        LibraryError: there is no such expert, it is the last, or the fusion of another task mixes it.
     """
     loaded = System.load(system)
     if name not in loaded.names:
@@ -208,6 +208,12 @@ def remove_expert(system: Path, name: str) -> None:
     if len(loaded.names) == 1:
         raise LibraryError(f"{name!r} is the system's only expert; delete the folder {system} instead")
     rest = [expert for expert in loaded.experts if expert.name != name]
+    fused = [expert.name for expert in rest if expert.fusion is not None and name in expert.fusion.sources]
+    if fused:
+        raise LibraryError(
+            f"expert {name!r} is mixed by the fusion that answers task {one_of(map(repr, fused))}; "
+            f"remove {one_of(map(repr, fused))} first, or train the system again without experts.fusion for it"
+        )
     used = {expert.base for expert in rest} | {loaded.router_base}
     bases = {key: base for key, base in loaded.bases.items() if key in used}
     smaller = System(

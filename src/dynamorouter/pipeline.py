@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from dynamorouter.builders import (
     base_settings,
     cache_options,
     expert_plan,
+    fusion_plans,
     joint_plan,
     load_bases,
     loop_options,
@@ -35,10 +36,12 @@ from dynamorouter.errors import DataError
 from dynamorouter.evaluate import score_system
 from dynamorouter.files import read_metadata, sweep, write_json, writing_folder
 from dynamorouter.learn.experts import fit_experts as train_experts
+from dynamorouter.learn.fusion import fit_fusions
 from dynamorouter.learn.joint import fit_joint as train_joint
 from dynamorouter.learn.joint import joint_router
 from dynamorouter.learn.loop import Log
 from dynamorouter.library import Skill
+from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert
 from dynamorouter.routing_phase import RouterRows, fit_system_router, keep_better_router
 from dynamorouter.runs import Run
@@ -225,7 +228,7 @@ def _experts(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, d
                 begin=begin,
             )
         done.update({expert.name: expert for expert in found})
-    experts = [done[task.name] for task in tasks]
+    experts = _fused(run, data, sitting, bases, [done[task.name] for task in tasks])
     info = {"recipe": config.recipe, "seed": config.seed, "config_hash": config.digest()}
     return System(bases, experts, None, router_base=config.base.name, info=info), {}
 
@@ -272,7 +275,7 @@ def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dic
         )
     system = System(
         system.bases,
-        experts,
+        _fused(run, data, sitting, system.bases, experts),
         system.router,
         router_base=system.router_base,
         classes=system.classes,
@@ -283,6 +286,27 @@ def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dic
     library = before.library
     skills = {name: skill for name in system.names if library and (skill := library.skill(name)) is not None}
     return system, skills
+
+
+def _fused(
+    run: Run, data: PreparedData, sitting: _Sitting, bases: Mapping[str, Base], experts: Sequence[Expert]
+) -> list[Expert]:
+    """Train the fusions that are wanted over experts that will not change any more in this phase."""
+    plans = fusion_plans(run.config)
+    if not plans:
+        return list(experts)
+    with _bar("fusion") as begin:
+        return fit_fusions(
+            bases,
+            experts,
+            plans,
+            {plan.task: data.split("train", plan.task) for plan in plans},
+            {plan.task: data.split("select", plan.task) for plan in plans},
+            options=loop_options(run.config),
+            log=lambda task: sitting.log(f"fusion of {task}"),
+            cache=cache_options(run.config, run.out / "phases" / "trunk"),
+            begin=begin,
+        )
 
 
 @contextmanager

@@ -23,10 +23,11 @@ from dynamorouter.devices import pick_device, pick_dtype
 from dynamorouter.errors import ConfigError, DataError, LibraryError, one_of, suggest
 from dynamorouter.files import read_form, recover, write_json
 from dynamorouter.library import Library, Skill
-from dynamorouter.model.bank import RowGate
+from dynamorouter.model.bank import FusionGate, Gate, RowGate
 from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.model.encode import Batch, TextPair, Window
 from dynamorouter.model.expert import Expert, install_experts
+from dynamorouter.model.fusion import Fusion
 from dynamorouter.model.passes import decode, token_batches
 from dynamorouter.prediction import Prediction
 from dynamorouter.routing import store
@@ -123,9 +124,30 @@ class System:
             self._slots.append(counts[expert.base])
             counts[expert.base] += 1
             expert.head.to(self.bases[expert.base].device).eval()
+        self._heads = [expert.answering_head for expert in self.experts]
+        self._depths = [expert.lora.trunk_depth for expert in self.experts]
+        self._sources: dict[int, Tensor] = {}
+        for index, expert in enumerate(self.experts):
+            if expert.fusion is not None:
+                self._place_fusion(index, expert, expert.fusion)
         self.max_tokens = max((expert.task.max_tokens for expert in self.experts), default=128)
         self.stride = max((expert.task.stride for expert in self.experts), default=32)
         self.refresh()
+
+    def _place_fusion(self, index: int, expert: Expert, fusion: Fusion) -> None:
+        """Find a fusion's sources; its rows leave the trunk where the first of them does."""
+        place = {other.name: i for i, other in enumerate(self.experts) if other.base == expert.base}
+        missing = [name for name in fusion.sources if name not in place]
+        if missing:
+            raise LibraryError(
+                f"expert {expert.name!r} mixes {one_of(fusion.sources)}, but base {expert.base!r} has no expert "
+                f"{one_of(map(repr, missing))} in this system; put back what is missing, or remove {expert.name!r}"
+            )
+        own = [place[name] for name in fusion.sources]
+        device = self.bases[expert.base].device
+        fusion.to(device).head.eval()
+        self._sources[index] = torch.tensor([self._slots[i] for i in own], device=device)
+        self._depths[index] = min(self.experts[i].lora.trunk_depth for i in own)
 
     # -- on disk ------------------------------------------------------------------------------------------------
 
@@ -308,17 +330,18 @@ class System:
         Args:
             chunk: rows, with the trunk's states where they were read.
             experts: the expert of each row.
-            mixture: experts ``(B, K)`` and weights ``(B, K)`` to mix under the row's head, instead of its expert alone.
+            mixture: experts ``(B, K)`` and weights ``(B, K)`` to mix under the row's head, instead of its expert alone;
+                rows whose expert has a fusion keep to that, which is a mixture already.
         """
         parts: list[list[Any]] = [[] for _ in chunk.rows]
         for name, base in self.bases.items():
             mine = [i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name]
             first, later = self._plan(chunk, experts, mine, name)
-            if first:
-                self._finish(chunk, experts, first, mixture, parts)
+            for rows in self._alike(first, experts):
+                self._finish(chunk, experts, rows, mixture, parts)
             self._full(base, later, experts, mixture, parts, chunk)
         return [
-            self.experts[e].head.merge(part, row) if part else None
+            self._heads[e].merge(part, row) if part else None
             for e, part, row in zip(experts, parts, chunk.rows, strict=True)
         ]
 
@@ -330,10 +353,17 @@ class System:
             base = self.bases[name]
             found = base.encoder.windows([chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride)
             return [], [(mine[window.row], window) for window in found]
-        on = [i for i in mine if chunk.depth and self.experts[experts[i]].lora.trunk_depth >= chunk.depth]
+        on = [i for i in mine if chunk.depth and self._depths[experts[i]] >= chunk.depth]
         whole = set(mine) - set(on)
         later = [(i, window) for i in mine for window in chunk.windows[i] if window.part or i in whole]
         return on, later
+
+    def _alike(self, rows: Sequence[int], experts: Sequence[int]) -> list[list[int]]:
+        """Split rows into those that can share a gate: all plain experts together, and each fusion for itself."""
+        groups: dict[int, list[int]] = {}
+        for i in rows:
+            groups.setdefault(experts[i] if experts[i] in self._sources else -1, []).append(i)
+        return list(groups.values())
 
     def _finish(
         self,
@@ -363,15 +393,21 @@ class System:
         chunk: Chunk,
     ) -> None:
         """Run whole passes: other bases, experts below the trunk, further windows of long rows."""
-        for group in token_batches([len(window) for _, window in windows], budget=self.tokens_per_batch):
-            chosen = sorted((windows[i] for i in group), key=lambda item: (item[0], item[1].part))
-            batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
-            gate = self._gate([row for row, _ in chosen], experts, mixture, base.device)
-            self._decode(base.full(batch, gate), batch.mask, chosen, experts, parts, chunk)
+        for rows in map(set, self._alike([row for row, _ in windows], experts)):
+            mine = [item for item in windows if item[0] in rows]
+            for group in token_batches([len(window) for _, window in mine], budget=self.tokens_per_batch):
+                chosen = sorted((mine[i] for i in group), key=lambda item: (item[0], item[1].part))
+                batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
+                gate = self._gate([row for row, _ in chosen], experts, mixture, base.device)
+                self._decode(base.full(batch, gate), batch.mask, chosen, experts, parts, chunk)
 
     def _gate(
         self, rows: Sequence[int], experts: Sequence[int], mixture: tuple[Tensor, Tensor] | None, device: torch.device
-    ) -> RowGate:
+    ) -> Gate:
+        """Return the gate of rows that ``_alike`` put together."""
+        fusion = self.experts[experts[rows[0]]].fusion
+        if fusion is not None:
+            return FusionGate(fusion.layers, self._sources[experts[rows[0]]], rows=len(rows))
         if mixture is None:
             return RowGate(torch.tensor([self._slots[experts[i]] for i in rows], device=device))
         chosen, weights = mixture[0][list(rows)], mixture[1][list(rows)]
@@ -401,7 +437,7 @@ class System:
             [window for _, window in windows],
             [chunk.rows[row] for row in rows],
             [experts[row] for row in rows],
-            [expert.head for expert in self.experts],
+            self._heads,
         )
         for (row, window), part in zip(windows, found, strict=True):
             parts[row].extend([None] * (window.part + 1 - len(parts[row])))

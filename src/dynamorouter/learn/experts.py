@@ -13,7 +13,7 @@ from dynamorouter.data.records import Record
 from dynamorouter.learn.examples import Example, TrunkCache, batch_of, make_examples
 from dynamorouter.learn.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.learn.trainee import ExpertPlan, Trainee
-from dynamorouter.model.bank import RowGate
+from dynamorouter.model.bank import Gate, RowGate
 from dynamorouter.model.base import Base
 from dynamorouter.model.encode import Window
 from dynamorouter.model.expert import Expert, fresh_factors, install_experts, seeded
@@ -34,6 +34,10 @@ class CacheOptions:
 
     limit: int = 2 << 30
     folder: Path | None = None
+
+
+Gates = Callable[[int], Gate]
+"""Makes the gate of a batch of so many rows."""
 
 
 class Examiner:
@@ -61,13 +65,13 @@ class Examiner:
         self.cache.fill()
 
     @torch.inference_mode()
-    def answers(self, head: Head, expert: int) -> list[Answer]:
-        """Return the expert's answer to every held-out row."""
+    def answers(self, head: Head, expert: int, *, gates: Gates | None = None) -> list[Answer]:
+        """Return the answer to every held-out row of an expert, or of what ``gates`` makes of each batch."""
         parts: list[list[object]] = [[] for _ in self.rows]
         decoded: dict[int, object] = {}
         for group in self.groups:
             batch = batch_of(self.base, [self.examples[i] for i in group])
-            gate = RowGate(torch.full((len(group),), expert, device=self.base.device))
+            gate = gates(len(group)) if gates else RowGate(torch.full((len(group),), expert, device=self.base.device))
             if self.depth:
                 hidden = self.cache.fetch(group, batch.mask.shape[1])
                 hidden = self.base.finish(hidden, batch.mask, gate, depth=self.depth)
@@ -80,10 +84,10 @@ class Examiner:
             parts[window.row].append(decoded[i])
         return [head.merge(part, row) for part, row in zip(parts, self.rows, strict=True)]
 
-    def __call__(self, head: Head, expert: int) -> float:
+    def __call__(self, head: Head, expert: int, *, gates: Gates | None = None) -> float:
         """Return the headline metric."""
         headline = self.task.metrics[0]
-        return score(self.task, self.answers(head, expert), self.records, metrics=[headline])[headline]
+        return score(self.task, self.answers(head, expert, gates=gates), self.records, metrics=[headline])[headline]
 
 
 def fit_experts(

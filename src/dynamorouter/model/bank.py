@@ -8,10 +8,10 @@ Letters: B batch, S positions, D in, O out, E experts, R rank, K experts per row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from dynamorouter.errors import BankShapeError
+
+if TYPE_CHECKING:
+    from dynamorouter.model.fusion import FusionLayer
 
 Linear = nn.Linear | Conv1D
 
@@ -65,7 +68,23 @@ class SoftGate:
         self.weights = weights[:, None] if weights.dim() == 2 else weights
 
 
-Gate = RowGate | SoftGate
+class FusionGate:
+    """Each layer weighs the source experts itself, at each position, by attention (see ``model.fusion``).
+
+    Args:
+        layers: name of a linear layer to its attention; layers that are not named are left as the base has them.
+        sources: indices of the source experts, ``(E,)``, in the order of the layers' keys.
+        rows: number of rows B, all of which are gated alike.
+    """
+
+    def __init__(self, layers: Mapping[str, FusionLayer], sources: Tensor, *, rows: int) -> None:
+        self.layers = layers
+        self.sources = sources
+        self.rows = rows
+        self.largest = int(sources.max())
+
+
+Gate = RowGate | SoftGate | FusionGate
 
 
 Dropout = float | Tensor
@@ -166,10 +185,12 @@ class LoraBank(nn.Module):
         slot: where the gate of the running pass is found.
         experts: number of experts E.
         rank: the largest rank R; smaller ones are padded with zeros.
+        name: the layer's name in its base.
     """
 
-    def __init__(self, base: Linear, slot: GateSlot, *, experts: int, rank: int) -> None:
+    def __init__(self, base: Linear, slot: GateSlot, *, experts: int, rank: int, name: str = "") -> None:
         super().__init__()
+        self.name = name
         self.base = base
         self.transposed = isinstance(base, Conv1D)
         shape = base.weight.shape
@@ -242,13 +263,15 @@ class LoraBank(nn.Module):
             )
         flat = x.dim() == 2
         x = x[:, None] if flat else x
-        y = self._rows(x, gate) if isinstance(gate, RowGate) else self._soft(x, gate)
+        if isinstance(gate, RowGate):
+            y = self._rows(x, gate)
+        else:
+            y = self._soft(x, gate) if isinstance(gate, SoftGate) else self._fused(x, gate)
         return y[:, 0] if flat else y
 
     def _rows(self, x: Tensor, gate: RowGate) -> Tensor:
         """Gather the factors of each row's experts: rank K*R for every row, one pair of batched matmuls."""
-        if gate.largest >= self.experts:
-            raise BankShapeError(f"the gate names expert {gate.largest}, but the bank holds {self.experts}, from 0")
+        self._check_largest(gate.largest)
         width, rank = gate.per_row, self.rank
         a = self.a.index_select(0, gate.flat).to(x.dtype)
         b = self.b.index_select(0, gate.flat).to(x.dtype)
@@ -282,9 +305,32 @@ class LoraBank(nn.Module):
             alive = (weights != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0]
             if alive.numel() < self.experts:
                 a, b, scaling, weights = a[alive], b[alive], scaling[alive], weights[..., alive]
+        return self._spread(x, self._inner(x, a), weights * scaling, b)
+
+    def _fused(self, x: Tensor, gate: FusionGate) -> Tensor:
+        """The soft path, the weights being read off the input and the experts' inner states."""
+        self._check_largest(gate.largest)
+        layer = gate.layers.get(self.name)
+        if layer is None:
+            return self.base(x)  # type: ignore[no-any-return]
+        rank = layer.rank  # of the sources alone: the bank's may be larger, and is zero from there on
+        h = self._inner(x, self.a[gate.sources, :rank])
+        weights = layer(x, h)  # (B, S, E)
+        return self._spread(x, h, weights * self.scaling[gate.sources], self.b[gate.sources, :, :rank])
+
+    def _inner(self, x: Tensor, a: Tensor) -> Tensor:
+        """Return the inner states ``(B, S, E, R)`` of experts with A ``(E, R, D)``, after dropout on their input."""
         dropped = _drop(x, self.slot.dropout)
         read = x if dropped is None else dropped
         h = functional.linear(read, a.flatten(0, 1).to(x.dtype))  # (B, S, E*R)
-        h = h.unflatten(-1, (-1, self.rank)) * (weights * scaling).to(x.dtype)[..., None]  # type: ignore[no-untyped-call]
+        return h.unflatten(-1, (-1, a.shape[1]))  # type: ignore[no-any-return,no-untyped-call]
+
+    def _spread(self, x: Tensor, h: Tensor, weights: Tensor, b: Tensor) -> Tensor:
+        """Return the frozen layer's output and the experts', from B ``(E, O, R)`` and weights ``(B, 1 or S, E)``."""
+        h = h * weights.to(x.dtype)[..., None]
         stacked = b.transpose(0, 1).reshape(self.out_features, -1).to(x.dtype)  # (O, E*R)
         return self.base(x) + functional.linear(h.flatten(-2), stacked)  # type: ignore[no-any-return]
+
+    def _check_largest(self, largest: int) -> None:
+        if largest >= self.experts:
+            raise BankShapeError(f"the gate names expert {largest}, but the bank holds {self.experts}, from 0")

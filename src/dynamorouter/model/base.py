@@ -201,7 +201,7 @@ class Base:
         self.uninstall()
         for name, rank in layers.items():
             parent, leaf = self._parent(name)
-            bank = LoraBank(getattr(parent, leaf), self.slot, experts=experts, rank=rank)
+            bank = LoraBank(getattr(parent, leaf), self.slot, experts=experts, rank=rank, name=name)
             setattr(parent, leaf, bank)
             self.banks[name] = bank
         return self.banks

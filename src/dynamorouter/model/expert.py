@@ -13,6 +13,7 @@ import torch
 from dynamorouter.errors import AdapterError
 from dynamorouter.model.bank import Factors
 from dynamorouter.model.base import Base
+from dynamorouter.model.fusion import Fusion
 from dynamorouter.model.heads import Head
 from dynamorouter.tasks.task import Task
 
@@ -55,6 +56,7 @@ class Expert:
         head: turns hidden states into answers.
         lora: how the factors were shaped.
         card: where it comes from: base digest, data fingerprint, scores, versions.
+        fusion: answers the task in the expert's place, by mixing it with others; ``None`` where none was kept.
     """
 
     name: str
@@ -64,11 +66,18 @@ class Expert:
     head: Head
     lora: LoraSettings
     card: dict[str, Any] = field(default_factory=dict)
+    fusion: Fusion | None = None
+
+    @property
+    def answering_head(self) -> Head:
+        """The head that answers: the fusion's where there is one."""
+        return self.head if self.fusion is None else self.fusion.head
 
     def parameters(self) -> int:
-        """Count the numbers in factors and head."""
+        """Count the numbers in factors and head, and in the fusion."""
         adapters = sum(f.a.numel() + f.b.numel() for f in self.factors.values())
-        return adapters + sum(p.numel() for p in self.head.parameters())
+        fused = [] if self.fusion is None else self.fusion.parameters()
+        return adapters + sum(p.numel() for p in (*self.head.parameters(), *fused))
 
 
 def seeded(seed: int, *names: str) -> torch.Generator:

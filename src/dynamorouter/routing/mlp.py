@@ -54,7 +54,7 @@ class TaskMLP(Router):
         self,
         *,
         layers: Sequence[int] = (0, 1, 2, 3),
-        pooling: str = "mean_last",
+        pooling: str = "mean_cls",
         hidden: int = 128,
         dropout: float = 0.3,
         epochs: int = 20,

@@ -1,0 +1,153 @@
+"""Writes docs/measured.md from the committed results, so that no figure there is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """Return a committed result, or ``None`` where it was not made yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Write a Markdown table; numbers to three decimals."""
+    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def timings(name: str, title: str, words: str, *, against: str = "over_base") -> str:
+    """Write one timed benchmark."""
+    result = load(name)
+    if result is None:
+        return ""
+    rows = [
+        (
+            row["case"],
+            row["ours_ms"],
+            row["base_ms"],
+            ", ".join(f"{peer} {ms:.1f}" for peer, ms in row["peers_ms"].items()) or "-",
+            row["over_base"],
+            row["over_best_peer"],
+            "-" if row["limit"] is None else f"{row['limit']:.3f} {'met' if row.get('within') else 'missed'}",
+        )
+        for row in result["rows"]
+    ]
+    heads = ("case", "ours ms", "base ms", "peers ms", "over base", "over best peer", f"limit on {against}")
+    machine = result["machine"]
+    where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, torch {result['versions']['torch']}"
+    return f"## {title}\n\n`python benchmarks/{name}.py` ({where}). {words}\n\n{table(heads, rows)}\n"
+
+
+def scores(path: str, title: str, words: str) -> str:
+    """Write one report of a system."""
+    report = load(path)
+    if report is None:
+        return ""
+    rows = [
+        (
+            name,
+            row["metric"],
+            row["n"],
+            row["oracle"],
+            row["routed"],
+            " - ".join(f"{value:.3f}" for value in row["ci95"]["routed"]),
+        )
+        for name, row in report["tasks"].items()
+    ]
+    router = report["router"]
+    line = (
+        f"Router accuracy {router['accuracy']:.4f} (majority {router['majority']:.4f}), "
+        f"macro F1 {router['macro_f1']:.4f}, ECE {router['ece']:.4f}; "
+        f"routed over oracle, mean over tasks, {report['normalised']:.4f}."
+    )
+    heads = ("task", "metric", "n", "oracle", "routed", "95 % interval")
+    return f"## {title}\n\n{words}\n\n{table(heads, rows)}\n{line}\n\n"
+
+
+def quality() -> str:
+    """Write routers, systems and ablations."""
+    result = load("quality")
+    if result is None:
+        return ""
+    parts = []
+    if "routers" in result:
+        rows = [(row["router"], row["pairs"], row["joined"]) for row in result["routers"]]
+        parts.append(
+            "## Routers beside their baselines\n\n`python benchmarks/quality.py --run runs/seven` on the "
+            "report rows of `seven`: pairs given as pairs, and each pair as one run of text.\n\n"
+            + table(("router", "accuracy, pairs", "accuracy, joined"), rows)
+        )
+    if "systems" in result:
+        by_task: Mapping[str, Mapping[str, float]] = result["systems"]["by_task"]
+        names = list(next(iter(by_task.values())))
+        rows = [(arm, result["systems"]["mean"][arm], *(own[name] for name in names)) for arm, own in by_task.items()]
+        parts.append(
+            "## Dynamic, static, off\n\nHeadline scores on the same rows. Static sends every row to one expert; off "
+            "mixes all experts equally under each row's own head.\n\n" + table(("arm", "mean", *names), rows)
+        )
+    if "ablations" in result:
+        names = list(result["ablations"][0]["scores"])
+        rows = [
+            (row["arm"], row["mean"], *(row["scores"][name] for name in names), row["seconds"])
+            for row in result["ablations"]
+        ]
+        size = result["ablation_rows"]
+        parts.append(
+            f"## Ablations of training\n\n{size['train']} train rows a task, three epochs, {size['held']} "
+            "held-out rows a task, one seed: differences of a few points are within noise.\n\n"
+            + table(("arm", "mean", *names, "seconds"), rows)
+        )
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [
+        "# Measured\n\nEvery figure here is copied by `python benchmarks/_page.py` from "
+        "`benchmarks/results/*.json`, which the\nnamed commands write. Times are taken in turn in one process; "
+        "ratios are medians over rounds.\n\n",
+        scores(
+            "seven",
+            "Six real tasks, 2,000 train rows each",
+            "`dynamorouter run seven data=local data.root=DIR experts.train_rows=2000 router.train_rows=1000`, "
+            "scored on validation rows that no phase has seen.",
+        ),
+        scores(
+            "quickstart_transfer",
+            "Built-in data alone, scored on real rows",
+            "`make demo`, then `dynamorouter score runs/quickstart/system --data DIR --split validation --limit 500`.",
+        ),
+        quality(),
+        timings(
+            "mixed_batch",
+            "Mixed batches",
+            "The bank beside the bare base and PEFT's two ways, largest difference of outputs checked in the same run.",
+        ),
+        timings("routing", "Routing", "`base` is the same `predict` with each row's expert given."),
+        timings(
+            "training",
+            "Training",
+            "Packed training beside PEFT with the Trainer, one task after another; a limit of 0.833 "
+            "is 1.2 times faster.",
+            against="over_best_peer",
+        ),
+        timings("memory", "Memory", "Shares of the base, not times: what one further expert costs."),
+    ]
+    PAGE.write_text("".join(parts).rstrip() + "\n", encoding="utf-8")
+    print(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,25 +10,21 @@ Letters: B batch, S positions, D width, E experts, K experts per row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dynamorouter import __version__
 from dynamorouter.data.text import MAX_CHARS, check_text
 from dynamorouter.devices import pick_device, pick_dtype
+from dynamorouter.engine import Chunk, Engine, Mixture
 from dynamorouter.errors import ConfigError, DataError, LibraryError, one_of, suggest
 from dynamorouter.files import read_form, recover, write_json
 from dynamorouter.library import Library, Skill
-from dynamorouter.model.bank import FusionGate, Gate, RowGate
 from dynamorouter.model.base import Base, BaseSpec
-from dynamorouter.model.encode import Batch, TextPair, Window
-from dynamorouter.model.expert import Expert, install_experts
-from dynamorouter.model.fusion import Fusion
-from dynamorouter.model.passes import decode, token_batches
+from dynamorouter.model.encode import TextPair
+from dynamorouter.model.expert import Expert
 from dynamorouter.prediction import Prediction
 from dynamorouter.routing import store
 from dynamorouter.routing.base import Route, Router, RouterInput
@@ -38,28 +34,6 @@ MANIFEST, EXPERTS, ROUTER = "system.json", "experts", "router"
 FORMAT = 1
 KEYS = ("bases", "router_base", "experts", "classes", "info")
 Row = TextPair
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Rows that go through the bases together.
-
-    Attributes:
-        rows: texts and pairs.
-        windows: of each row, on the router's base; the first of each is what the router reads.
-        batch: the first windows, padded.
-        states: the trunk's hidden states by layer, ``{layer: (B, S, D)}``; empty where no router reads any.
-        depth: how deep the trunk was run.
-    """
-
-    rows: list[Row]
-    windows: list[list[Window]]
-    batch: Batch
-    states: Mapping[int, Tensor] = field(default_factory=dict)
-    depth: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 class System:
@@ -98,56 +72,19 @@ class System:
         self.library = library
         self._place()
 
+    def _place(self) -> None:
+        """Put the experts into the banks of their bases."""
+        self.names = [expert.name for expert in self.experts]
+        self.engine = Engine(self.bases, self.experts, router_base=self.router_base, budget=self.tokens_per_batch)
+        self.max_tokens, self.stride = self.engine.max_tokens, self.engine.stride
+        self.refresh()
+
     def refresh(self) -> None:
         """Take note of a router that was put in place of another."""
         place = {name: index for index, name in enumerate(self.names)}
         self._columns = [place.get(name, -1) for name in self.classes]
         if self.router is not None:
             self.router.to(self.bases[self.router_base].device)
-
-    def _place(self) -> None:
-        """Write the experts into the banks of their bases and note where each one is."""
-        self.names = [expert.name for expert in self.experts]
-        self._slots: list[int] = []
-        for name, base in self.bases.items():
-            own = [expert for expert in self.experts if expert.base == name]
-            install_experts(base, own)
-            for bank in base.banks.values():
-                bank.requires_grad_(False)
-        counts = dict.fromkeys(self.bases, 0)
-        for expert in self.experts:
-            if expert.base not in self.bases:
-                raise LibraryError(
-                    f"expert {expert.name!r} sits on base {expert.base!r}, which the system has not; "
-                    f"it has: {one_of(self.bases)}"
-                )
-            self._slots.append(counts[expert.base])
-            counts[expert.base] += 1
-            expert.head.to(self.bases[expert.base].device).eval()
-        self._heads = [expert.answering_head for expert in self.experts]
-        self._depths = [expert.lora.trunk_depth for expert in self.experts]
-        self._sources: dict[int, Tensor] = {}
-        for index, expert in enumerate(self.experts):
-            if expert.fusion is not None:
-                self._place_fusion(index, expert, expert.fusion)
-        self.max_tokens = max((expert.task.max_tokens for expert in self.experts), default=128)
-        self.stride = max((expert.task.stride for expert in self.experts), default=32)
-        self.refresh()
-
-    def _place_fusion(self, index: int, expert: Expert, fusion: Fusion) -> None:
-        """Find a fusion's sources; its rows leave the trunk where the first of them does."""
-        place = {other.name: i for i, other in enumerate(self.experts) if other.base == expert.base}
-        missing = [name for name in fusion.sources if name not in place]
-        if missing:
-            raise LibraryError(
-                f"expert {expert.name!r} mixes {one_of(fusion.sources)}, but base {expert.base!r} has no expert "
-                f"{one_of(map(repr, missing))} in this system; put back what is missing, or remove {expert.name!r}"
-            )
-        own = [place[name] for name in fusion.sources]
-        device = self.bases[expert.base].device
-        fusion.to(device).head.eval()
-        self._sources[index] = torch.tensor([self._slots[i] for i in own], device=device)
-        self._depths[index] = min(self.experts[i].lora.trunk_depth for i in own)
 
     # -- on disk ------------------------------------------------------------------------------------------------
 
@@ -280,19 +217,10 @@ class System:
     # -- one chunk of rows --------------------------------------------------------------------------------------
 
     def chunks(self, rows: Sequence[Row], *, read: bool = True) -> Iterator[tuple[list[int], Chunk]]:
-        """Cut rows into batches of similar length under the token budget, with the trunk's states if ``read``."""
-        base = self.bases[self.router_base]
-        windows: list[list[Window]] = [[] for _ in rows]
-        for window in base.encoder.windows(rows, max_tokens=self.max_tokens, stride=self.stride):
-            windows[window.row].append(window)
-        for group in token_batches([len(own[0]) for own in windows], budget=self.tokens_per_batch):
-            batch = base.encoder.collate([windows[i][0].encoding for i in group], base.device)
-            chunk = Chunk([rows[i] for i in group], [windows[i] for i in group], batch)
-            if read and self.router is not None and self.router.layers:
-                chunk.depth = max(self.router.layers)
-                with torch.inference_mode():
-                    chunk.states = base.trunk(batch, chunk.depth, keep=self.router.layers)
-            yield group, chunk
+        """Cut rows into batches of similar length, with the trunk's states that the router needs if ``read``."""
+        self.engine.budget = self.tokens_per_batch
+        layers = self.router.layers if read and self.router is not None else ()
+        return self.engine.chunks(rows, layers=layers)
 
     def router_input(self, chunk: Chunk) -> RouterInput:
         """Return what the router reads of a chunk: hidden states and, for lexical baselines, the texts."""
@@ -321,127 +249,11 @@ class System:
             wide, top_k=route.experts.shape[1], abstain_below=float(options.get("abstain_below", 0.0))
         )
 
-    @torch.inference_mode()
     def answer_chunk(
-        self, chunk: Chunk, experts: Sequence[int], *, mixture: tuple[Tensor, Tensor] | None = None
+        self, chunk: Chunk, experts: Sequence[int], *, mixture: Mixture | None = None
     ) -> list[Answer | None]:
-        """Answer each row of a chunk with the head of its expert; rows with -1 are left out.
-
-        Args:
-            chunk: rows, with the trunk's states where they were read.
-            experts: the expert of each row.
-            mixture: experts ``(B, K)`` and weights ``(B, K)`` to mix under the row's head, instead of its expert alone;
-                rows whose expert has a fusion keep to that, which is a mixture already.
-        """
-        parts: list[list[Any]] = [[] for _ in chunk.rows]
-        for name, base in self.bases.items():
-            mine = [i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name]
-            first, later = self._plan(chunk, experts, mine, name)
-            for rows in self._alike(first, experts):
-                self._finish(chunk, experts, rows, mixture, parts)
-            self._full(base, later, experts, mixture, parts, chunk)
-        return [
-            self._heads[e].merge(part, row) if part else None
-            for e, part, row in zip(experts, parts, chunk.rows, strict=True)
-        ]
-
-    def _plan(
-        self, chunk: Chunk, experts: Sequence[int], mine: Sequence[int], name: str
-    ) -> tuple[list[int], list[tuple[int, Window]]]:
-        """Split a base's rows into those that go on from the trunk and windows that take a whole pass."""
-        if name != self.router_base:
-            base = self.bases[name]
-            found = base.encoder.windows([chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride)
-            return [], [(mine[window.row], window) for window in found]
-        on = [i for i in mine if chunk.depth and self._depths[experts[i]] >= chunk.depth]
-        whole = set(mine) - set(on)
-        later = [(i, window) for i in mine for window in chunk.windows[i] if window.part or i in whole]
-        return on, later
-
-    def _alike(self, rows: Sequence[int], experts: Sequence[int]) -> list[list[int]]:
-        """Split rows into those that can share a gate: all plain experts together, and each fusion for itself."""
-        groups: dict[int, list[int]] = {}
-        for i in rows:
-            groups.setdefault(experts[i] if experts[i] in self._sources else -1, []).append(i)
-        return list(groups.values())
-
-    def _finish(
-        self,
-        chunk: Chunk,
-        experts: Sequence[int],
-        rows: Sequence[int],
-        mixture: tuple[Tensor, Tensor] | None,
-        parts: list[list[Any]],
-    ) -> None:
-        """Go on from the trunk's states through the experts' layers, in the pass that the router read."""
-        base = self.bases[self.router_base]
-        hidden, mask = chunk.states[chunk.depth], chunk.batch.mask
-        if len(rows) < len(chunk):
-            at = torch.tensor(rows, device=base.device)
-            hidden, mask = hidden[at], mask[at]
-        gate = self._gate(rows, experts, mixture, base.device)
-        hidden = base.finish(hidden, mask, gate, depth=chunk.depth)
-        self._decode(hidden, mask, [(i, chunk.windows[i][0]) for i in rows], experts, parts, chunk)
-
-    def _full(
-        self,
-        base: Base,
-        windows: Sequence[tuple[int, Window]],
-        experts: Sequence[int],
-        mixture: tuple[Tensor, Tensor] | None,
-        parts: list[list[Any]],
-        chunk: Chunk,
-    ) -> None:
-        """Run whole passes: other bases, experts below the trunk, further windows of long rows."""
-        for rows in map(set, self._alike([row for row, _ in windows], experts)):
-            mine = [item for item in windows if item[0] in rows]
-            for group in token_batches([len(window) for _, window in mine], budget=self.tokens_per_batch):
-                chosen = sorted((mine[i] for i in group), key=lambda item: (item[0], item[1].part))
-                batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
-                gate = self._gate([row for row, _ in chosen], experts, mixture, base.device)
-                self._decode(base.full(batch, gate), batch.mask, chosen, experts, parts, chunk)
-
-    def _gate(
-        self, rows: Sequence[int], experts: Sequence[int], mixture: tuple[Tensor, Tensor] | None, device: torch.device
-    ) -> Gate:
-        """Return the gate of rows that ``_alike`` put together."""
-        fusion = self.experts[experts[rows[0]]].fusion
-        if fusion is not None:
-            return FusionGate(fusion.layers, self._sources[experts[rows[0]]], rows=len(rows))
-        if mixture is None:
-            return RowGate(torch.tensor([self._slots[experts[i]] for i in rows], device=device))
-        chosen, weights = mixture[0][list(rows)], mixture[1][list(rows)]
-        slots = torch.tensor(self._slots, device=chosen.device)[chosen]
-        elsewhere = torch.tensor(
-            [
-                [self.experts[e].base != self.experts[experts[i]].base for e in row]
-                for i, row in zip(rows, chosen.tolist(), strict=True)
-            ],
-            device=chosen.device,
-        )  # experts on another base cannot take part in this row's mixture
-        return RowGate(slots.masked_fill(elsewhere, -1), weights)
-
-    def _decode(
-        self,
-        hidden: Tensor,
-        mask: Tensor,
-        windows: Sequence[tuple[int, Window]],
-        experts: Sequence[int],
-        parts: list[list[Any]],
-        chunk: Chunk,
-    ) -> None:
-        rows = [row for row, _ in windows]
-        found = decode(
-            hidden,
-            mask,
-            [window for _, window in windows],
-            [chunk.rows[row] for row in rows],
-            [experts[row] for row in rows],
-            self._heads,
-        )
-        for (row, window), part in zip(windows, found, strict=True):
-            parts[row].extend([None] * (window.part + 1 - len(parts[row])))
-            parts[row][window.part] = part
+        """Answer each row of a chunk with its expert, or with the mixture under that expert's head (see ``Engine``)."""
+        return self.engine.answer(chunk, experts, mixture=mixture)
 
     def _predict(self, chunk: Chunk, known: Sequence[int]) -> list[Prediction]:
         if all(k >= 0 for k in known):
@@ -474,7 +286,7 @@ class System:
         return predictions
 
     @staticmethod
-    def _mixture(route: Route, known: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    def _mixture(route: Route, known: Sequence[int]) -> Mixture | None:
         """Return the top-k experts and weights, rows whose expert is given having it alone; ``None`` for top-1."""
         if route.experts.shape[1] == 1:
             return None

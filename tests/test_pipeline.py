@@ -39,7 +39,7 @@ def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
             rows = lines(finished / "data" / name / f"{split}.jsonl")
             assert rows and set(rows[0]) == {"text", "pair", "task_id", "task_name", "target", "id"}
     report = read_json(finished / "report.json")
-    assert {"tasks", "router", "normalised", "cost", "versions", "seed", "config_hash"} <= set(report)
+    assert {"tasks", "router", "normalised", "cost", "versions", "seed", "config_hash", "truncation"} <= set(report)
     assert set(report["tasks"]) == {"mood", "names", "ask"}
     for row in report["tasks"].values():
         assert {"metric", "oracle", "routed", "n", "ci95"} <= set(row) and set(row["ci95"]) == {"oracle", "routed"}

@@ -30,6 +30,7 @@ from dynamorouter.builders import (
 from dynamorouter.builders import (
     base_spec as base_spec,
 )
+from dynamorouter.data.explore import truncation_report
 from dynamorouter.data.prepare import PreparedData, load_prepared
 from dynamorouter.data.prepare import prepare as prepare_data
 from dynamorouter.errors import DataError
@@ -124,6 +125,12 @@ def report(config: Config, out: Path) -> Path:
         )
     scores["cost"]["seconds"] = run.state()["seconds"]
     scores["recipe"] = config.recipe
+    scores["truncation"] = {
+        expert.name: truncation_report(
+            data.split("train", expert.task.name), system.bases[expert.base].tokenizer, expert.task
+        ).to_json()
+        for expert in system.experts
+    }
     write_json(path, scores)
     return path
 

@@ -98,7 +98,7 @@ def finish(out: Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def versions() -> dict[str, str]:

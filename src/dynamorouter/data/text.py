@@ -10,7 +10,8 @@ from dynamorouter.errors import DataError
 MAX_CHARS = 50_000
 """Longest text, in characters, that is accepted without being asked to."""
 
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""C1 controls are let through: real texts hold them by the thousand, as remains of other encodings."""
 _NO_WORD = re.compile(r"[\W_]+")
 
 

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import safetensors
 import safetensors.torch
 
 from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
+from dynamorouter.files import write_json, writing
 from dynamorouter.routing.base import Router, routers
 
 OPTIONS_FILE = "router.json"
@@ -80,28 +80,14 @@ def save(router: Router, folder: str | os.PathLike[str]) -> None:
         "tensors": {"file": TENSORS_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
     }
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _write(target / TENSORS_FILE, data)
-        _write(target / OPTIONS_FILE, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        with writing(target / TENSORS_FILE) as temporary:
+            temporary.write_bytes(data)
+        write_json(target / OPTIONS_FILE, record)
     except OSError as error:
         raise RouterError(
             f"cannot write the router into {target}: {error.strerror or error}; "
             "free some space or choose a folder that can be written to"
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def load(folder: str | os.PathLike[str]) -> Router:

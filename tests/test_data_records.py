@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
         ("ab\x00", r"U\+0000, at position 2"),
         ("a\x0bb", r"U\+000B, at position 1"),
         ("\x85", "is empty"),
-        ("a\x9b", r"U\+009B"),
+        ("a\x7f", r"U\+007F"),
         ("a\ud800", r"surrogate pair, U\+D800, at position 1"),
         (None, "is NoneType"),
         (3, "is int"),

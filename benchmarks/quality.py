@@ -9,10 +9,10 @@ rows: trunk depth 0, 2, 3, 4, full fine-tuning, and the same LoRA by PEFT.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,15 +31,22 @@ from _training import (
     timed,
 )
 from dynamorouter.data.prepare import PreparedData, load_prepared
+from dynamorouter.data.records import Record
 from dynamorouter.evaluate import score_system
-from dynamorouter.routing_phase import RouterRows, fit_system_router
+from dynamorouter.learn.router import fit_router, pooled_by, router_options
+from dynamorouter.model.encode import TextPair
+from dynamorouter.model.passes import token_batches
+from dynamorouter.routing.base import Router, RouterInput
+from dynamorouter.routing.features import condense
+from dynamorouter.routing.store import build
 from dynamorouter.settings import RouterSettings
 from dynamorouter.system import System
 from dynamorouter.tasks.metrics import score
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "task MLP": {},
-    "task MLP, masked mean": {"pooling": "mean"},
+    "task MLP, masked mean alone": {"pooling": "mean"},
+    "task MLP, no pairs joined in training": {"join_pairs": 0.0},
     "[CLS] of the last layer": {"layers": (6,), "pooling": "cls", "join_pairs": 0.0},
     "TF-IDF + logistic regression": {"kind": "tfidf", "layers": ()},
     "kNN": {"kind": "knn", "pooling": "mean"},
@@ -50,33 +57,71 @@ ROUTERS: dict[str, dict[str, Any]] = {
 }
 
 
-def routers(system: System, data: PreparedData, expert_rows: int) -> list[dict[str, Any]]:
-    """Fit every router on the run's router rows and measure it on the report rows, both ways of giving pairs."""
-    names = system.names
-    train = {n: data.split("router", n) + data.split("train", n)[:expert_rows] for n in names}
-    calibrate = {n: data.split("calibrate", n) for n in names}
-    report = [(i, record) for i, n in enumerate(names) for record in data.split("report", n)]
-    true = np.array([i for i, _ in report])
+Labelled = tuple[list[RouterInput], list[int]]
+
+
+def read(system: System, rows: Sequence[tuple[int, Record]], *, joined: bool) -> Labelled:
+    """Run the bare base once over rows and keep every layer, for all routers to read."""
+    base = system.bases[system.router_base]
+    texts: list[TextPair] = [
+        (f"{r.text} {r.pair}", None) if joined and r.pair is not None else (r.text, r.pair) for _, r in rows
+    ]
+    windows = base.encoder.windows(texts, max_tokens=system.max_tokens, stride=system.stride)
+    first = [window for window in windows if window.part == 0]
+    layers = range(base.depth + 1)
+    batches, targets = [], []
+    with torch.inference_mode():
+        for group in token_batches([len(window) for window in first], budget=4096):
+            batch = base.encoder.collate([first[i].encoding for i in group], base.device)
+            states = base.trunk(batch, base.depth, keep=layers)
+            batches.append(RouterInput(states=states, mask=batch.mask, texts=[texts[i] for i in group]))
+            targets += [rows[i][0] for i in group]
+    return batches, targets
+
+
+def seen_by(router: Router, batches: Sequence[RouterInput]) -> list[RouterInput]:
+    """Leave only what a router reads, pooled where it pools."""
+    pooling = pooled_by(router)
+    own = [
+        RouterInput(states={layer: b.states[layer] for layer in router.layers}, mask=b.mask, texts=b.texts)
+        for b in batches
+    ]
+    return [condense(batch, pooling) for batch in own] if pooling else own
+
+
+def routers(system: System, data: PreparedData, count: int) -> list[dict[str, Any]]:
+    """Fit every router on ``count`` router rows a task and measure it on as many report rows, pairs given both ways."""
+
+    def rows(split: str) -> list[tuple[int, Record]]:
+        return [(i, record) for i, name in enumerate(system.names) for record in data.split(split, name)[:count]]
+
+    base = system.bases[system.router_base]
+    train = read(system, rows("router"), joined=False)
+    runs = read(system, [(i, r) for i, r in rows("router") if r.pair is not None], joined=True)
+    held = {"pairs": read(system, rows("report"), joined=False), "joined": read(system, rows("report"), joined=True)}
     found = []
     for label, changes in ROUTERS.items():
-        settings = {**RouterSettings().model_dump(), **changes}
-        fit_system_router(system, settings, RouterRows(train, calibrate), seed=0)
-        row: dict[str, Any] = {"router": label}
-        for how in ("pairs", "joined"):
-            texts = [r.text if how == "pairs" or r.pair is None else f"{r.text} {r.pair}" for _, r in report]
-            pairs = [r.pair if how == "pairs" else None for _, r in report]
-            routes = system.route(texts, pairs)
-            best = np.array([max(range(len(names)), key=lambda e, r=route: r[names[e]]) for route in routes])
-            row[how] = float((best == true).mean())
+        settings = {**RouterSettings().model_dump(), "layers": (0, 1, 2, 3), **changes}
+        kind = settings["kind"]
+        options = router_options(kind, settings)
+        reader = build(kind, options)
+        given = [(seen_by(reader, train[0]), train[1])]
+        if settings["join_pairs"]:
+            given.append((seen_by(reader, runs[0]), runs[1]))
+        router = fit_router(kind, options, base, system.experts, given, None, seed=0)
+        row: dict[str, Any] = {"router": label, "rows_per_task": count}
+        for how, (batches, targets) in held.items():
+            best = torch.cat([router.route(batch).experts[:, 0].cpu() for batch in seen_by(router, batches)])
+            row[how] = float((best == torch.tensor(targets)).double().mean())
         found.append(row)
         print(row, flush=True)
     return found
 
 
-def systems(folder: Path, data: PreparedData) -> dict[str, Any]:
+def systems(folder: Path, data: PreparedData, count: int) -> dict[str, Any]:
     """Compare dynamic routing, static routing and no router, by mean headline score over tasks."""
     system = System.load(folder)
-    records = {name: data.split("report", name) for name in system.names}
+    records = {name: data.split("report", name)[:count] for name in system.names}
     dynamic = score_system(system, records, resamples=200)
     off = {}
     for i, name in enumerate(system.names):
@@ -132,6 +177,7 @@ def main() -> None:
     parser = arguments("quality", __doc__ or "")
     parser.add_argument("--run", type=Path, help="a finished run of seven")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--router-rows", type=int, default=300, help="rows per task that the routers are compared on")
     parser.add_argument("--rows", type=int, default=300, help="train rows per task in the ablations; 0 for none")
     parser.add_argument("--held", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=3)
@@ -141,8 +187,9 @@ def main() -> None:
     if args.run:
         data = load_prepared(args.run / "data")
         system = System.load(args.run / "system")
-        result["systems"] = systems(args.run / "system", data)
-        result["routers"] = routers(system, data, 100 if args.quick else 2000)
+        count = 30 if args.quick else args.router_rows
+        result["systems"] = systems(args.run / "system", data, count)
+        result["routers"] = routers(system, data, count)
     if args.rows:
         rows, held = (32, 50) if args.quick else (args.rows, args.held)
         result["ablations"] = ablations(args.data, rows=rows, held=held, epochs=1 if args.quick else args.epochs)

@@ -89,6 +89,12 @@ def seen_by(router: Router, batches: Sequence[RouterInput]) -> list[RouterInput]
     return [condense(batch, pooling) for batch in own] if pooling else own
 
 
+def accuracy(router: Router, batches: Sequence[RouterInput], targets: Sequence[int]) -> float:
+    """Return the share of rows that are sent to their own expert."""
+    best = torch.cat([router.route(batch).experts[:, 0].cpu() for batch in seen_by(router, batches)])
+    return float((best == torch.tensor(targets)).double().mean())
+
+
 def routers(system: System, data: PreparedData, count: int) -> list[dict[str, Any]]:
     """Fit every router on ``count`` router rows a task and measure it on as many report rows, pairs given both ways."""
 
@@ -100,6 +106,11 @@ def routers(system: System, data: PreparedData, count: int) -> list[dict[str, An
     runs = read(system, [(i, r) for i, r in rows("router") if r.pair is not None], joined=True)
     held = {"pairs": read(system, rows("report"), joined=False), "joined": read(system, rows("report"), joined=True)}
     found = []
+    assert system.router is not None
+    own: dict[str, Any] = {"router": "the run's own, after its joint phase", "rows_per_task": None}
+    for how, (batches, targets) in held.items():
+        own[how] = accuracy(system.router, batches, targets)
+    found.append(own)
     for label, changes in ROUTERS.items():
         settings = {**RouterSettings().model_dump(), "layers": (0, 1, 2, 3), **changes}
         kind = settings["kind"]
@@ -111,8 +122,7 @@ def routers(system: System, data: PreparedData, count: int) -> list[dict[str, An
         router = fit_router(kind, options, base, system.experts, given, None, seed=0)
         row: dict[str, Any] = {"router": label, "rows_per_task": count}
         for how, (batches, targets) in held.items():
-            best = torch.cat([router.route(batch).experts[:, 0].cpu() for batch in seen_by(router, batches)])
-            row[how] = float((best == torch.tensor(targets)).double().mean())
+            row[how] = accuracy(router, batches, targets)
         found.append(row)
         print(row, flush=True)
     return found

@@ -15,15 +15,22 @@ from dynamorouter.model.encode import TextPair, Window
 from dynamorouter.model.heads import Head
 
 
+FULL = 1024
+"""Tokens from which a pass is worth its fixed cost, so that padding may cut it short."""
+
+
 def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
     """Group positions by length so that no group holds more than ``budget`` tokens, padding included.
 
-    A single sequence longer than the budget is a group of its own. Longest first, so that memory peaks early.
+    A single sequence longer than the budget is a group of its own. A group that holds ``FULL`` tokens takes none that
+    would be padded by more than a quarter of its own length. Longest first, so that memory peaks early.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     groups: list[list[int]] = []
     for i in order:
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+        longest = lengths[groups[-1][0]] if groups else 0
+        held = len(groups[-1]) * longest if groups else 0
+        if groups and held + longest <= budget and (held < FULL or longest <= 1.25 * lengths[i]):
             groups[-1].append(i)
         else:
             groups.append([i])

@@ -19,6 +19,8 @@ SIZES = {"train": 760, "validation": 120}
 FILES = ("squad_history.txt", "squad_science.txt", "squad_places.txt", "squad_culture.txt", "squad_society.txt")
 JOINED = 0.15
 """Share of rows whose context is two paragraphs long."""
+SHORT = 0.35
+"""Chance that a context of one paragraph is cut to a few sentences around the answer."""
 
 NAMES = {
     "man": ("Viktor Almgren", "Henri Dubosc", "Carlo Massari", "Peter Langholm", "Josef Wiesner", "Samuel Okoro",
@@ -97,6 +99,16 @@ def _apply(text: str, table: dict[str, str]) -> str:
     return re.sub("|".join(rf"(?<![\w,]){re.escape(old)}\b" for old in longest), lambda m: table[m[0]], text)
 
 
+def _around(paragraph: str, start: int, end: int, rng: random.Random) -> tuple[str, int]:
+    """Cut a paragraph to the sentences that hold the answer, and at times one more on a side; and move its offset."""
+    edges = [0, *(match.end() for match in re.finditer(r"(?<=[.!?])\s+(?=[A-Z])", paragraph)), len(paragraph)]
+    first = max(i for i, edge in enumerate(edges) if edge <= start)
+    last = min(i for i, edge in enumerate(edges) if edge >= end)
+    first = max(0, first - rng.randint(0, 1))
+    last = min(len(edges) - 1, last + rng.randint(0, 1))
+    return paragraph[edges[first] : edges[last]].rstrip(), start - edges[first]
+
+
 def _row(core: Core, index: int, other: Core | None, rng: random.Random) -> dict[str, object]:
     """Return one row: question ``index`` of a fresh variant of ``core``, beside a paragraph of ``other`` if given."""
     table = _exchange(core, rng)
@@ -110,6 +122,8 @@ def _row(core: Core, index: int, other: Core | None, rng: random.Random) -> dict
             context = f"{paragraph} {neighbour}"
         else:
             context, start = f"{neighbour} {paragraph}", start + len(neighbour) + 1
+    elif rng.random() < SHORT:
+        context, start = _around(paragraph, start, start + len(answer), rng)
     return {"title": _apply(core.title, table), "context": context, "question": question,
             "answers": {"text": [answer], "answer_start": [start]}}  # fmt: skip
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from dynamorouter.model.encode import TextPair, Window
 from dynamorouter.model.heads import Head
 
-
 FULL = 1024
 """Tokens from which a pass is worth its fixed cost, so that padding may cut it short."""
 

@@ -173,7 +173,7 @@ class Items(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": example.ids, "types": example.types, "target": example.target, "length": len(example)}
 
 
-def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> WithHead:
+def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> tuple[WithHead, float]:
     """Train one task with Hugging Face's Trainer.
 
     Args:
@@ -181,6 +181,9 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> Wit
         index: of the task.
         layers: ``lora`` for PEFT with the plan's own layers, ``all`` for LoRA in all layers, ``full`` for every weight.
         seed: of order and initial weights.
+
+    Returns:
+        The trained model, and the seconds that ``Trainer.train`` took: loading the model is left out.
     """
     plan = packed.plans[index]
     torch.manual_seed(seed)
@@ -211,7 +214,7 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> Wit
 
     rate = RATE if layers != "full" else 5e-5
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
+        trainer = Trainer(
             model=whole,
             args=TrainingArguments(
                 output_dir=folder,
@@ -235,8 +238,9 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> Wit
             ),
             train_dataset=Items(packed.examples[index]),
             data_collator=collate,
-        ).train()
-    return whole.eval()
+        )
+        _, seconds = timed(trainer.train)
+    return whole.eval(), seconds
 
 
 def examine(base: Base, task: Task, records: Sequence[Record], trained: WithHead | Trainee) -> float:

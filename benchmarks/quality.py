@@ -172,7 +172,7 @@ def ablations(data: Path, *, rows: int, held: int, epochs: int) -> list[dict[str
     for arm, kind in (("LoRA by PEFT + Trainer, all layers", "lora"), ("full fine-tuning by Trainer", "full")):
         scores, seconds = {}, 0.0
         for i, task in enumerate(tasks):
-            trained, taken = timed(lambda i=i, kind=kind: by_trainer(packed, i, layers=kind))
+            trained, taken = by_trainer(packed, i, layers=kind)
             seconds += taken
             scores[task.name] = examine(base, task, test[task.name], trained)
         found.append({"arm": arm, "scores": scores, "seconds": seconds})

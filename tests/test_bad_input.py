@@ -38,7 +38,6 @@ TEXTS = {
     "null": ("a\x00b", "U+0000, at position 1"),
     "escape": ("\x1b[31mred", "U+001B, at position 0"),
     "delete": ("ab\x7f", "U+007F"),
-    "C1": ("a\x9bm", "U+009B"),
     "half a surrogate pair": ("a\ud83d", "U+D83D"),
 }
 

@@ -28,7 +28,14 @@ def speed(case: str, packed: Packed, layers: dict[str, str], *, rounds: int, lim
         if i:  # the first round warms up
             for name, seconds in found.items():
                 times[name].append(1000 * seconds)
-    return row(case, times, limit=limit, against="over_best_peer", tokens_per_epoch=packed.tokens())
+    return row(
+        case,
+        times,
+        limit=limit,
+        against="over_best_peer",
+        tokens_per_epoch=packed.tokens(),
+        windows_per_epoch=sum(map(len, packed.examples)),
+    )
 
 
 def scores(base: Any, tasks: Any, data: Path, *, train_rows: int, held_rows: int, epochs: int, seed: int) -> list[Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dynamorouter import pipeline
@@ -80,7 +81,7 @@ RUN = "import sys; sys.path[:0] = {path!r}; from dynamorouter.cli import app; ap
 
 def start(home: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     code = RUN.format(path=sys.path, words=["run", *words(home), "--out", str(out), *more])
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # other threads, other last bits
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dynamorouter import __version__
 from dynamorouter.data.text import MAX_CHARS, check_text
@@ -230,6 +231,8 @@ class System:
     def route_chunk(self, chunk: Chunk) -> Route:
         """Route a chunk; columns of the result are the system's experts.
 
+        A pair goes only to experts whose tasks have a second text, if there are any; a single text may go to all.
+
         Raises:
             ConfigError: no router was fitted.
         """
@@ -239,14 +242,24 @@ class System:
                 "or fit one with 'dynamorouter fit router'"
             )
         route = self.router.route(self.router_input(chunk))
-        if self._columns == list(range(len(self.experts))):
+        if self._columns != list(range(len(self.experts))):
+            wide = torch.zeros(len(chunk), len(self.experts) + 1, device=route.probabilities.device)
+            wide[:, self._columns] = route.probabilities.to(wide.dtype)  # removed experts fall into the last
+            route = self._rebuilt(wide[:, :-1], route)
+        takes = torch.tensor([e.task.columns.pair is not None for e in self.experts], device=route.experts.device)
+        paired = torch.tensor([pair is not None for _, pair in chunk.rows], device=route.experts.device)
+        if bool(takes.all()) or not bool(takes.any()) or not bool(paired.any()):
             return route
-        wide = torch.zeros(len(chunk), len(self.experts) + 1, device=route.probabilities.device)
-        wide[:, self._columns] = route.probabilities.to(wide.dtype)  # experts that were removed fall into the last
-        wide = wide[:, :-1] / wide[:, :-1].sum(dim=1, keepdim=True).clamp_min(1e-12)
-        options = self.router.state()[0]
+        narrow = torch.where(takes, route.probabilities.clamp_min(1e-12), 0.0)
+        return self._rebuilt(narrow, route).where(paired, route)
+
+    def _rebuilt(self, probabilities: Tensor, route: Route) -> Route:
+        """Choose anew by other probabilities ``(B, E)``, as many experts as ``route`` has, by the router's options."""
+        options = self.router.state()[0] if self.router is not None else {}
         return Route.from_probabilities(
-            wide, top_k=route.experts.shape[1], abstain_below=float(options.get("abstain_below", 0.0))
+            probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(1e-12),
+            top_k=route.experts.shape[1],
+            abstain_below=float(options.get("abstain_below", 0.0)),
         )
 
     def answer_chunk(

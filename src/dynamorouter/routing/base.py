@@ -77,6 +77,17 @@ class Route:
             abstained=confidence < abstain_below,
         )
 
+    def where(self, rows: Tensor, other: Route) -> Route:
+        """Take the rows marked in ``(B,)`` bool from this route, and the rest from another of the same shape."""
+        columns = rows[:, None]
+        return Route(
+            experts=torch.where(columns, self.experts, other.experts),
+            weights=torch.where(columns, self.weights, other.weights),
+            probabilities=torch.where(columns, self.probabilities, other.probabilities),
+            confidence=torch.where(rows, self.confidence, other.confidence),
+            abstained=torch.where(rows, self.abstained, other.abstained),
+        )
+
 
 class Router(ABC):
     """Chooses experts for a batch.

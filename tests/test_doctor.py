@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from dynamorouter import doctor
 from dynamorouter.cli import app
+from dynamorouter.tasks import sandbox
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -59,6 +60,16 @@ def test_a_missing_base_and_a_full_disk_are_reported(monkeypatch: pytest.MonkeyP
     assert found["base minilm"].status == "missing"
     assert "offline" in found["base minilm"].remedy
     assert found["disk"].status == "problem"
+
+
+def test_a_sandbox_with_weaker_guards_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    weaker = sandbox.Protection(network_namespace=True, landlock=False, seccomp=False)
+    monkeypatch.setattr(sandbox, "protection", lambda: weaker)
+    found = by_subject()["sandbox"]
+    assert found.status == "missing"
+    assert "without landlock, seccomp" in found.detail
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(True, True, True))
+    assert by_subject()["sandbox"].status == "ok"
 
 
 def test_json_and_table_agree() -> None:

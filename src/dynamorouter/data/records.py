@@ -18,7 +18,8 @@ from dynamorouter.errors import DataError
 __all__ = ["MAX_CHARS", "Record", "SkipCount", "Target", "check_text", "read_jsonl", "read_records", "write_records"]
 
 Target = str | list[str] | dict[str, list[Any]]
-"""A label; one tag per whitespace-separated word of the text; or ``{"texts": [...], "starts": [...]}``."""
+"""A label; one tag per whitespace-separated word of the text; ``{"texts": [...], "starts": [...]}``; or, for a text to
+be written, ``{"texts": [...]}`` with what only a metric reads beside it, such as ``"tests": [...]``."""
 
 
 @dataclass(frozen=True, slots=True)

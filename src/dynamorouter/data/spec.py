@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-HeadKind = Literal["classification", "tags", "span"]
+HeadKind = Literal["classification", "tags", "span", "causal_lm", "seq2seq"]
+AnswerKind = Literal["classification", "tags", "span", "text"]
+"""What heads answer: those that write, on a decoder or on an encoder-decoder, answer text."""
+WRITERS: tuple[HeadKind, ...] = ("causal_lm", "seq2seq")
+"""The kinds of head that write a text."""
+
+
+def answer_kind(head: HeadKind) -> AnswerKind:
+    """Return the kind of answer that a kind of head gives."""
+    return "text" if head == "causal_lm" or head == "seq2seq" else head
+
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """A task's name is a folder's name too, so it can hold neither dots nor slashes."""
@@ -20,18 +30,23 @@ class Columns:
     Attributes:
         text: the single text, the first of a pair, the question, or the list of tokens.
         pair: the second text or the context; ``None`` for single texts.
-        target: label, list of tags, or SQuAD-style answers ``{text[], answer_start[]}``.
+        target: label, list of tags, SQuAD-style answers ``{text[], answer_start[]}``, or the text to be written (a list
+            for several that are equally right).
         id: unique identifier, if the data has one.
+        extra: further columns that only a metric reads, such as tests of written code, by the name they get in the
+            target.
     """
 
     text: str
     target: str
     pair: str | None = None
     id: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     def needed(self) -> tuple[str, ...]:
         """Return the columns that every row must have."""
-        return tuple(column for column in (self.text, self.pair, self.target) if column is not None)
+        columns = (self.text, self.pair, self.target, *self.extra.values())
+        return tuple(column for column in columns if column is not None)
 
 
 class TaskSpec(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from dynamorouter.errors import DataError
 
@@ -71,3 +72,25 @@ def normalise(text: str) -> str:
 def text_key(text: str, pair: str | None) -> str:
     """Return the normalised text and pair as one string: rows with equal keys are the same row."""
     return f"{normalise(text)}\x1f{'' if pair is None else normalise(pair)}"
+
+
+def check_rows(
+    texts: Sequence[str], pairs: Sequence[str | None] | None = None, *, max_chars: int = MAX_CHARS
+) -> list[tuple[str, str | None]]:
+    """Pair texts up and refuse what no tokenizer should be given.
+
+    Raises:
+        DataError: the lists differ in length, or a text is empty, too long or holds control characters.
+    """
+    if isinstance(texts, str):
+        raise DataError("texts is one string; give a list of strings, such as [text]")
+    seconds: Sequence[str | None] = [None] * len(texts) if pairs is None else pairs
+    if len(seconds) != len(texts):
+        raise DataError(
+            f"there are {len(texts)} texts, but {len(seconds)} pairs; give one pair, or None, for each text"
+        )
+    for i, (text, pair) in enumerate(zip(texts, seconds, strict=True)):
+        check_text(text, where=f"text {i + 1}", max_chars=max_chars)
+        if pair is not None:
+            check_text(pair, where=f"pair {i + 1}", max_chars=max_chars)
+    return list(zip(texts, seconds, strict=True))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast, get_args
 
 from dynamorouter.data.sources import sources
-from dynamorouter.data.spec import TASK_NAME
+from dynamorouter.data.spec import TASK_NAME, WRITERS, answer_kind
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.tasks.metrics import metrics
-from dynamorouter.tasks.task import Columns, HeadKind, Task
+from dynamorouter.tasks.task import Columns, Generation, HeadKind, Task
 
 _KEYS = tuple(field.name for field in fields(Task))
 _COLUMN_KEYS = tuple(field.name for field in fields(Columns))
+_GENERATION_KEYS = tuple(field.name for field in fields(Generation))
 
 
 def task_from_config(mapping: Mapping[str, Any]) -> Task:
@@ -28,13 +30,16 @@ def task_from_config(mapping: Mapping[str, Any]) -> Task:
         ConfigError: a key is unknown or missing, or a value is not allowed; the message lists all of them.
     """
     problems = [f"unknown key {key!r}{suggest(str(key), _KEYS)}" for key in mapping if key not in _KEYS]
-    for check in (_names, _columns, _labels, _metrics, _sources, _numbers):
+    for check in (_names, _columns, _labels, _metrics, _sources, _numbers, _generation):
         problems.extend(check(mapping))
     if problems:
         listed = "".join(f"\n- {problem}" for problem in problems)
         raise ConfigError(f"task {mapping.get('name', 'without a name')!r} has {len(problems)} mistake(s):{listed}")
     values = dict(mapping)
-    values["columns"] = Columns(**values["columns"])
+    columns = dict(values["columns"])
+    values["columns"] = Columns(**{**columns, "extra": dict(columns.get("extra") or {})})
+    generation = dict(values.get("generation") or {})
+    values["generation"] = Generation(**{**generation, "stop": tuple(generation.get("stop") or ())})
     values["labels"] = tuple(values.get("labels") or ())
     values["sources"] = {name: dict(options or {}) for name, options in (values.get("sources") or {}).items()}
     values["hyper"] = dict(values.get("hyper") or {})
@@ -68,8 +73,15 @@ def _columns(mapping: Mapping[str, Any]) -> list[str]:
     ]
     problems += [f"columns.{key} is missing" for key in ("text", "target") if not columns.get(key)]
     for key, value in columns.items():
-        if key in _COLUMN_KEYS and not isinstance(value, str | None):
+        if key in _COLUMN_KEYS and key != "extra" and not isinstance(value, str | None):
             problems.append(f"columns.{key} is {value!r}; give a column's name")
+    extra = columns.get("extra") or {}
+    if not isinstance(extra, Mapping) or not all(isinstance(column, str) for column in extra.values()):
+        problems.append(f"columns.extra is {extra!r}; give names of columns by the name that a metric knows them by")
+    elif extra and mapping.get("head") not in WRITERS:
+        problems.append(f"columns.extra is {dict(extra)!r}; only tasks whose head is {one_of(WRITERS)} carry it")
+    elif "texts" in extra:
+        problems.append("columns.extra names 'texts', which is what columns.target becomes; choose another name")
     if mapping.get("head") == "span" and not columns.get("pair"):
         problems.append("columns.pair is missing; a span head needs the column of the context")
     if mapping.get("head") == "tags" and columns.get("pair"):
@@ -88,8 +100,8 @@ def _labels(mapping: Mapping[str, Any]) -> list[str]:
     head, positive = mapping.get("head"), mapping.get("positive")
     if head == "classification" and len(labels) < 2:
         problems.append(f"labels has {len(labels)}; a classification head needs two or more")
-    if head == "span" and labels:
-        problems.append(f"labels is {list(labels)!r}; a span head has none, leave it out")
+    if (head == "span" or head in WRITERS) and labels:
+        problems.append(f"labels is {list(labels)!r}; a {head} head has none, leave it out")
     if head == "tags":
         problems.extend(_tags(list(labels)))
     if positive is not None and positive not in labels:
@@ -114,11 +126,12 @@ def _metrics(mapping: Mapping[str, Any]) -> list[str]:
         return [f"metrics is {named!r}; give a list with at least one name, the first being the headline"]
     problems = []
     head = mapping.get("head")
-    suited = [name for name in metrics if metrics.get(name).head == head]
+    kind = answer_kind(cast(HeadKind, head)) if head in get_args(HeadKind) else None
+    suited = [name for name in metrics if metrics.get(name).head == kind]
     for name in named:
         if name not in metrics:
             problems.append(f"unknown metric {name!r}{suggest(str(name), metrics)}; allowed: {one_of(metrics)}")
-        elif name not in suited and head in get_args(HeadKind):
+        elif name not in suited and kind is not None:
             problems.append(f"metric {name!r} does not judge a {head} head; allowed: {one_of(suited)}")
     return problems
 
@@ -135,6 +148,35 @@ def _sources(mapping: Mapping[str, Any]) -> list[str]:
             problems.append(f"sources.{name} is {options!r}; give a mapping of its options, {{}} for none")
     if not isinstance(mapping.get("hyper", {}), Mapping | None):
         problems.append(f"hyper is {mapping['hyper']!r}; give a mapping of settings")
+    return problems
+
+
+def _generation(mapping: Mapping[str, Any]) -> list[str]:
+    problems = []
+    given, prompt = mapping.get("generation") or {}, mapping.get("prompt")
+    if not isinstance(prompt, str | None):
+        problems.append(f"prompt is {prompt!r}; give the name of a prompt format, or null for that of the base")
+    if not isinstance(given, Mapping):
+        return [*problems, f"generation is {given!r}; give a mapping such as {{max_new_tokens: 64}}"]
+    problems += [
+        f"unknown key generation.{key}{suggest(str(key), _GENERATION_KEYS)}"
+        for key in given
+        if key not in _GENERATION_KEYS
+    ]
+    limits: dict[str, tuple[type | tuple[type, ...], float, float]] = {
+        "max_new_tokens": (int, 1, math.inf),
+        "top_k": (int, 0, math.inf),
+        "temperature": ((int, float), 0, math.inf),
+        "top_p": ((int, float), 0, 1),
+    }
+    for key, (kind, low, high) in limits.items():
+        value = given.get(key)
+        wrong = not isinstance(value, kind) or isinstance(value, bool)
+        if key in given and (wrong or not low <= cast(float, value) <= high):
+            problems.append(f"generation.{key} is {value!r}; give a number from {low} to {high}")
+    stop = given.get("stop") or ()
+    if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
+        problems.append(f"generation.stop is {stop!r}; give a list of texts, none of them empty")
     return problems
 
 

@@ -1,7 +1,8 @@
-"""Metrics as sums over rows, on a scale from 0 to 1.
+"""Metrics as sums over rows, on a scale from 0 to 1 unless they say otherwise.
 
 Letters: N rows, K sums per row. A metric turns each row into K numbers and the sums of those into a value, so that one
 bootstrap serves all metrics. An answer of another kind than the task's head, or none (the router abstained), is wrong.
+Metrics of written text are in ``text_metrics``, those that run written code in ``code_metrics``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import ClassVar
 import numpy as np
 
 from dynamorouter.data.records import Record, Target
+from dynamorouter.data.spec import AnswerKind, answer_kind
 from dynamorouter.errors import DataError
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.statistics import Array
-from dynamorouter.tasks.task import Answer, HeadKind, Task
+from dynamorouter.tasks.task import Answer, Task
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,13 +32,22 @@ class Metric(ABC):
 
     Attributes:
         head: the kind of answer that it judges.
+        higher_is_better: whether a larger value is a better one.
+        reads_loss: whether it judges the loss of the target's text (``Answer.nll``) and not what was written.
     """
 
-    head: ClassVar[HeadKind]
+    head: ClassVar[AnswerKind]
+    higher_is_better: ClassVar[bool] = True
+    reads_loss: ClassVar[bool] = False
 
     @abstractmethod
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return the K numbers of one row; ``answer`` is ``None`` where there is none of the task's kind."""
+
+    def rows(self, answers: Sequence[Answer | None], targets: Sequence[Target], task: Task) -> Array:
+        """Return the numbers of many rows, ``(N, K)``; a metric that can judge rows side by side does so here."""
+        pairs = zip(answers, targets, strict=True)
+        return np.array([self.row(answer, target, task) for answer, target in pairs], dtype=float)
 
     @abstractmethod
     def reduce(self, sums: Array) -> Array:
@@ -58,8 +69,7 @@ def row_statistics(metric: str, task: Task, answers: Sequence[Answer | None], re
             "give one for each row, None where there is no answer, and at least one row"
         )
     judge = metrics.get(metric)()
-    pairs = zip(answers, records, strict=True)
-    return np.array([judge.row(_of_kind(answer, task), record.target, task) for answer, record in pairs], dtype=float)
+    return judge.rows([_of_kind(answer, task) for answer in answers], [record.target for record in records], task)
 
 
 def score(
@@ -78,7 +88,7 @@ def score(
         metrics: names; the task's own by default.
 
     Returns:
-        The value of each metric, from 0 to 1.
+        The value of each metric.
 
     Raises:
         ConfigError: there is no metric of that name.
@@ -99,8 +109,24 @@ def get_metric(name: str) -> Metric:
     return metrics.get(name)()
 
 
+def check_metrics(tasks: Sequence[Task]) -> None:
+    """Make sure that all metrics of the tasks can be computed here, before hours are spent on what they judge.
+
+    Raises:
+        MissingExtraError: one needs a package that is not installed.
+        ConfigError: there is no metric of a name.
+    """
+    for name in sorted({name for task in tasks for name in task.metrics}):
+        get_metric(name)
+
+
 def _of_kind(answer: Answer | None, task: Task) -> Answer | None:
-    return answer if answer is not None and answer.kind == task.head else None
+    return answer if answer is not None and answer.kind == answer_kind(task.head) else None
+
+
+def mean(sums: Array) -> Array:
+    """Return the first sum over the second, ``(..., 2)`` to ``(...)``; 0 where there is nothing to divide by."""
+    return _divide(sums[..., 0], sums[..., 1])
 
 
 def _divide(top: Array, bottom: Array) -> Array:

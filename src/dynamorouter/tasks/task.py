@@ -6,9 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynamorouter.data.spec import Columns, HeadKind
+from dynamorouter.data.spec import AnswerKind, Columns, HeadKind
 
-__all__ = ["Answer", "Columns", "HeadKind", "Task"]
+__all__ = ["Answer", "AnswerKind", "Columns", "Generation", "HeadKind", "Task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How an expert that writes does so.
+
+    Attributes:
+        max_new_tokens: longest text, in tokens.
+        temperature: 0 for greedy; above that the logits are divided by it and a token is drawn.
+        top_k: draw among so many of the likeliest tokens; 0 for all.
+        top_p: draw among the likeliest tokens that make up this share of the probability.
+        stop: texts that end the writing; they are left out of the answer.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +47,8 @@ class Task:
         hyper: overrides of the expert phase for this task alone (``epochs``, ``learning_rate``, ...).
         base: name of the base that the expert sits on; ``None`` for the system's default base.
         positive: the label whose F1 the metric ``f1`` is; ``None`` for the mean over all labels.
+        prompt: name of the form in which an expert that writes reads a row; ``None`` for that of its base.
+        generation: how an expert that writes does so.
     """
 
     name: str
@@ -42,6 +63,8 @@ class Task:
     hyper: Mapping[str, Any] = field(default_factory=dict)
     base: str | None = None
     positive: str | None = None
+    prompt: str | None = None
+    generation: Generation = Generation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +72,16 @@ class Answer:
     """What a head answers for one row.
 
     Attributes:
-        kind: the kind of head that answered; an answer of another kind than the target scores zero.
-        value: a label, one tag per whitespace-separated word, or the answer's text.
-        score: the head's own probability of the answer, between 0 and 1.
+        kind: what it is; an answer of another kind than the task's scores zero.
+        value: a label, one tag per whitespace-separated word, the answer's text, or several texts written for one row.
+        score: the head's own probability of the answer, between 0 and 1; 1 for a text, where it is not computed.
+        nll: negative log-likelihood of the target's text, in nats, summed over its tokens; ``None`` where it was not
+            measured.
+        tokens: how many tokens ``nll`` is the sum over.
     """
 
-    kind: HeadKind
+    kind: AnswerKind
     value: str | list[str]
     score: float
+    nll: float | None = None
+    tokens: int = 0

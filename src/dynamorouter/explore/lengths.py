@@ -1,0 +1,121 @@
+"""How long the rows are, how many a window cuts off, and how evenly the classes are spread."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamorouter.data.records import Record
+from dynamorouter.data.spec import WRITERS, TaskSpec
+from dynamorouter.explore.rows import TaskRows, labels, target_text, word_count
+
+Ints = NDArray[np.int64]
+Tokenizer = Callable[..., Any]
+"""Called as a ``transformers`` tokenizer is, with texts, pairs and ``truncation=False``."""
+QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
+BALANCED, NEARLY = 1.25, 2.0
+"""Largest over smallest class: up to the first a task is called balanced, up to the second nearly so."""
+_BATCH = 512
+
+
+def words(rows: TaskRows) -> dict[str, Ints]:
+    """Return lengths in words by part: ``text``, and where there are any ``pair``, ``input`` (both) and ``target``."""
+    records = rows.records
+    found = {"text": np.array([word_count(record.text) for record in records])}
+    if any(record.pair is not None for record in records):
+        found["pair"] = np.array([word_count(record.pair) for record in records])
+        found["input"] = found["text"] + found["pair"]
+    if target_text(records[0]) is not None:
+        found["target"] = np.array([word_count(target_text(record)) for record in records])
+    return found
+
+
+def summary(values: Ints) -> dict[str, float]:
+    """Return mean, standard deviation and quantiles (the smallest value that this share does not exceed)."""
+    ordered = np.sort(values)
+    at = {name: int(ordered[max(0, math.ceil(share * len(ordered)) - 1)]) for name, share in QUANTILES.items()}
+    return {"mean": float(values.mean()), "sd": float(values.std()), **at}
+
+
+def tokens(records: Sequence[Record], tokenizer: Tokenizer, *, target: bool = False) -> Ints:
+    """Return the rows' lengths in tokens, special tokens included; of the texts asked for with ``target``."""
+    found: list[int] = []
+    for start in range(0, len(records), _BATCH):
+        part = records[start : start + _BATCH]
+        if target:
+            texts, pairs = [target_text(record) or "" for record in part], None
+        else:
+            texts = [record.text for record in part]
+            pairs = [record.pair or "" for record in part] if any(record.pair for record in part) else None
+        found += [len(ids) for ids in tokenizer(texts, pairs, truncation=False)["input_ids"]]
+    return np.array(found)
+
+
+def truncation(rows: TaskRows, tokenizer: Tokenizer | None, *, max_tokens: int | None = None) -> dict[str, Any]:
+    """Return how many rows a window cuts off.
+
+    Args:
+        rows: of one task.
+        tokenizer: what counts; ``None`` counts words, of which there are fewer than tokens.
+        max_tokens: the window; the task's own by default.
+
+    Returns:
+        ``unit``, ``window``, ``cut`` (share of rows longer than the window) and ``lengths``; for texts to be written
+        also ``with_target``: the share whose input and target together are longer.
+    """
+    records, window = rows.records, max_tokens or rows.task.max_tokens
+    writes = rows.task.head in WRITERS
+    if tokenizer is None:
+        parts = words(rows)
+        lengths = parts.get("input", parts["text"])
+        answers = parts.get("target") if writes else None
+    else:
+        lengths = tokens(records, tokenizer)
+        answers = tokens(records, tokenizer, target=True) if writes else None
+    unit = "words" if tokenizer is None else "tokens"
+    found = {"unit": unit, "window": window, "cut": float((lengths > window).mean()), "lengths": summary(lengths)}
+    if answers is not None:
+        found["with_target"] = float((lengths + answers > window).mean())
+    return found
+
+
+def balance(rows: TaskRows) -> dict[str, Any] | None:
+    """Return the classes' shares.
+
+    Returns:
+        ``counts`` by split, ``shares`` over all splits, ``ratio`` of the largest to the smallest class, ``evenness``
+        (entropy over that of equal shares, 0 to 1) and ``verdict``; ``None`` for tasks without classes. The classes of
+        a tags task are its entity types, counted by entity.
+    """
+    by_split = {split: _classes(rows.task, records) for split, records in rows.splits.items()}
+    if any(counts is None for counts in by_split.values()):
+        return None
+    total = Counter[str]()
+    for counts in by_split.values():
+        total.update(counts or {})
+    named = {label: total[label] for label in (*rows.task.labels, *sorted(total)) if label in total}
+    if rows.task.head == "classification":
+        named = {label: total[label] for label in rows.task.labels}
+    shares = np.array(list(named.values()), dtype=float) / max(1, sum(named.values()))
+    there = shares[shares > 0]
+    entropy = float(-(there * np.log(there)).sum())
+    ratio = float(shares.max() / shares.min()) if len(shares) and shares.min() > 0 else math.inf
+    return {
+        "counts": {split: dict(sorted((counts or {}).items())) for split, counts in by_split.items()},
+        "shares": {label: float(share) for label, share in zip(named, shares, strict=True)},
+        "ratio": ratio if math.isfinite(ratio) else None,
+        "evenness": entropy / math.log(len(shares)) if len(shares) > 1 else 1.0,
+        "verdict": "balanced" if ratio <= BALANCED else "nearly balanced" if ratio <= NEARLY else "not balanced",
+    }
+
+
+def _classes(task: TaskSpec, records: Sequence[Record]) -> Counter[str] | None:
+    if task.head == "tags":
+        return Counter(str(tag)[2:] for record in records for tag in record.target if str(tag).startswith("B-"))
+    found = labels(task, records)
+    return None if found is None else Counter(found)

@@ -1,0 +1,109 @@
+"""Rows as they are in a source, none dropped, none sampled unless asked for; and the words of their texts."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynamorouter.data.convert import convert
+from dynamorouter.data.jsonl import SkipCount
+from dynamorouter.data.records import Record
+from dynamorouter.data.sources import available_splits, load, source_options
+from dynamorouter.data.spec import TaskSpec
+from dynamorouter.errors import DataError
+
+FEW_LABELS = 50
+"""A text that is written counts as a label where there are no more different ones than this."""
+
+
+@dataclass(slots=True)
+class TaskRows:
+    """All rows of one task.
+
+    Attributes:
+        task: whose rows.
+        splits: records by split, in the order of the source.
+        problems: rows that are no records, by reason.
+    """
+
+    task: TaskSpec
+    splits: dict[str, list[Record]] = field(default_factory=dict)
+    problems: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def records(self) -> list[Record]:
+        """The rows of all splits, one split after another."""
+        return [record for records in self.splits.values() for record in records]
+
+
+def read_rows(
+    task: TaskSpec,
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> TaskRows:
+    """Read all splits of a task that a source has; rows that cannot be used are counted by reason.
+
+    Args:
+        task: whose rows.
+        source: name of the source.
+        options: its options over those that the task has, such as ``root``.
+        limit: most rows per split, drawn at random; ``None`` for all.
+        seed: of that draw.
+
+    Raises:
+        DataError: the source has nothing for the task, or nothing that can be used.
+    """
+    merged = source_options(task, source, options)
+    found = TaskRows(task)
+    for split in available_splits(task, source, merged):
+        skipped, records = SkipCount(), []
+        for number, row in load(task, split, source, merged, skip_bad=skipped):
+            record = convert(task, 0, row, f"{split}-{number}", fixed=Counter())
+            if isinstance(record, Record):
+                records.append(record)
+            else:
+                found.problems[record.code] += 1
+        if skipped.count:
+            found.problems["broken"] += skipped.count
+        if limit is not None and len(records) > limit:
+            kept = sorted(random.Random(seed + zlib.crc32(split.encode())).sample(range(len(records)), limit))
+            records = [records[i] for i in kept]
+        if records:
+            found.splits[split] = records
+    if not found.splits:
+        reasons = ", ".join(f"{count} {name}" for name, count in found.problems.items()) or "no rows"
+        raise DataError(f"task {task.name!r}: source {source!r} has nothing to explore ({reasons}); check its files")
+    return found
+
+
+def target_text(record: Record) -> str | None:
+    """Return the first text that a row asks for; ``None`` for labels and tags."""
+    texts = record.target.get("texts") if isinstance(record.target, dict) else None
+    return None if not texts else str(texts[0])
+
+
+def labels(task: TaskSpec, records: Sequence[Record]) -> list[str] | None:
+    """Return each row's class.
+
+    That is its label, or the text it asks for where there are so few different ones that these are labels in words;
+    ``None`` for tasks without classes.
+    """
+    if task.head == "classification":
+        return [str(record.target) for record in records]
+    if task.head in ("tags", "span"):
+        return None
+    texts = [target_text(record) or "" for record in records]
+    different = len(set(texts))
+    return texts if different <= min(FEW_LABELS, len(texts) // 5) else None
+
+
+def word_count(text: str | None) -> int:
+    """Return how many words, parted by white space, a text has."""
+    return len((text or "").split())

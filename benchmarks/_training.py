@@ -18,7 +18,9 @@ from transformers import AutoModel, Trainer, TrainingArguments
 import _common  # noqa: F401 - sets the environment before transformers is imported
 from dynamorouter.builders import base_spec
 from dynamorouter.config import compose
+from dynamorouter.data.jsonl import SkipCount
 from dynamorouter.data.records import Record
+from dynamorouter.data.spec import WRITERS
 from dynamorouter.data.split import draw
 from dynamorouter.learn.examples import Example, TrunkCache, make_examples
 from dynamorouter.learn.experts import CacheOptions, Examiner, fresh_expert
@@ -38,9 +40,10 @@ Rows = Mapping[str, Sequence[Record]]
 
 
 def tasks_of_seven() -> list[Task]:
-    """Return the six tasks of the recipe, contexts cut at 256 tokens to keep the run short."""
+    """Return the six tasks of the recipe that an encoder answers, contexts cut at 256 tokens to keep the run short."""
     config = compose("seven", ["data=builtin", "task.squad.max_tokens=256", "task.squad.stride=64"])
-    return [task_from_config({**t.model_dump(mode="json"), "name": name}) for name, t in config.task.items()]
+    tasks = [task_from_config({**t.model_dump(mode="json"), "name": name}) for name, t in config.task.items()]
+    return [task for task in tasks if task.head not in WRITERS]
 
 
 def minilm() -> Base:
@@ -53,12 +56,12 @@ def sample(tasks: Sequence[Task], data: Path, split: str, rows: int, *, seed: in
     found: dict[str, list[Record]] = {}
     for task in tasks:
         if has_split(data, task, split):
-            records = read_split(task, data, split)
+            records = read_split(task, data, split, skip_bad=SkipCount())  # some answers are empty
         else:
             from dynamorouter.data.convert import native_records
             from dynamorouter.data.sources import load
 
-            records = list(native_records(task, 0, load(task, split, "builtin", {}), split=split))
+            records = list(native_records(task, 0, load(task, split, "builtin", task.sources["builtin"]), split=split))
         parts, _ = draw(records, {"rows": min(rows, len(records))}, seed=seed, purpose="benchmark")
         found[task.name] = parts["rows"]
     return found
@@ -116,7 +119,7 @@ class Packed:
         """Count the tokens of one epoch."""
         return sum(len(example) for own in self.examples for example in own)
 
-    def train(self, *, seed: int = 0, fresh: bool = True) -> list[Trainee]:
+    def train(self, *, seed: int = 0, fresh: bool = True, packing: bool = False) -> list[Trainee]:
         """Train all experts at once, from the same start each time; the trunk's outputs are computed within."""
         if fresh:
             self.experts = [fresh_expert(self.base, plan, seed=seed) for plan in self.plans]
@@ -136,7 +139,7 @@ class Packed:
             flat,
             cache,
             evaluate=lambda trainee: float(trainee.progress.epoch),
-            options=LoopOptions(tokens_per_batch=BUDGET, seed=seed),
+            options=LoopOptions(tokens_per_batch=BUDGET, seed=seed, packing=packing),
             log=lambda step, values: None,
         ).run()
         return trainees

@@ -122,6 +122,21 @@ def tiny_base(tiny_folder: Callable[[str], Path]) -> Callable[..., Base]:
     return load
 
 
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from an architecture's name to a folder that holds a tiny language model of it."""
+    from tinylm import write_lm
+
+    made: dict[str, Path] = {}
+
+    def folder(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = write_lm(tmp_path_factory.mktemp(architecture), architecture)
+        return made[architecture]
+
+    return folder
+
+
 MOOD = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), max_tokens=32, stride=8)
 NAMES = Task(
     "names",

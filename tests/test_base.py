@@ -79,9 +79,9 @@ def test_bank_equals_peft_for_the_same_adapter(
         for gate in (RowGate(torch.tensor([1, -1, 1])), SoftGate(torch.tensor([[0, 1.0, 0], [0, 0, 0], [0, 1, 0]]))):
             got = base.full(batch, gate)
             live = batch.mask.bool()
-            torch.testing.assert_close(got[0][live[0]], want[0][live[0]], atol=2e-6, rtol=1e-5)
-            torch.testing.assert_close(got[1][live[1]], bare[1][live[1]], atol=2e-6, rtol=1e-5)
-            torch.testing.assert_close(got[2][live[2]], want[2][live[2]], atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(got[0][live[0]], want[0][live[0]], atol=6e-6, rtol=1e-5)
+            torch.testing.assert_close(got[1][live[1]], bare[1][live[1]], atol=6e-6, rtol=1e-5)
+            torch.testing.assert_close(got[2][live[2]], want[2][live[2]], atol=6e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -108,7 +108,7 @@ def test_saved_adapter_is_loaded_by_peft_and_by_us(
         want = oracle(input_ids=batch.ids, attention_mask=batch.mask, **extra).last_hidden_state
         got = base.full(batch, RowGate(torch.zeros(len(ROWS), dtype=torch.int64)))
     live = batch.mask.bool()
-    torch.testing.assert_close(got[live], want[live], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(got[live], want[live], atol=6e-6, rtol=1e-5)
 
 
 def test_adapter_of_a_task_model_brings_its_head(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from dynamorouter.complexity.prepare import TierOptions
+from dynamorouter.complexity.score import CAPS, WEIGHTS, ScoreOptions
 from dynamorouter.data.augment import AugmentOptions
 from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.devices import pick_device, pick_dtype
@@ -14,8 +16,11 @@ from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
 from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.model.expert import LoraSettings
+from dynamorouter.model.prompts import prompts
 from dynamorouter.settings import BaseSettings, Config
+from dynamorouter.settings_complexity import ComplexitySettings
 from dynamorouter.tasks.load import task_from_config
+from dynamorouter.tasks.metrics import get_metric
 from dynamorouter.tasks.task import Task
 
 ALL = 10**9
@@ -24,8 +29,45 @@ ALL = 10**9
 
 def run_tasks(config: Config) -> list[Task]:
     """Return the tasks, in the order of their experts."""
+    tasks = source_tasks(config)
+    # tiers are local data of the run's own, whatever they were made of
+    return tasks if config.complexity is None else [replace(task, sources={"local": {}}) for task in tasks]
+
+
+def source_tasks(config: Config) -> list[Task]:
+    """Return the tasks as their data is found, which for tiers is one data set for all of them.
+
+    Raises:
+        ConfigError: a task is wrong, or there is no such prompt format.
+        MissingExtraError: a metric needs a package that is not installed.
+    """
     items = config.task.items()
-    return [task_from_config({**settings.model_dump(mode="json"), "name": name}) for name, settings in items]
+    tasks = [task_from_config({**settings.model_dump(mode="json"), "name": name}) for name, settings in items]
+    for form in {config.base.prompt, *(base.prompt for base in config.bases.values())}:
+        prompts.get(form)
+    for task in tasks:
+        prompts.get(task.prompt or config.base.prompt)
+        for name in task.metrics:
+            get_metric(name)  # before any work, and not when it is done
+    return tasks
+
+
+def tier_options(config: Config, settings: ComplexitySettings) -> TierOptions:
+    """Return how rows get their tier."""
+    filters = config.data.filters
+    return TierOptions(
+        pipeline=settings.pipeline,
+        score=ScoreOptions(weights={**WEIGHTS, **settings.weights}, caps={**CAPS, **settings.caps}),
+        method=settings.tiers,
+        thresholds=settings.thresholds,
+        quantiles=settings.quantiles,
+        least_rows=settings.least_rows,
+        seed=config.seed,
+        leaks=config.data.leaks,
+        max_chars=filters.max_chars,
+        max_words=filters.max_words,
+        skip_bad=filters.skip_bad,
+    )
 
 
 def prepare_options(config: Config) -> PrepareOptions:
@@ -49,7 +91,14 @@ def prepare_options(config: Config) -> PrepareOptions:
 
 def base_spec(settings: BaseSettings) -> BaseSpec:
     """Return where a base is found."""
-    return BaseSpec(settings.name, settings.path, settings.fallback, settings.revision)
+    return BaseSpec(
+        settings.name,
+        settings.path,
+        settings.fallback,
+        settings.revision,
+        kind=settings.kind,
+        prompt=settings.prompt,
+    )
 
 
 def base_settings(config: Config, task: Task) -> BaseSettings:
@@ -99,6 +148,7 @@ def expert_plan(config: Config, task: Task) -> ExpertPlan:
         min_delta=own.min_delta,
         weight=own.fixed_weights.get(task.name, 1.0),
         uncertainty=own.loss_weights == "uncertainty",
+        select_by=own.select_by,
     )
 
 
@@ -142,7 +192,14 @@ def loop_options(config: Config) -> LoopOptions:
         tokens_per_batch=config.experts.tokens_per_batch,
         checkpoint_every=config.experts.checkpoint_every,
         seed=config.seed,
+        packing=_packs(config),
     )
+
+
+def _packs(config: Config) -> bool:
+    """Tell whether short rows share sequences: by itself on a GPU, where fewer and fuller rows pay."""
+    asked = config.experts.packing
+    return pick_device(config.device).type == "cuda" if asked == "auto" else asked
 
 
 def cache_options(config: Config, folder: Path) -> CacheOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from dynamorouter.errors import one_of, suggest
-from dynamorouter.settings import Config, Settings
+from dynamorouter.settings import Config
+from dynamorouter.settings_base import Settings
+from dynamorouter.settings_text import WRITERS
 
+GRADIENT_ROUTERS = ("complexity", "mlp")
+"""Kinds of router that the joint phase can train; torch, which would tell, is not imported for a check."""
 Tree = dict[str, Any]
 """Nested plain values, as composed and not yet checked."""
 
@@ -41,6 +46,8 @@ def _branch_in(annotation: Any) -> Branch | None:
         return Branch(annotation) if issubclass(annotation, Settings) else None
     if origin is typing.Annotated:
         return _branch_in(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return next((branch for one in arguments if (branch := _branch_in(one)) is not None), None)
     if origin is dict:
         inner = _branch_in(arguments[1])
         return None if inner is None else Branch(inner.model, named=True)
@@ -130,6 +137,14 @@ def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
     for target in fusions:
         if target not in bases:
             continue  # named above
+        mixed = (target, *(_value(fusions, target, "sources") or ()))
+        wrong = [name for name in mixed if isinstance(name, str) and _value(tasks, name, "head") in WRITERS]
+        if wrong:
+            found.append(
+                f"experts.fusion.{target}: {one_of(map(repr, wrong))} writes text, and fusions are for heads "
+                "that read; leave it out"
+            )
+            continue
         at = f"experts.fusion.{target}.sources"
         alike = [name for name in bases if bases[name] == bases[target]]
         given = _value(fusions, target, "sources")
@@ -155,17 +170,17 @@ def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
         return []
     found = []
     kind = _value(tree, "router", "kind")
-    if isinstance(kind, str) and kind != "mlp":
+    if isinstance(kind, str) and kind not in GRADIENT_ROUTERS:
         found.append(
             f"joint.enabled: the joint phase trains the router by gradient, but router.kind is {kind!r}; "
             "choose router=mlp, or joint.enabled=false"
         )
     base, tasks = _value(tree, "base", "name"), tree.get("task")
-    named = {_value(tasks, name, "base") for name in tasks} - {None, base} if isinstance(tasks, dict) else set()
-    if named:
+    named = [_value(tasks, name, "base") or base for name in tasks] if isinstance(tasks, dict) else [base]
+    if base not in named:
         found.append(
-            f"joint.enabled: the joint phase trains experts of one base, but tasks name {one_of(map(str, named))} "
-            f"beside {base!r}; set joint.enabled=false"
+            f"joint.enabled: the joint phase trains router and experts on base {base!r}, but all tasks name "
+            f"{one_of(set(map(str, named)))}; set joint.enabled=false"
         )
     return found
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from dynamorouter import __version__
-from dynamorouter.errors import ConfigError, DynamoRouterError
+from dynamorouter.cli_bench import arm_checks, register, run_bench
+from dynamorouter.cli_complexity import explore_complexity, print_complexity
+from dynamorouter.cli_explore import explore
+from dynamorouter.cli_merge import list_merges, merge
+from dynamorouter.cli_predict import add_predict
+from dynamorouter.errors import DynamoRouterError
 
 if TYPE_CHECKING:
     from dynamorouter.settings import Config
@@ -63,7 +67,11 @@ app = typer.Typer(
 fit = typer.Typer(help="Train one phase alone, in the folder of a run.", no_args_is_help=True)
 expert = typer.Typer(help="List, add or remove the experts of a system.", no_args_is_help=True)
 app.add_typer(fit, name="fit")
+register(app)
 app.add_typer(expert, name="expert")
+explore.command("complexity")(explore_complexity)
+app.add_typer(explore, name="explore")
+app.add_typer(merge, name="merge")
 
 Recipe = Annotated[
     list[str] | None,
@@ -93,7 +101,7 @@ def _compose(arguments: list[str] | None, config: Path | None) -> Config:
 
     words = list(arguments or [])
     recipe = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "~+" else None
-    return compose(recipe, words, config_file=config)
+    return compose(recipe, words, config_file=config, more_checks=arm_checks)
 
 
 def _open(arguments: list[str] | None, config: Path | None, out: Path, *, resume: bool, fresh: bool) -> Config:
@@ -130,12 +138,17 @@ def _root(
 def run(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
     """Prepare, train experts and router, train both together if asked, score; end with a table."""
     settings = _open(arguments, config, out, resume=resume, fresh=True)
+    if settings.bench.enabled:
+        run_bench(settings, out, resume=True)
+        return
     from dynamorouter import pipeline
     from dynamorouter.files import read_json
     from dynamorouter.tables import print_report
 
     pipeline.run(settings, out)
-    print_report(read_json(out / "report.json"))
+    found = read_json(out / "report.json")
+    print_report(found)
+    print_complexity(found)
     print(f"system: {out / 'system'}")
 
 
@@ -177,7 +190,7 @@ def fit_joint(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, 
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="recipes|tasks|bases|routers", help="What to list.")],
+    kind: Annotated[str, typer.Argument(metavar="recipes|presets|tasks|bases|routers|merges", help="What to list.")],
     search_path: Annotated[
         list[Path] | None, typer.Option("--search-path", metavar="DIR", help="A further folder laid out like conf/.")
     ] = None,
@@ -186,7 +199,7 @@ def list_(
     """List what a name may be, with a line on each."""
     from dynamorouter.config import CONF, list_names
 
-    names = list_names(kind, [CONF, *(search_path or [])])
+    names = list_merges() if kind == "merges" else list_names(kind, [CONF, *(search_path or [])])
     if as_json:
         print(json.dumps(names, indent=2, ensure_ascii=False))
         return
@@ -202,73 +215,7 @@ def show(arguments: Recipe = None, *, config: ConfigFile = None, as_json: Json =
     print(json.dumps(settings.to_json(), indent=2, ensure_ascii=False) if as_json else settings.to_yaml().rstrip())
 
 
-@app.command()
-def predict(
-    system: SystemDir,
-    text: Annotated[str | None, typer.Argument(help="The text, or the question.", show_default=False)] = None,
-    pair: Annotated[str | None, typer.Option("--pair", help="The second text, or the context of the question.")] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", metavar="NAME", help="Use this task's expert; do not route.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", metavar="JSONL", help="Rows with text and pair, or question and context.")
-    ] = None,
-    as_json: Json = False,
-    skip_bad: SkipBad = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="JSONL", help="Write the answers to this file.")] = None,
-) -> None:
-    """Answer a text, or each row of a file: chosen expert, confidence, answer."""
-    if (text is None) == (file is None):
-        raise ConfigError("give either a text or --file JSONL")
-    if file is not None and pair is not None:
-        raise ConfigError("--pair goes with a text; rows of a file hold their own 'pair'")
-    from dynamorouter.files import writing
-    from dynamorouter.system import System
-
-    loaded = System.load(system)
-    with ExitStack() as stack:
-        stream = sys.stdout
-        if out is not None:
-            stream = stack.enter_context(stack.enter_context(writing(out)).open("w", encoding="utf-8"))
-        if file is not None:
-            _predict_file(loaded, file, stream, task=task, skip_bad=skip_bad, as_json=as_json or out is not None)
-            return
-        assert text is not None
-        values = loaded.predict([text], [pair], None if task is None else [task])[0].to_json()
-        print(_shown(values, as_json=as_json or out is not None), file=stream)
-
-
-def _predict_file(system: Any, file: Path, stream: TextIO, *, task: str | None, skip_bad: bool, as_json: bool) -> None:
-    """Stream the answers to a file's rows, and end with the number of rows left out."""
-    from dynamorouter.data.jsonl import SkipCount
-    from dynamorouter.lines import predict_lines
-
-    skipped = SkipCount()
-    for row, prediction in predict_lines(system, file, task=task, skip_bad=skipped if skip_bad else None):
-        values = prediction.to_json()
-        if as_json:
-            values = {"line": row.number, **({} if row.id is None else {"id": row.id}), **values}
-        shown = _shown(values, as_json=as_json)
-        print(shown if as_json else f"{shown:<40} | {_start(row.text, row.pair)}", file=stream, flush=True)
-    if skip_bad:
-        for message in skipped.messages:
-            print(f"skipped: {message}", file=sys.stderr)
-        print(f"{skipped.count} bad rows skipped", file=sys.stderr)
-
-
-def _shown(values: dict[str, Any], *, as_json: bool) -> str:
-    if as_json:
-        return json.dumps(values, ensure_ascii=False)
-    from dynamorouter.tables import prediction_line
-
-    return prediction_line(values)
-
-
-def _start(text: str, pair: str | None) -> str:
-    """Return the beginning of a row on one line, control characters left out."""
-    whole = " ".join(text.split()) + (f" / {' '.join(pair.split())}" if pair else "")
-    clean = "".join(c for c in whole if c.isprintable())
-    return clean if len(clean) <= 70 else f"{clean[:67]}..."
+add_predict(app)
 
 
 @app.command()
@@ -313,13 +260,17 @@ def expert_add(
         Path, typer.Option("--data", metavar="DIR", help="Rows for the head and the router: TASK/train.jsonl.")
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the expert; that of the task by default.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="NAME", help="Its base, if the task names none; see 'list bases'.")
+    ] = None,
 ) -> None:
     """Add an adapter trained elsewhere, and fit the router anew."""
     from dynamorouter import manage
     from dynamorouter.config import task_settings
     from dynamorouter.tasks.load import task_from_config
 
-    settings = task_from_config(task_settings(task).model_dump(mode="json"))
+    values = task_settings(task).model_dump(mode="json")
+    settings = task_from_config({**values, "base": base or values["base"]})
     manage.add_expert(system, folder, name=name or settings.name, task=settings, data=data)
     print(f"added expert {name or settings.name!r}, and fitted the router anew: {system}")
 

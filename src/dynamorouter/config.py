@@ -12,7 +12,7 @@ Tasks, bases, routers and recipes of one's own live in a folder laid out like ``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ from pydantic import ValidationError
 
 from dynamorouter.checks import ROOT, Branch, Tree, cross_checks, explain
 from dynamorouter.errors import ConfigError, one_of, suggest
-from dynamorouter.settings import Config, TaskSettings
+from dynamorouter.settings import Config
+from dynamorouter.settings_task import TaskSettings
 
 __all__ = ["GROUPS", "Config", "compose", "list_names", "load", "task_settings"]
 
 CONF = Path(__file__).parent / "conf"
-GROUPS = ("recipe", "base", "data", "router", "task")
+GROUPS = ("recipe", "preset", "base", "data", "router", "task")
 """Keys whose value may be a name: that of a file in ``conf/KEY/``."""
+KINDS = {group if group == "data" else f"{group}s": group for group in GROUPS}
+"""What a list of a group's names is called, to the group."""
 
 
 @dataclass
@@ -53,7 +56,11 @@ _DELETE = object()
 
 
 def compose(
-    recipe: str | None = None, overrides: Sequence[str] = (), *, config_file: str | Path | None = None
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    config_file: str | Path | None = None,
+    more_checks: Callable[[Tree], list[str]] = lambda tree: [],
 ) -> Config:
     """Return the complete, checked settings of a run.
 
@@ -63,6 +70,7 @@ def compose(
         config_file: JSON or YAML with the tree of `Config`; ``recipe``, ``base``, ``data``, ``router`` may be
             names, ``tasks`` (or ``task``) a list of names. A mapping ``task`` amends the chosen tasks entry by
             entry; if every entry is complete (has ``head`` and ``columns``), those are the tasks.
+        more_checks: returns further mistakes in the composed tree, of rooms that this one does not know.
 
     Raises:
         ConfigError: something is unknown, of the wrong type or out of range; the message names every mistake.
@@ -85,7 +93,7 @@ def compose(
     _apply(tree, request)
     _fill_bases(tree, request)
     tasks, kinds = list_names("tasks", request.folders), _router_kinds(request.folders)
-    return _validate(tree, request.mistakes, tasks=tasks, kinds=kinds)
+    return _validate(tree, [*request.mistakes, *more_checks(tree)], tasks=tasks, kinds=kinds)
 
 
 def load(path: str | Path) -> Config:
@@ -100,16 +108,15 @@ def load(path: str | Path) -> Config:
 
 
 def list_names(kind: str, folders: Iterable[Path] = (CONF,)) -> dict[str, str]:
-    """Return the names of all ``recipes``, ``tasks``, ``bases``, ``routers`` or ``data`` with a line on each.
+    """Return the names of all recipes, or of whatever else ``KINDS`` holds, with a line on each.
 
     The line is the first comment of the file that is not a Hydra directive. Imports no torch.
     """
-    kinds = {"recipes": "recipe", "tasks": "task", "bases": "base", "routers": "router", "data": "data"}
-    if kind not in kinds:
-        raise ConfigError(f"cannot list {kind!r}{suggest(kind, kinds)}; allowed: {one_of(kinds)}")
+    if kind not in KINDS:
+        raise ConfigError(f"cannot list {kind!r}{suggest(kind, KINDS)}; allowed: {one_of((*KINDS, 'merges'))}")
     found = {}
     for folder in folders:
-        for path in sorted((folder / kinds[kind]).glob("*.yaml")):
+        for path in sorted((folder / KINDS[kind]).glob("*.yaml")):
             comments = [
                 line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
             ]
@@ -183,7 +190,7 @@ def _take_file_choices(request: _Request) -> None:
     """Take the names out of the config file's tree; names among the overrides win."""
     tree = request.tree
     chosen: dict[str, str | list[str]] = {}
-    for group in ("recipe", "base", "data", "router"):
+    for group in ("recipe", "preset", "base", "data", "router"):
         if isinstance(tree.get(group), str):
             chosen[group] = tree.pop(group)
     names = tree.pop("tasks", None)
@@ -210,7 +217,7 @@ def _complete(entry: object) -> bool:
 
 def _check_choices(request: _Request) -> None:
     """Drop and record choices that do not exist, so that the rest can be checked too."""
-    kinds = {"recipe": "recipes", "base": "bases", "data": "data", "router": "routers", "task": "tasks"}
+    kinds = {group: kind for kind, group in KINDS.items()}
     inline = request.tree.get("task")
     own = [k for k, v in inline.items() if _complete(v)] if isinstance(inline, dict) else []
     for group, choice in list(request.choices.items()):
@@ -266,6 +273,8 @@ def _hydra(request: _Request) -> Tree:
     if isinstance(order, list):  # keep the order of the request; a task of the file alone is merged in later
         result["task"] = {name: tasks.get(name, {}) for name in order}
         for name in tasks.keys() - set(order):
+            if isinstance(tasks[name], dict) and not _complete(tasks[name]):
+                continue  # what the recipe changes of a task that is not among the chosen ones
             request.mistakes.append(f"task.{name}: a chosen task file writes this; open it with '# @package task.NAME'")
     return result
 

@@ -5,24 +5,36 @@ Letters: B batch, S positions, D width, K experts per row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dynamorouter.data.records import Record
 from dynamorouter.errors import LibraryError, one_of
 from dynamorouter.model.bank import FusionGate, Gate, RowGate
 from dynamorouter.model.base import Base
+from dynamorouter.model.decoding import Reading, read_prompts
 from dynamorouter.model.encode import Batch, TextPair, Window
 from dynamorouter.model.expert import Expert, install_experts
 from dynamorouter.model.fusion import Fusion
+from dynamorouter.model.heads import ReadingHead
+from dynamorouter.model.lm_heads import WritingHead
 from dynamorouter.model.passes import decode, token_batches
+from dynamorouter.model.prompts import prompt_windows
+from dynamorouter.model.writing import text_answer
 from dynamorouter.tasks.task import Answer
+from dynamorouter.writers import Gates, Wanted, stream_row, target_losses, write_rows
 
 Mixture = tuple[Tensor, Tensor]
 """Experts ``(B, K)`` and their weights ``(B, K)``."""
+
+
+def writes(expert: Expert) -> bool:
+    """Tell whether an expert answers with a text of its own."""
+    return isinstance(expert.head, WritingHead)
 
 
 @dataclass(slots=True)
@@ -35,6 +47,7 @@ class Chunk:
         batch: the first windows, padded.
         states: the trunk's hidden states by layer, ``{layer: (B, S, D)}``; empty where no router reads any.
         depth: how deep the trunk was run.
+        reading: the same with keys and values, on a base that writes, for experts to go on from.
     """
 
     rows: list[TextPair]
@@ -42,6 +55,7 @@ class Chunk:
     batch: Batch
     states: Mapping[int, Tensor] = field(default_factory=dict)
     depth: int = 0
+    reading: Reading | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,19 +81,19 @@ class Engine:
         self.budget = budget
         self._slots: list[int] = []
         for name, base in self.bases.items():
-            own = [expert for expert in self.experts if expert.base == name]
-            install_experts(base, own)
+            own = {id(expert.factors): expert for expert in self.experts if expert.base == name}
+            install_experts(base, list(own.values()))  # factors that several share, as after a merge, are held once
             for bank in base.banks.values():
                 bank.requires_grad_(False)
-        counts = dict.fromkeys(self.bases, 0)
+        places: dict[str, dict[int, int]] = {name: {} for name in self.bases}
         for expert in self.experts:
             if expert.base not in self.bases:
                 raise LibraryError(
                     f"expert {expert.name!r} sits on base {expert.base!r}, which the system has not; "
                     f"it has: {one_of(self.bases)}"
                 )
-            self._slots.append(counts[expert.base])
-            counts[expert.base] += 1
+            known = places[expert.base]
+            self._slots.append(known.setdefault(id(expert.factors), len(known)))
             expert.head.to(self.bases[expert.base].device).eval()
         self._heads = [expert.answering_head for expert in self.experts]
         self._depths = [expert.lora.trunk_depth for expert in self.experts]
@@ -88,6 +102,9 @@ class Engine:
             if expert.fusion is not None:
                 self._place_fusion(index, expert, expert.fusion)
         self.max_tokens = max((expert.task.max_tokens for expert in self.experts), default=128)
+        home = [e.task.generation.max_new_tokens for e in self.experts if e.base == router_base and writes(e)]
+        if home and self.bases[router_base].kind == "decoder":  # it has to hold the text beside the prompt
+            self.max_tokens = max(1, min(self.max_tokens, self.bases[router_base].positions - max(home)))
         self.stride = max((expert.task.stride for expert in self.experts), default=32)
 
     def _place_fusion(self, index: int, expert: Expert, fusion: Fusion) -> None:
@@ -109,19 +126,33 @@ class Engine:
         """Cut rows into batches of similar length under the budget, with the trunk's states of ``layers`` if any."""
         base = self.bases[self.router_base]
         windows: list[list[Window]] = [[] for _ in rows]
-        for window in base.encoder.windows(rows, max_tokens=self.max_tokens, stride=self.stride):
+        for window in prompt_windows(base, rows, max_tokens=self.max_tokens, stride=self.stride):
             windows[window.row].append(window)
+        writing = any(e.base == self.router_base and writes(e) for e in self.experts)
         for group in token_batches([len(own[0]) for own in windows], budget=self.budget):
             batch = base.encoder.collate([windows[i][0].encoding for i in group], base.device)
             chunk = Chunk([rows[i] for i in group], [windows[i] for i in group], batch)
-            if layers:
+            if layers and writing:
+                chunk.depth = max(layers)
+                ids = [windows[i][0].encoding.ids for i in group]
+                chunk.reading = read_prompts(base, ids, chunk.depth, keep=layers)
+                chunk.states = chunk.reading.states
+            elif layers:
                 chunk.depth = max(layers)
                 with torch.inference_mode():
                     chunk.states = base.trunk(batch, chunk.depth, keep=layers)
             yield group, chunk
 
     @torch.inference_mode()
-    def answer(self, chunk: Chunk, experts: Sequence[int], *, mixture: Mixture | None = None) -> list[Answer | None]:
+    def answer(
+        self,
+        chunk: Chunk,
+        experts: Sequence[int],
+        *,
+        mixture: Mixture | None = None,
+        generation: Mapping[str, Any] | None = None,
+        silent: Collection[int] = (),
+    ) -> list[Answer | None]:
         """Answer each row of a chunk with the head of its expert; rows with -1 are left out.
 
         Args:
@@ -129,24 +160,88 @@ class Engine:
             experts: the expert of each row.
             mixture: experts ``(B, K)`` and weights ``(B, K)`` to mix under the row's head, instead of its expert alone;
                 rows whose expert has a fusion keep to that, which is a mixture already.
+            generation: settings of generation that differ from the tasks' own.
+            silent: rows for which nothing need be written.
         """
         parts: list[list[Any]] = [[] for _ in chunk.rows]
+        written: dict[int, Answer] = {}
         for name, base in self.bases.items():
             mine = [i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name]
+            texts = [i for i in mine if writes(self.experts[experts[i]])]
+            mine = [i for i in mine if i not in set(texts)]
+            written.update({i: text_answer("") for i in texts if i in silent})
+            wanted = self._wanted(chunk, experts, [i for i in texts if i not in silent], name, mixture, generation)
+            if wanted.rows:
+                home = name == self.router_base
+                read = {i: chunk.windows[i][0].encoding.ids for i in wanted.rows} if home else {}
+                written.update(write_rows(wanted, chunk.reading if home else None, read, self.budget))
             first, later = self._plan(chunk, experts, mine, name)
             for rows in self._alike(first, experts):
                 self._finish(chunk, experts, rows, mixture, parts)
             self._full(base, later, experts, mixture, parts, chunk)
         return [
-            self._heads[e].merge(part, row) if part else None
-            for e, part, row in zip(experts, parts, chunk.rows, strict=True)
+            self._reader(e).merge(part, row) if part else written.get(i)
+            for i, (e, part, row) in enumerate(zip(experts, parts, chunk.rows, strict=True))
         ]
+
+    def stream(self, chunk: Chunk, expert: int, *, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
+        """Write the answer to the only row of a chunk and yield it piece by piece; the expert is one that writes."""
+        name = self.experts[expert].base
+        wanted = self._wanted(chunk, [expert], [0], name, None, generation)
+        home = name == self.router_base
+        yield from stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids)
+
+    def losses(
+        self, records: Sequence[Record], experts: Sequence[int], *, mixture: Mixture | None = None
+    ) -> list[tuple[float, int] | None]:
+        """Return what each record's wanted text costs its expert in nats, and of how many tokens it is.
+
+        ``None`` for rows with -1, or whose expert does not write.
+        """
+        found: list[tuple[float, int] | None] = [None] * len(records)
+        for name, base in self.bases.items():
+            mine = [
+                i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name and writes(self.experts[e])
+            ]
+            if mine:
+                own = {i: self.experts[experts[i]] for i in mine}
+                gates = self._gates(experts, mixture, base)
+                costs = target_losses(base, {i: records[i] for i in mine}, own, gates, budget=self.budget)
+                for i, cost in costs.items():
+                    found[i] = cost
+        return found
+
+    def _wanted(
+        self,
+        chunk: Chunk,
+        experts: Sequence[int],
+        rows: Sequence[int],
+        name: str,
+        mixture: Mixture | None,
+        generation: Mapping[str, Any] | None,
+    ) -> Wanted:
+        base = self.bases[name]
+        return Wanted(
+            base,
+            {i: chunk.rows[i] for i in rows},
+            {i: self.experts[experts[i]] for i in rows},
+            self._gates(experts, mixture, base),
+            generation,
+        )
+
+    def _gates(self, experts: Sequence[int], mixture: Mixture | None, base: Base) -> Gates:
+        return lambda rows: self._gate(rows, experts, mixture, base.device)
+
+    def _reader(self, expert: int) -> ReadingHead:
+        head = self._heads[expert]
+        assert isinstance(head, ReadingHead)
+        return head
 
     def _plan(
         self, chunk: Chunk, experts: Sequence[int], mine: Sequence[int], name: str
     ) -> tuple[list[int], list[tuple[int, Window]]]:
         """Split a base's rows into those that go on from the trunk and windows that take a whole pass."""
-        if name != self.router_base:
+        if name != self.router_base or self.bases[name].kind != "encoder":  # there a router reads prompts
             base = self.bases[name]
             found = base.encoder.windows([chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride)
             return [], [(mine[window.row], window) for window in found]
@@ -232,7 +327,7 @@ class Engine:
             [window for _, window in windows],
             [chunk.rows[row] for row in rows],
             [experts[row] for row in rows],
-            self._heads,
+            {expert: self._reader(expert) for expert in {experts[row] for row in rows}},
         )
         for (row, window), part in zip(windows, found, strict=True):
             parts[row].extend([None] * (window.part + 1 - len(parts[row])))

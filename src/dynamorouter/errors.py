@@ -30,6 +30,10 @@ class LibraryError(DynamoRouterError):
     """The folder of experts is damaged, or an expert in it is missing or already there."""
 
 
+class MergeError(DynamoRouterError):
+    """Experts cannot be merged rightly, or not by this method."""
+
+
 class RouterError(DynamoRouterError):
     """A router was asked for something that it was not fitted to do."""
 

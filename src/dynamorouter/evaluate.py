@@ -7,24 +7,26 @@ Letters: N rows, E experts.
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dynamorouter import __version__
 from dynamorouter.data.records import Record
 from dynamorouter.model.encode import TextPair
 from dynamorouter.routing.baselines import Oracle
 from dynamorouter.system import System
-from dynamorouter.tasks.metrics import get_metric, row_statistics
+from dynamorouter.tasks.metrics import Metric, get_metric, row_statistics
 from dynamorouter.tasks.router_metrics import router_metrics
 from dynamorouter.tasks.statistics import bootstrap_ci
 from dynamorouter.tasks.task import Answer, Task
@@ -42,6 +44,7 @@ class Answered:
         probabilities: over all experts, ``(N, E)``.
         chosen: the chosen expert, -1 where the router abstained, ``(N,)``.
         seconds: time taken, tokenisation included, by what was done.
+        mixture: experts and weights ``(N, K)`` of each row, where several answer it together.
     """
 
     own: list[Answer | None]
@@ -49,6 +52,7 @@ class Answered:
     probabilities: np.ndarray[Any, np.dtype[np.float64]]
     chosen: np.ndarray[Any, np.dtype[np.int64]]
     seconds: Mapping[str, float]
+    mixture: tuple[Tensor, Tensor] | None = None
 
 
 def answer_all(
@@ -56,13 +60,23 @@ def answer_all(
     rows: Sequence[TextPair],
     experts: Sequence[int],
     *,
+    silent: Collection[int] = (),
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Answered:
-    """Answer every row twice, sharing the trunk and the route; where the router is right the answer is the same."""
+    """Answer every row twice, sharing the trunk and the route; where the router is right the answer is the same.
+
+    Args:
+        system: with a router.
+        rows: texts and pairs.
+        experts: the right expert of each.
+        silent: rows for which no text need be written, as no metric would read it.
+        advance: called with the number of rows as they are done.
+    """
     own: list[Answer | None] = [None] * len(rows)
     routed: list[Answer | None] = [None] * len(rows)
     probabilities = np.zeros((len(rows), len(system.experts)))
     chosen = np.full(len(rows), -1, dtype=np.int64)
+    mixed: dict[int, tuple[Tensor, Tensor]] = {}
     seconds = dict.fromkeys(("trunk", "route", "answer"), 0.0)
     before = time.perf_counter()
     for positions, chunk in system.chunks(rows):
@@ -74,13 +88,15 @@ def answer_all(
         first = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
         best = [-1 if gone else expert for expert, gone in first]
         at = _lap(seconds, "route", at)
-        right = system.answer_chunk(chunk, true)
+        mute = {place for place, i in enumerate(positions) if i in silent}
+        right = system.answer_chunk(chunk, true, silent=mute)
         at = _lap(seconds, "answer", at)
         if route.experts.shape[1] > 1:
-            given = system.answer_chunk(chunk, best, mixture=(route.experts, route.weights))
+            given = system.answer_chunk(chunk, best, mixture=(route.experts, route.weights), silent=mute)
+            mixed.update(zip(positions, zip(route.experts, route.weights, strict=True), strict=True))
         else:
             again = [b if b != t else -1 for b, t in zip(best, true, strict=True)]
-            other = system.answer_chunk(chunk, again)
+            other = system.answer_chunk(chunk, again, silent=mute)
             given = [r if b == t else o for b, t, r, o in zip(best, true, right, other, strict=True)]
         probabilities[positions] = route.probabilities.cpu().numpy()
         chosen[positions] = best
@@ -88,7 +104,8 @@ def answer_all(
             own[i], routed[i] = mine, theirs
         advance(len(positions))
         before = time.perf_counter()
-    return Answered(own, routed, probabilities, chosen, seconds)
+    both = [torch.stack(side) for side in zip(*(mixed[i] for i in range(len(rows))), strict=True)] if mixed else []
+    return Answered(own, routed, probabilities, chosen, seconds, (both[0], both[1]) if both else None)
 
 
 def score_system(
@@ -120,7 +137,12 @@ def score_system(
         slices[name] = slice(len(rows), len(rows) + len(own))
         rows += [(record.text, record.pair) for record in own]
         experts += [system.index(name)] * len(own)
-    found = answer_all(system, rows, experts, advance=advance)
+    judged_by = {name: _metrics(system.experts[system.index(name)].task) for name in records}
+    silent = {i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _places(part)}
+    found = answer_all(system, rows, experts, silent=silent, advance=advance)
+    for name, part in slices.items():
+        if any(metric.reads_loss for metric in judged_by[name]):
+            _add_losses(system, found, records[name], experts, part)
     tasks = {
         name: _task_report(
             system.experts[system.index(name)].task,
@@ -131,8 +153,12 @@ def score_system(
         )
         for name, part in slices.items()
     }
-    ratios = [row["routed"] / row["oracle"] for row in tasks.values() if row["oracle"] > 0]
-    router = router_metrics(experts, found.probabilities, system.names)
+    known = {system.index(name) for name in system.names if name in system.classes}
+    # an expert that the router does not know, such as a merge beside its sources, is no fault of the router's
+    judged = [row for name, row in tasks.items() if system.index(name) in known]
+    ratios = [ratio for row in judged if (ratio := _kept(row)) is not None]
+    fair = [i for i, expert in enumerate(experts) if expert in known]
+    router = router_metrics([experts[i] for i in fair], found.probabilities[fair], system.names) if fair else {}
     abstained = float((found.chosen < 0).mean())
     return {
         "tasks": tasks,
@@ -145,6 +171,42 @@ def score_system(
     }
 
 
+def _kept(row: Mapping[str, Any]) -> float | None:
+    """Return how much of a task's score routing keeps; ``None`` where there is none to keep."""
+    top, bottom = row["routed"], row["oracle"]
+    if not get_metric(row["metric"]).higher_is_better:
+        top, bottom = bottom, top
+    return top / bottom if top is not None and bottom else None
+
+
+def _number(value: float) -> float | None:
+    """Return a number, and ``None`` for what is none, which JSON has not."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _metrics(task: Task) -> list[Metric]:
+    return [get_metric(name) for name in task.metrics]
+
+
+def _places(part: slice) -> range:
+    return range(part.start, part.stop)
+
+
+def _add_losses(
+    system: System, found: Answered, records: Sequence[Record], experts: Sequence[int], part: slice
+) -> None:
+    """Note with the answers of a task what the wanted texts cost the right expert, and the one that was chosen."""
+    chosen = found.chosen[part].tolist()
+    right = system.engine.losses(records, list(experts[part]))
+    mixed = None if found.mixture is None else (found.mixture[0][part], found.mixture[1][part])
+    given = system.engine.losses(records, chosen, mixture=mixed)
+    for answers, costs in ((found.own, right), (found.routed, given)):
+        for i, cost in zip(_places(part), costs, strict=True):
+            answer = answers[i]
+            if answer is not None and cost is not None:
+                answers[i] = replace(answer, nll=cost[0], tokens=cost[1])
+
+
 def _task_report(
     task: Task,
     records: Sequence[Record],
@@ -154,16 +216,17 @@ def _task_report(
     resamples: int,
 ) -> dict[str, Any]:
     """Score one task's answers by all of its metrics; the first is the headline."""
-    scores: dict[str, dict[str, float]] = {}
-    intervals: dict[str, list[float]] = {}
+    scores: dict[str, dict[str, float | None]] = {}
+    intervals: dict[str, list[float | None]] = {}
     for arm, given in answers.items():
         scores[arm] = {}
         for name in task.metrics:
             metric = get_metric(name)
             statistics = row_statistics(name, task, given, records)
-            scores[arm][name] = float(metric.reduce(statistics.sum(axis=0)))
+            scores[arm][name] = _number(float(metric.reduce(statistics.sum(axis=0))))
             if name == task.metrics[0]:
-                intervals[arm] = bootstrap_ci(statistics, metric.reduce, seed=seed, resamples=resamples)
+                ends = bootstrap_ci(statistics, metric.reduce, seed=seed, resamples=resamples)
+                intervals[arm] = [_number(end) for end in ends]
     headline = task.metrics[0]
     return {
         "metric": headline,

@@ -26,7 +26,12 @@ class Predictor(Protocol):
     """The part of a system that answers texts."""
 
     def predict(
-        self, texts: Sequence[str], pairs: Sequence[str | None] | None = None, tasks: Sequence[str | None] | None = None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str | None] | None = None,
+        tasks: Sequence[str | None] | None = None,
+        *,
+        generation: Mapping[str, Any] | None = None,
     ) -> Sequence[Predicted]:
         """Answer each text, or text and pair, through the expert of ``tasks`` or the one that is routed to."""
 
@@ -49,7 +54,13 @@ class Row:
 
 
 def predict_lines(
-    system: Predictor, path: str | Path, *, task: str | None = None, skip_bad: SkipCount | None = None, chunk: int = 64
+    system: Predictor,
+    path: str | Path,
+    *,
+    task: str | None = None,
+    skip_bad: SkipCount | None = None,
+    generation: Mapping[str, Any] | None = None,
+    chunk: int = 64,
 ) -> Iterator[tuple[Row, Predicted]]:
     """Yield each row of a JSONL file with its prediction, in order.
 
@@ -59,6 +70,7 @@ def predict_lines(
             are passed over.
         task: the task of all rows; ``None`` routes each.
         skip_bad: where given, broken rows are counted in it and left out.
+        generation: settings of written answers that differ from the tasks' own.
         chunk: rows that are answered together.
 
     Raises:
@@ -66,23 +78,27 @@ def predict_lines(
     """
     rows = _rows(path, skip_bad)
     while batch := list(islice(rows, chunk)):
-        yield from _answer(system, batch, task, skip_bad, Path(path))
+        yield from _answer(system, batch, task, skip_bad, Path(path), generation)
 
 
 def _answer(
-    system: Predictor, batch: Sequence[Row], task: str | None, skip_bad: SkipCount | None, path: Path
+    system: Predictor,
+    batch: Sequence[Row],
+    task: str | None,
+    skip_bad: SkipCount | None,
+    path: Path,
+    generation: Mapping[str, Any] | None,
 ) -> Iterator[tuple[Row, Predicted]]:
     """Answer a chunk; if it fails, answer its rows one by one to find the line at fault."""
     try:
-        answers = system.predict(
-            [row.text for row in batch], [row.pair for row in batch], None if task is None else [task] * len(batch)
-        )
+        tasks = None if task is None else [task] * len(batch)
+        answers = system.predict([row.text for row in batch], [row.pair for row in batch], tasks, generation=generation)
     except DataError as error:
         if len(batch) == 1:
             bad_row(f"{path}, line {batch[0].number}: {error}", skip_bad)
             return
         for row in batch:
-            yield from _answer(system, [row], task, skip_bad, path)
+            yield from _answer(system, [row], task, skip_bad, path, generation)
         return
     yield from zip(batch, answers, strict=True)
 

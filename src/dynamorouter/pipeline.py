@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dynamorouter.builders import (
     base_settings,
@@ -25,17 +26,24 @@ from dynamorouter.builders import (
     loop_options,
     prepare_options,
     run_tasks,
+    source_tasks,
+    tier_options,
     wanted_bases,
 )
 from dynamorouter.builders import (
     base_spec as base_spec,
 )
+from dynamorouter.complexity.prepare import prepare_tiers
+from dynamorouter.complexity_phase import complexity_report, joint_scores
 from dynamorouter.data.explore import truncation_report
 from dynamorouter.data.prepare import PreparedData, load_prepared
 from dynamorouter.data.prepare import prepare as prepare_data
+from dynamorouter.data.records import Record
+from dynamorouter.engine import writes
 from dynamorouter.errors import DataError
 from dynamorouter.evaluate import score_system
 from dynamorouter.files import read_metadata, sweep, write_json, writing_folder
+from dynamorouter.learn.examples import writing_report
 from dynamorouter.learn.experts import fit_experts as train_experts
 from dynamorouter.learn.fusion import fit_fusions
 from dynamorouter.learn.joint import fit_joint as train_joint
@@ -48,6 +56,7 @@ from dynamorouter.routing_phase import RouterRows, fit_system_router, keep_bette
 from dynamorouter.runs import Run
 from dynamorouter.settings import Config
 from dynamorouter.system import System
+from dynamorouter.tasks.metrics import check_metrics
 from dynamorouter.tracking import Progress, Tracker
 
 
@@ -68,15 +77,16 @@ def prepare(config: Config, out: Path) -> PreparedData:
     if run.is_done("prepare"):
         return _prepared(run)
     tasks = run_tasks(config)
+    check_metrics(tasks)
     shared = prepare_options(config)
     own = {name: replace(shared, train_rows=config.expert(name).rows_for(name)) for name in config.task}
-    options = {"root": config.data.root} if config.data.source == "local" else {}
     before = time.perf_counter()
+    source, options = _source(config, out)
     with Progress("prepare", len(own), unit="tasks") as progress:
         data = prepare_data(
             tasks,
             out / "data",
-            source=config.data.source,
+            source=source,
             source_options=options,
             options=shared,
             task_options=own,
@@ -89,6 +99,23 @@ def prepare(config: Config, out: Path) -> PreparedData:
                 tracker.log(0, "prepare", task=name, rows=sizes, counts=entry["counts"], leaks=entry["leaks"]["found"])
             run.note("prepare", seconds=time.perf_counter() - before, log=tracker.offset())
     return data
+
+
+def _source(config: Config, out: Path) -> tuple[str, dict[str, Any]]:
+    """Return where rows are prepared from: the data itself, or the tiers that it is parted into first."""
+    options = {"root": config.data.root} if config.data.source == "local" else {}
+    if config.complexity is None:
+        return config.data.source, options
+    with _bar("complexity") as begin:
+        prepare_tiers(
+            source_tasks(config),
+            out / "tiers",
+            source=config.data.source,
+            overrides=options,
+            options=tier_options(config, config.complexity),
+            begin=begin,
+        )
+    return "local", {"root": str(out / "tiers")}
 
 
 def fit_experts(config: Config, out: Path) -> Path:
@@ -123,16 +150,24 @@ def report(config: Config, out: Path) -> Path:
             config_hash=config.digest(),
             advance=progress.advance,
         )
+    if config.complexity is not None:
+        with _bar("one LoRA") as begin:
+            scores["complexity"] = complexity_report(config, out, system, data, begin=begin)
     scores["cost"]["seconds"] = run.state()["seconds"]
     scores["recipe"] = config.recipe
     scores["truncation"] = {
-        expert.name: truncation_report(
-            data.split("train", expert.task.name), system.bases[expert.base].tokenizer, expert.task
-        ).to_json()
+        expert.name: _truncation(data.split("train", expert.task.name), system.bases[expert.base], expert)
         for expert in system.experts
     }
     write_json(path, scores)
     return path
+
+
+def _truncation(records: Sequence[Record], base: Base, expert: Expert) -> dict[str, Any]:
+    """Return how long an expert's rows are in tokens, and how many are cut."""
+    if writes(expert):
+        return writing_report(base, expert.head, expert.task, records)
+    return truncation_report(records, base.tokenizer, expert.task).to_json()
 
 
 class _Sitting:
@@ -273,6 +308,8 @@ def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dic
             gates=joint.gates,
             router_learning_rate=joint.router_learning_rate or joint.learning_rate,
             router_weight=joint.router_loss_weight,
+            order=joint.order,
+            scores=joint_scores(data, system.names),
             options=loop_options(config),
             log=sitting.log(part),
             cache=cache_options(config, run.out / "phases" / "trunk"),

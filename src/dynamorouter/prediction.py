@@ -45,7 +45,7 @@ class Prediction:
             "route": {name: round(value, 6) for name, value in self.route.items()},
             "confidence": round(self.confidence, 6),
             "answer": None if self.answer is None else self.answer.value,
-            "answer_score": None if self.answer is None else round(self.answer.score, 6),
+            "answer_score": None if self.answer is None or self.answer.kind == "text" else round(self.answer.score, 6),
         }
         if self.answer is not None and self.answer.kind == "tags":
             values["entities"] = entity_list(self.text, self.answer.value)

@@ -11,24 +11,15 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from dynamorouter.errors import one_of, suggest
+from dynamorouter.settings_base import Count, Rate, Rows, Settings, Share, Size, Weight
+from dynamorouter.settings_bench import BenchSettings
+from dynamorouter.settings_complexity import ComplexitySettings
+from dynamorouter.settings_task import TaskSettings
+from dynamorouter.settings_text import Kind, Packing, SelectBy
 
-Count = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Rows = Count | None
 TRAIN_ROWS = 5000
-HeadName = Literal["classification", "tags", "span"]
-
-
-class Settings(BaseModel):
-    """A frozen branch of the tree; unknown keys, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class BaseSettings(Settings):
@@ -44,87 +35,10 @@ class BaseSettings(Settings):
     """Commit or tag on the hub; ``null`` for the newest."""
     pooling: Literal["cls", "mean"] = "cls"
     """How classification heads reduce the hidden states: the first position, or the masked mean."""
-
-
-class ColumnSettings(Settings):
-    """Names of a task's native columns."""
-
-    text: str
-    """The single text, the first of a pair, the question, or the list of tokens."""
-    target: str
-    """Label, list of tags, or answers with ``text[]`` and ``answer_start[]``."""
-    pair: str | None = None
-    """The second text, or the context of a question."""
-    id: str | None = None
-    """Unique identifier, if the data has one."""
-
-
-class HyperSettings(Settings):
-    """What one task may change of the expert phase for itself; ``null`` or absent keeps the phase's value."""
-
-    rank: Count | None = None
-    alpha: Rate | None = None
-    rslora: bool | None = None
-    dropout: Share | None = None
-    targets: str | tuple[str, ...] | None = None
-    epochs: Count | None = None
-    learning_rate: Rate | None = None
-    head_learning_rate: Rate | None = None
-    weight_decay: Weight | None = None
-    warmup: Share | None = None
-    batch_rows: Count | None = None
-    patience: Size | None = None
-    min_delta: Weight | None = None
-    train_rows: Rows = None
-
-    @model_serializer(mode="plain")
-    def _changes(self) -> dict[str, Any]:
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
-
-
-class TaskSettings(Settings):
-    """One task; the fields of ``dynamorouter.tasks.task.Task``."""
-
-    name: str
-    """Its name, the same as the key that it stands under; set by ``compose`` when absent."""
-    head: HeadName
-    """The kind of head that answers it."""
-    columns: ColumnSettings
-    """The native columns."""
-    labels: tuple[str, ...] = ()
-    """Allowed labels or tags in the order of the head's outputs; empty for spans."""
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("accuracy",)
-    """Names of metrics; the first is the headline."""
-    sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Options by data source: ``hub``, ``local``, ``builtin``."""
-    version: Count = 1
-    """Raised whenever the meaning of the task changes."""
-    max_tokens: Annotated[int, Field(ge=8)] = 128
-    """Longest window in tokens."""
-    stride: Size = 32
-    """Overlap in tokens between the windows of a long text."""
-    hyper: HyperSettings = HyperSettings()
-    """Changes of the expert phase for this task alone."""
-    base: str | None = None
-    """Name of the base its expert sits on, from ``base`` or ``bases``; ``null`` for the system's own."""
-    positive: str | None = None
-    """The label whose F1 the metric ``f1`` is; ``null`` for the mean over all labels."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.head != "span" and len(set(self.labels)) < 2:
-            raise ValueError(f"a {self.head} head needs at least two different labels; list them under 'labels'")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("a label is listed twice under 'labels'")
-        if self.positive is not None and self.positive not in self.labels:
-            raise ValueError(
-                f"positive is {self.positive!r}{suggest(self.positive, self.labels)}; allowed: {one_of(self.labels)}"
-            )
-        if self.head == "span" and self.columns.pair is None:
-            raise ValueError("a span head needs the context's column under 'columns.pair'")
-        if self.stride >= self.max_tokens:
-            raise ValueError(f"stride {self.stride} must be below max_tokens {self.max_tokens}")
-        return self
+    kind: Kind = "auto"
+    """Encoder, decoder or encoder-decoder; ``auto`` goes by the checkpoint's own config."""
+    prompt: str = "plain"
+    """Form in which a decoder's or encoder-decoder's router and writers read a row; an encoder reads text and pair."""
 
 
 class FilterSettings(Settings):
@@ -245,6 +159,10 @@ class ExpertSettings(Settings):
     """Epochs without improvement after which a task stops; 0 never stops early."""
     min_delta: Weight = 0.0
     """Smallest gain of the headline metric that counts as improvement."""
+    select_by: SelectBy = "loss"
+    """What decides on the best pass of an expert that writes: its held-out loss, or its headline metric."""
+    packing: Packing = "auto"
+    """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"
     """Weigh the tasks' losses by ``fixed_weights``, or by learned uncertainty."""
     fixed_weights: dict[str, Weight] = Field(default_factory=dict)
@@ -268,7 +186,7 @@ class RouterSettings(Settings):
     """Registered name of the router."""
     layers: tuple[Size, ...] | Literal["trunk"] = "trunk"
     """Hidden states it reads: 0 is the embeddings' output, i that of block i; ``trunk`` is 0 to ``trunk_depth``."""
-    pooling: Literal["attention", "cls", "last", "mean", "mean_cls", "mean_last"] = "mean_cls"
+    pooling: Literal["attention", "cls", "last", "mean", "mean_cls", "mean_last", "mean_sum", "sum"] = "mean_cls"
     """The first position, the last, the masked mean, the mean joined with either, or learned attention."""
     hidden: Size = 128
     """Width of the hidden layer; 0 for none, a linear router."""
@@ -319,6 +237,8 @@ class JointSettings(Settings):
     """Share of the steps over which the learning rate rises."""
     gates: Literal["hard", "soft"] = "hard"
     """Each row through its own task's expert, or through the router's mixture."""
+    order: Literal["together", "alternating"] = "together"
+    """Router and experts step in the same rounds, or in turns."""
     router_loss_weight: Weight = 1.0
     """Weight of the router's loss beside the tasks' losses."""
 
@@ -382,6 +302,10 @@ class Config(Settings):
     """Number format of the forward pass; ``auto`` is fp32 on a CPU and bf16 or fp16 on a GPU."""
     tracking: TrackingSettings = TrackingSettings()
     """What is written beside the log."""
+    bench: BenchSettings = BenchSettings()
+    """The comparison of arms, where ``run`` is one, and what it measures."""
+    complexity: ComplexitySettings | None = None
+    """How rows get their tier, where the tasks are tiers of one instruction data set; ``null`` where they are not."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -9,7 +9,8 @@ Letters: B batch, S positions, D width, E experts, K experts per row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ import torch
 from torch import Tensor
 
 from dynamorouter import __version__
-from dynamorouter.data.text import MAX_CHARS, check_text
+from dynamorouter.data.text import check_rows
 from dynamorouter.devices import pick_device, pick_dtype
-from dynamorouter.engine import Chunk, Engine, Mixture
+from dynamorouter.engine import Chunk, Engine, Mixture, writes
 from dynamorouter.errors import ConfigError, DataError, LibraryError, one_of, suggest
 from dynamorouter.files import read_form, recover, write_json
 from dynamorouter.library import Library, Skill
 from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.model.encode import TextPair
-from dynamorouter.model.expert import Expert
+from dynamorouter.model.expert import Expert, share_factors
 from dynamorouter.prediction import Prediction
 from dynamorouter.routing import store
 from dynamorouter.routing.base import Route, Router, RouterInput
@@ -114,7 +115,7 @@ class System:
         specs = {name: BaseSpec(name=name, **values) for name, values in manifest["bases"].items()}
         bases = {name: Base.load(spec, device=place, dtype=dtype) for name, spec in specs.items()}
         library = Library(path / EXPERTS)
-        experts = [library.load(name, _base_of(library, name, bases)) for name in manifest["experts"]]
+        experts = share_factors([library.load(name, _base_of(library, name, bases)) for name in manifest["experts"]])
         router = store.load(path / ROUTER) if manifest["classes"] else None
         return System(
             bases,
@@ -143,7 +144,7 @@ class System:
         if self.router is not None:
             store.save(self.router, path / ROUTER)
         specs = {
-            name: {"path": base.spec.path, "fallback": base.spec.fallback, "revision": base.spec.revision}
+            name: {key: value for key, value in asdict(base.spec).items() if key != "name"}
             for name, base in self.bases.items()
         }
         write_json(
@@ -166,13 +167,16 @@ class System:
         texts: Sequence[str],
         pairs: Sequence[str | None] | None = None,
         tasks: Sequence[str | None] | None = None,
+        *,
+        generation: Mapping[str, Any] | None = None,
     ) -> list[Prediction]:
-        """Answer each text with the expert that the router chooses for it.
+        """Answer each text with the expert that the router chooses for it, be the answer a label or a written text.
 
         Args:
             texts: single texts, first texts of pairs, or questions.
             pairs: second texts or contexts; ``None`` where a text stands alone.
             tasks: names of experts (or of their tasks) to use instead of routing; ``None`` routes the row.
+            generation: settings of written answers that differ from the tasks' own, such as ``max_new_tokens``.
 
         Raises:
             DataError: a text is empty, too long or holds control characters, or the lists differ in length.
@@ -183,9 +187,70 @@ class System:
         predictions: list[Prediction | None] = [None] * len(rows)
         for positions, chunk in self.chunks(rows, read=any(k < 0 for k in known)):
             mine = [known[i] for i in positions]
-            for position, prediction in zip(positions, self._predict(chunk, mine), strict=True):
+            for position, prediction in zip(positions, self._predict(chunk, mine, generation), strict=True):
                 predictions[position] = prediction
         return [prediction for prediction in predictions if prediction is not None]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        pairs: Sequence[str | None] | None = None,
+        tasks: Sequence[str | None] | None = None,
+        **generation: Any,
+    ) -> list[str]:
+        """Write a text for each prompt with the likeliest of the experts that write.
+
+        Args:
+            prompts: texts or instructions.
+            pairs: inputs that go with them; ``None`` where there is none.
+            tasks: names of experts to use instead of routing.
+            **generation: ``max_new_tokens``, ``temperature``, ``top_k``, ``top_p``, ``stop``, ``seed``.
+
+        Raises:
+            ConfigError: no expert of the system writes, or a task names one that does not.
+        """
+        found = [""] * len(prompts)
+        for positions, chunk, experts in self._writers_of(prompts, pairs, tasks):
+            answers = self.answer_chunk(chunk, experts, generation=generation)
+            for position, answer in zip(positions, answers, strict=True):
+                found[position] = "" if answer is None else str(answer.value)
+        return found
+
+    def stream(self, prompt: str, pair: str | None = None, task: str | None = None, **generation: Any) -> Iterator[str]:
+        """Write a text as ``generate`` does, and yield it piece by piece.
+
+        Raises:
+            ConfigError: no expert of the system writes, or ``task`` names one that does not.
+        """
+        ((_, chunk, (expert,)),) = self._writers_of([prompt], [pair], [task])
+        yield from self.engine.stream(chunk, expert, generation=generation)
+
+    def _writers_of(
+        self, prompts: Sequence[str], pairs: Sequence[str | None] | None, tasks: Sequence[str | None] | None
+    ) -> Iterator[tuple[list[int], Chunk, list[int]]]:
+        """Yield chunks of prompts with the expert that writes each."""
+        can = [index for index, expert in enumerate(self.experts) if writes(expert)]
+        rows, names = check_rows(prompts, pairs), one_of(self.names[index] for index in can)
+        known = self._known(tasks, len(rows))
+        wrong = sorted({self.names[k] for k in known if k >= 0 and k not in can})
+        if not can or wrong:
+            raise ConfigError(
+                f"{f'expert {wrong[0]!r} does' if wrong else 'the experts of this system do'} not write text; "
+                + (f"those that do: {names}" if can else "train one with head: causal_lm or seq2seq")
+            )
+        route = len(can) > 1 and any(k < 0 for k in known)
+        for positions, chunk in self.chunks(rows, read=route):
+            chosen = [can[0]] * len(chunk)
+            if route:
+                chosen = [can[i] for i in self.route_chunk(chunk).probabilities[:, can].argmax(dim=1).tolist()]
+            yield (
+                positions,
+                chunk,
+                [
+                    known[position] if known[position] >= 0 else expert
+                    for position, expert in zip(positions, chosen, strict=True)
+                ],
+            )
 
     def route(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[dict[str, float]]:
         """Return the probability of every expert for each text, without answering.
@@ -263,12 +328,20 @@ class System:
         )
 
     def answer_chunk(
-        self, chunk: Chunk, experts: Sequence[int], *, mixture: Mixture | None = None
+        self,
+        chunk: Chunk,
+        experts: Sequence[int],
+        *,
+        mixture: Mixture | None = None,
+        generation: Mapping[str, Any] | None = None,
+        silent: Collection[int] = (),
     ) -> list[Answer | None]:
         """Answer each row of a chunk with its expert, or with the mixture under that expert's head (see ``Engine``)."""
-        return self.engine.answer(chunk, experts, mixture=mixture)
+        return self.engine.answer(chunk, experts, mixture=mixture, generation=generation, silent=silent)
 
-    def _predict(self, chunk: Chunk, known: Sequence[int]) -> list[Prediction]:
+    def _predict(
+        self, chunk: Chunk, known: Sequence[int], generation: Mapping[str, Any] | None = None
+    ) -> list[Prediction]:
         if all(k >= 0 for k in known):
             experts, mixture, route = list(known), None, None
         else:
@@ -276,7 +349,7 @@ class System:
             best, away = route.experts[:, 0].tolist(), route.abstained.tolist()
             experts = [k if k >= 0 else (-1 if gone else e) for k, e, gone in zip(known, best, away, strict=True)]
             mixture = self._mixture(route, known)
-        answers = self.answer_chunk(chunk, experts, mixture=mixture)
+        answers = self.answer_chunk(chunk, experts, mixture=mixture, generation=generation)
         probabilities = None if route is None else route.probabilities.tolist()
         predictions = []
         for i, ((text, pair), e, answer) in enumerate(zip(chunk.rows, experts, answers, strict=True)):
@@ -316,28 +389,6 @@ class System:
         if len(tasks) != rows:
             raise DataError(f"there are {rows} texts, but {len(tasks)} tasks; give one task, or None, for each text")
         return [-1 if task is None else self.index(task) for task in tasks]
-
-
-def check_rows(
-    texts: Sequence[str], pairs: Sequence[str | None] | None = None, *, max_chars: int = MAX_CHARS
-) -> list[Row]:
-    """Pair texts up and refuse what no tokenizer should be given.
-
-    Raises:
-        DataError: the lists differ in length, or a text is empty, too long or holds control characters.
-    """
-    if isinstance(texts, str):
-        raise DataError("texts is one string; give a list of strings, such as [text]")
-    seconds: Sequence[str | None] = [None] * len(texts) if pairs is None else pairs
-    if len(seconds) != len(texts):
-        raise DataError(
-            f"there are {len(texts)} texts, but {len(seconds)} pairs; give one pair, or None, for each text"
-        )
-    for i, (text, pair) in enumerate(zip(texts, seconds, strict=True)):
-        check_text(text, where=f"text {i + 1}", max_chars=max_chars)
-        if pair is not None:
-            check_text(pair, where=f"pair {i + 1}", max_chars=max_chars)
-    return list(zip(texts, seconds, strict=True))
 
 
 def _base_of(library: Library, name: str, bases: Mapping[str, Base]) -> Base:

@@ -5,10 +5,12 @@ Letters: N examples, S positions, D width.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ class Example:
 def make_examples(
     base: Base, head: Head, task: Task, records: Sequence[Record], *, expert: int, max_tokens: int | None = None
 ) -> list[Example]:
-    """Cut records into windows and attach what the head learns from each.
+    """Turn records into what the head learns from: windows, or prompts with the text to be written.
 
     Raises:
         DataError: nothing is left to learn from.
@@ -60,16 +62,42 @@ def make_examples(
     examples = []
     for first in range(0, len(records), 2048):  # the tokenizer's own records are large: do not keep them
         part = records[first : first + 2048]
-        rows = [(record.text, record.pair) for record in part]
-        for window in base.encoder.windows(rows, max_tokens=size, stride=task.stride):
-            target = head.target(window, part[window.row])
-            if target is not None:
-                ids = np.array(window.encoding.ids, dtype=np.int32)
-                types = np.array(window.encoding.type_ids, dtype=np.int8)
-                examples.append(Example(expert, ids, types, target, head.units(target), first + window.row))
+        for lesson in head.lessons(base, task, part, max_tokens=size):
+            ids = np.array(lesson.ids, dtype=np.int32)
+            types = np.array(lesson.types, dtype=np.int8)
+            units = head.units(lesson.target)
+            examples.append(Example(expert, ids, types, lesson.target, units, first + lesson.row))
     if not examples:
         raise DataError(f"task {task.name!r} has no rows to train on; give more rows or loosen the filters")
     return examples
+
+
+def writing_report(base: Base, head: Head, task: Task, records: Sequence[Record]) -> dict[str, Any]:
+    """Return how long prompts and texts of a task that writes are in tokens, and how many were cut.
+
+    The counts are of rows, but for those that say tokens; ``quantiles`` are of prompt and text together.
+    """
+    lessons = [
+        lesson
+        for first in range(0, len(records), 2048)
+        for lesson in head.lessons(base, task, records[first : first + 2048], max_tokens=task.max_tokens)
+    ]
+    if not lessons:
+        raise DataError(f"task {task.name!r}: no rows to measure; prepare the data first")
+    lengths = sorted(len(lesson.ids) for lesson in lessons)
+    at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {
+        "task": task.name,
+        "rows": len(lessons),
+        "max_tokens": task.max_tokens,
+        "max_new_tokens": task.generation.max_new_tokens,
+        "truncated": sum(any(lesson.cut) for lesson in lessons) / len(lessons),
+        "prompts_cut": sum(lesson.cut[0] > 0 for lesson in lessons),
+        "prompt_tokens_cut": sum(lesson.cut[0] for lesson in lessons),
+        "texts_cut": sum(lesson.cut[1] > 0 for lesson in lessons),
+        "text_tokens_cut": sum(lesson.cut[1] for lesson in lessons),
+        "quantiles": {name: lengths[math.ceil(share * len(lengths)) - 1] for name, share in at.items()},
+    }
 
 
 def batch_of(base: Base, examples: Sequence[Example]) -> Batch:
@@ -88,12 +116,22 @@ class TrunkCache:
         depth: the trunk's depth; 0 caches nothing, since there is no trunk.
         limit: most bytes to keep.
         file: keep them in this file instead of in memory.
+        compute: returns what is kept of some examples ``(B, S, D)``; the trunk's outputs by default.
     """
 
     def __init__(
-        self, base: Base, examples: Sequence[Example], *, depth: int, limit: int, budget: int, file: Path | None = None
+        self,
+        base: Base,
+        examples: Sequence[Example],
+        *,
+        depth: int,
+        limit: int,
+        budget: int,
+        file: Path | None = None,
+        compute: Callable[[Sequence[Example]], Tensor] | None = None,
     ) -> None:
         self.base = base
+        self._compute = compute or self._trunk
         self.depth = depth
         self.examples = examples
         self.budget = budget
@@ -154,5 +192,5 @@ class TrunkCache:
         end = int(self._ends[i])
         return self._store[end - len(self.examples[i]) : end]
 
-    def _compute(self, examples: Sequence[Example]) -> Tensor:
+    def _trunk(self, examples: Sequence[Example]) -> Tensor:
         return self.base.trunk(batch_of(self.base, examples), self.depth)[self.depth]

@@ -6,88 +6,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from dynamorouter.data.records import Record
-from dynamorouter.learn.examples import Example, TrunkCache, batch_of, make_examples
+from dynamorouter.learn.examine import CacheOptions, Examiner, Gates
+from dynamorouter.learn.examples import Example, TrunkCache, make_examples
 from dynamorouter.learn.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.learn.trainee import ExpertPlan, Trainee
-from dynamorouter.model.bank import Gate, RowGate
 from dynamorouter.model.base import Base
-from dynamorouter.model.encode import Window
 from dynamorouter.model.expert import Expert, fresh_factors, install_experts, seeded
-from dynamorouter.model.heads import Head, build_head
-from dynamorouter.model.passes import decode, token_batches
-from dynamorouter.tasks.metrics import score
-from dynamorouter.tasks.task import Answer, Task
+from dynamorouter.model.heads import build_head
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CacheOptions:
-    """Where the trunk's outputs are kept.
-
-    Attributes:
-        limit: most bytes; 0 keeps nothing.
-        folder: keep them in files in this folder rather than in memory.
-    """
-
-    limit: int = 2 << 30
-    folder: Path | None = None
-
-
-Gates = Callable[[int], Gate]
-"""Makes the gate of a batch of so many rows."""
-
-
-class Examiner:
-    """Scores an expert on held-out rows of its task; the trunk's outputs for them are computed once.
-
-    Args:
-        base: the base.
-        task: the task.
-        records: held-out rows.
-        depth: the trunk's depth.
-        budget: most tokens in a pass.
-        cache: where the trunk's outputs are kept.
-    """
-
-    def __init__(
-        self, base: Base, task: Task, records: Sequence[Record], *, depth: int, budget: int, cache: CacheOptions
-    ) -> None:
-        self.base, self.task, self.records, self.depth = base, task, records, depth
-        self.rows = [(record.text, record.pair) for record in records]
-        self.windows = base.encoder.windows(self.rows, max_tokens=task.max_tokens, stride=task.stride)
-        self.examples = [_unlabelled(window) for window in self.windows]
-        self.groups = token_batches([len(w) for w in self.windows], budget=budget)
-        file = cache.folder / f"{task.name}.select" if cache.folder else None
-        self.cache = TrunkCache(base, self.examples, depth=depth, limit=cache.limit, budget=budget, file=file)
-        self.cache.fill()
-
-    @torch.inference_mode()
-    def answers(self, head: Head, expert: int, *, gates: Gates | None = None) -> list[Answer]:
-        """Return the answer to every held-out row of an expert, or of what ``gates`` makes of each batch."""
-        parts: list[list[object]] = [[] for _ in self.rows]
-        decoded: dict[int, object] = {}
-        for group in self.groups:
-            batch = batch_of(self.base, [self.examples[i] for i in group])
-            gate = gates(len(group)) if gates else RowGate(torch.full((len(group),), expert, device=self.base.device))
-            if self.depth:
-                hidden = self.cache.fetch(group, batch.mask.shape[1])
-                hidden = self.base.finish(hidden, batch.mask, gate, depth=self.depth)
-            else:
-                hidden = self.base.full(batch, gate)
-            windows = [self.windows[i] for i in group]
-            rows = [self.rows[w.row] for w in windows]
-            decoded.update(zip(group, decode(hidden, batch.mask, windows, rows, [0] * len(group), [head]), strict=True))
-        for i, window in enumerate(self.windows):
-            parts[window.row].append(decoded[i])
-        return [head.merge(part, row) for part, row in zip(parts, self.rows, strict=True)]
-
-    def __call__(self, head: Head, expert: int, *, gates: Gates | None = None) -> float:
-        """Return the headline metric."""
-        headline = self.task.metrics[0]
-        return score(self.task, self.answers(head, expert, gates=gates), self.records, metrics=[headline])[headline]
+__all__ = ["CacheOptions", "Examiner", "Gates", "collect", "fit_experts", "fresh_expert"]
 
 
 def fit_experts(
@@ -132,7 +60,10 @@ def fit_experts(
         examples += own
         trainees.append(Trainee(index, plan, head, base, positions, seed=options.seed))
     budget = options.tokens_per_batch
-    examiners = [Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache) for p in plans]
+    examiners = [
+        Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
+        for p in plans
+    ]
     file = cache.folder / "train" if cache.folder else None
     trunk = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
     trunk.fill()
@@ -169,10 +100,3 @@ def collect(base: Base, expert: Expert, index: int, trainee: Trainee) -> Expert:
     training = {"steps": progress.step, "epochs": progress.epoch, "select_score": round(progress.best, 6)}
     head = trainee.head.eval().requires_grad_(False)
     return dataclasses.replace(expert, factors=factors, head=head, card={**expert.card, "training": training})
-
-
-def _unlabelled(window: Window) -> Example:
-    ids = np.array(window.encoding.ids, dtype=np.int32)
-    return Example(
-        0, ids, np.array(window.encoding.type_ids, dtype=np.int8), np.empty(0, dtype=np.int64), 0, window.row
-    )

@@ -10,16 +10,16 @@ Letters: B batch, S positions, D width, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dynamorouter.data.records import Record
 from dynamorouter.errors import ConfigError
+from dynamorouter.learn.bystander import bystander
 from dynamorouter.learn.examples import Example, TrunkCache, make_examples
 from dynamorouter.learn.experts import CacheOptions, Examiner, collect
 from dynamorouter.learn.loop import Log, LoopOptions, PackedLoop
@@ -28,10 +28,12 @@ from dynamorouter.model.bank import Gate, RowGate, SoftGate
 from dynamorouter.model.base import Base
 from dynamorouter.model.encode import Batch
 from dynamorouter.model.expert import Expert, install_experts
-from dynamorouter.routing.base import Router, RouterInput
-from dynamorouter.routing.mlp import TaskMLP
+from dynamorouter.routing.base import GradientRouter, Router, RouterInput
 
 Gates = Literal["hard", "soft"]
+Order = Literal["together", "alternating"]
+Scores = Mapping[int, Sequence[float]]
+"""A number for each row, by expert; NaN where it is not known."""
 
 
 class JointRouter:
@@ -39,17 +41,31 @@ class JointRouter:
 
     Args:
         base: the base it reads.
-        router: an MLP router; it is trained in place.
+        router: one with a gradient; it is trained in place.
         depth: the experts' trunk depth; the router must read no deeper.
         gates: ``hard`` or ``soft``.
         learning_rate: of AdamW.
         weight: factor on the router's own loss.
+        order: whether router and experts step in the same rounds or in turns, the router first.
+        scores: a further target of the router, by expert and row; ``None`` where there is none.
+        writers: experts whose examples hold the answer after the prompt.
     """
 
     def __init__(
-        self, base: Base, router: TaskMLP, *, depth: int, gates: Gates, learning_rate: float, weight: float
+        self,
+        base: Base,
+        router: GradientRouter,
+        *,
+        depth: int,
+        gates: Gates,
+        learning_rate: float,
+        weight: float,
+        order: Order = "together",
+        scores: Scores | None = None,
+        writers: Collection[int] = (),
     ) -> None:
         self.base, self.router, self.depth, self.gates, self.weight = base, router, depth, gates, weight
+        self.order, self.scores, self.writers = order, scores, frozenset(writers)
         self.parameters = [p for p in router.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate)
         self._rows = 1
@@ -59,16 +75,28 @@ class JointRouter:
         """Take note of the number of rows in the coming step."""
         self._rows = rows
 
-    def gate(self, batch: Batch, experts: Tensor) -> tuple[Gate, Tensor, Tensor, int]:
-        """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states."""
+    def learns(self, turn: int) -> tuple[bool, bool]:
+        """Tell whether the router, and whether the experts, step in a round."""
+        return (True, True) if self.order == "together" else (turn % 2 == 0, turn % 2 == 1)
+
+    def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
+        """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states.
+
+        Of an example that holds its answer the router reads the prompt alone.
+        """
         with torch.no_grad():
             states = self.base.trunk(
                 batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers)
             )
         read = {layer: states[layer] for layer in self.router.layers}
         rows = [("", None)] * experts.shape[0]
-        logits = self.router.logits(RouterInput(states=read, mask=batch.mask, texts=rows))
-        loss = functional.cross_entropy(logits, experts, reduction="sum") / self._rows
+        scores = None
+        if self.scores is not None:
+            known = [self.scores[example.expert][example.row] for example in examples]
+            scores = torch.tensor(known, device=self.base.device)
+        seen = RouterInput(states=read, mask=self._prompts(batch.mask, examples), texts=rows)
+        logits, mean = self.router.losses(seen, experts, scores)
+        loss = mean * (experts.shape[0] / self._rows)
         self._loss += float(loss.detach())
         chances = logits.softmax(dim=1)
         gate: Gate
@@ -78,6 +106,21 @@ class JointRouter:
             own = chances.gather(1, experts[:, None])[:, 0]
             gate = RowGate(experts, 1 + own - own.detach())
         return gate, self.weight * loss, states[self.depth], self.depth
+
+    def _prompts(self, mask: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Return the mask ``(B, S)`` without the answers that a decoder's examples go on with."""
+        if self.base.kind != "decoder" or not self.writers:
+            return mask
+        whole = mask.shape[1]
+        ends = [int(example.target[0]) if example.expert in self.writers else whole for example in examples]
+        places = torch.arange(whole, device=mask.device)
+        return mask * (places < torch.tensor(ends, device=mask.device)[:, None])
+
+    def skip(self) -> float:
+        """Leave a step out; returns the mean loss of the rows since the last one."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, self._loss = self._loss, 0.0
+        return loss
 
     def step(self, *, scale: float) -> float:
         """Take an optimizer step; returns the mean loss of the rows since the last one."""
@@ -109,16 +152,16 @@ class JointRouter:
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
 
 
-def joint_router(router: Router | None) -> TaskMLP:
+def joint_router(router: Router | None) -> GradientRouter:
     """Return the router if it can be trained together with experts.
 
     Raises:
         ConfigError: it has no gradient.
     """
-    if not isinstance(router, TaskMLP):
+    if not isinstance(router, GradientRouter):
         raise ConfigError(
             f"the joint phase trains the router by gradient, but this one is {type(router).__name__}; "
-            "choose router=mlp, or joint.enabled=false"
+            "choose router=mlp or router=complexity, or joint.enabled=false"
         )
     return router
 
@@ -126,7 +169,7 @@ def joint_router(router: Router | None) -> TaskMLP:
 def fit_joint(
     base: Base,
     experts: Sequence[Expert],
-    router: TaskMLP,
+    router: GradientRouter,
     plans: Sequence[ExpertPlan],
     train: Mapping[str, Sequence[Record]],
     select: Mapping[str, Sequence[Record]],
@@ -134,6 +177,8 @@ def fit_joint(
     gates: Gates,
     router_learning_rate: float,
     router_weight: float,
+    order: Order = "together",
+    scores: Scores | None = None,
     options: LoopOptions,
     log: Log,
     cache: CacheOptions | None = None,
@@ -144,7 +189,7 @@ def fit_joint(
     """Train experts and router on; an expert is changed only where its held-out score rises.
 
     Args:
-        base: the one base of all experts and of the router.
+        base: of the router; experts that sit on another base are left as they are, but their rows teach the router.
         experts: in the order of the router's classes.
         router: trained in place.
         plans: how each expert is trained on.
@@ -153,6 +198,8 @@ def fit_joint(
         gates: ``hard`` or ``soft``.
         router_learning_rate: of the router.
         router_weight: factor on the router's own loss.
+        order: whether router and experts step in the same rounds or in turns.
+        scores: a further target of the router, by expert and row.
         options: shared settings of the loop.
         log: where losses and scores go.
         cache: where the trunk's outputs for the held-out rows are kept.
@@ -160,31 +207,49 @@ def fit_joint(
         saved: called after each checkpoint.
         begin: called with the number of windows to come; what it returns is called as they are done.
     """
-    depth = min(expert.lora.trunk_depth for expert in experts)
-    install_experts(base, experts)
+    home = base.spec.name
+    depth = min((expert.lora.trunk_depth for expert in experts if expert.base == home), default=0)
+    placed = [expert if expert.base == home else bystander(expert, base) for expert in experts]
+    install_experts(base, placed)
     budget = options.tokens_per_batch
     examples: list[Example] = []
-    trainees, examiners = [], []
-    for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
-        own = make_examples(base, expert.head, plan.task, train[plan.task.name], expert=index)
+    trainees: list[Trainee] = []
+    examiners: dict[int, Examiner] = {}
+    for index, (expert, plan) in enumerate(zip(placed, plans, strict=True)):
+        own = make_examples(base, expert.head, expert.task, train[plan.task.name], expert=index)
         positions = range(len(examples), len(examples) + len(own))
         examples += own
         head = expert.head.requires_grad_(True)
         trainees.append(Trainee(index, plan, head, base, positions, seed=options.seed))
-        held = Examiner(
-            base, plan.task, select[plan.task.name], depth=depth, budget=budget, cache=cache or CacheOptions()
+        if expert is not experts[index]:
+            continue  # a bystander
+        examiners[index] = held = Examiner(
+            base,
+            plan.task,
+            select[plan.task.name],
+            depth=depth,
+            budget=budget,
+            cache=cache or CacheOptions(),
+            select_by=plan.select_by,
         )
-        examiners.append(held)
         trainees[-1].progress.best = held(head, index)
     learner = JointRouter(
-        base, router, depth=depth, gates=gates, learning_rate=router_learning_rate, weight=router_weight
+        base,
+        router,
+        depth=depth,
+        gates=gates,
+        learning_rate=router_learning_rate,
+        weight=router_weight,
+        order=order,
+        scores=scores,
+        writers=[index for index in examiners if plans[index].task.head == "causal_lm"],
     )
     loop = PackedLoop(
         base,
         trainees,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=budget),
-        evaluate=lambda trainee: examiners[trainee.index](trainee.head, trainee.index),
+        evaluate=lambda trainee: _judged(examiners.get(trainee.index), trainee),
         options=options,
         log=log,
         checkpoint=checkpoint,
@@ -195,6 +260,14 @@ def fit_joint(
     router.module.train()
     loop.run()
     router.module.eval()
-    for examiner in examiners:
+    for examiner in examiners.values():
         examiner.cache.close()
-    return [collect(base, expert, index, trainees[index]) for index, expert in enumerate(experts)]
+    return [
+        collect(base, expert, index, trainees[index]) if index in examiners else expert
+        for index, expert in enumerate(experts)
+    ]
+
+
+def _judged(examiner: Examiner | None, trainee: Trainee) -> float:
+    """Score an expert on its held-out rows; one that sits elsewhere is the same as before."""
+    return 0.0 if examiner is None else examiner(trainee.head, trainee.index)

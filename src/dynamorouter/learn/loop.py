@@ -22,18 +22,25 @@ from torch import Tensor
 
 from dynamorouter.errors import LibraryError, TrainingError
 from dynamorouter.files import read_tensors, write_tensors
-from dynamorouter.learn.examples import Example, TrunkCache, batch_of
+from dynamorouter.learn.examples import Example, TrunkCache
+from dynamorouter.learn.layout import Layout, Rows, last_states, plan_passes
 from dynamorouter.learn.trainee import Trainee, units_of
 from dynamorouter.model.bank import Dropout, Gate, RowGate
 from dynamorouter.model.base import Base
 from dynamorouter.model.encode import Batch
-from dynamorouter.model.passes import rows_of, token_batches
+from dynamorouter.model.passes import rows_of
 
 
 class RouterTrainee(Protocol):
     """A router that learns together with the experts (see ``learn.joint``)."""
 
-    def gate(self, batch: Batch, experts: Tensor) -> tuple[Gate, Tensor, Tensor, int]:
+    def learns(self, turn: int) -> tuple[bool, bool]:
+        """Tell whether the router, and whether the experts, step in a round."""
+
+    def skip(self) -> float:
+        """Leave a step out and return the mean loss since the last one."""
+
+    def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
         """Return the gate, the router's summed loss, and the trunk's states ``(B, S, D)`` with their depth."""
 
     def begin(self, rows: int) -> None:
@@ -63,6 +70,7 @@ class LoopOptions:
         checkpoint_seconds: most seconds between checkpoints.
         seed: of dropout.
         log_every: rounds between notes in the log.
+        packing: lay several short examples of an expert into one row, where the base is a decoder.
     """
 
     tokens_per_batch: int = 4096
@@ -70,6 +78,7 @@ class LoopOptions:
     checkpoint_seconds: float = 60.0
     seed: int = 0
     log_every: int = 10
+    packing: bool = False
 
 
 class PackedLoop:
@@ -143,9 +152,10 @@ class PackedLoop:
 
     def _one_round(self, active: Sequence[Trainee]) -> None:
         losses = self._accumulate(active)
-        norms = {trainee.name: trainee.step(scale=self.scale) for trainee in active}
+        router, experts = (False, True) if self.router is None else self.router.learns(self.round)
+        norms = {t.name: t.step(scale=self.scale) if experts else t.skip() for t in active}
         if self.router is not None:
-            losses["router"] = self.router.step(scale=self.scale)
+            losses["router"] = self.router.step(scale=self.scale) if router else self.router.skip()
             norms["router"] = 0.0
         for bank in self.base.banks.values():
             bank.a.grad = bank.b.grad = None
@@ -173,10 +183,9 @@ class PackedLoop:
         totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
         if self.router is not None:
             self.router.begin(len(pool))
-        lengths = [len(self.examples[i]) for i in pool]
-        for group in token_batches(lengths, budget=self.options.tokens_per_batch):
-            positions = [pool[i] for i in group]
-            means, extra = self._losses(positions, units)
+        packing = self.options.packing and self.base.kind == "decoder" and self.router is None
+        for rows in plan_passes(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
+            means, extra = self._losses(rows, units)
             total = torch.stack([self.trainees[e].weigh(loss) for e, loss in means.items()]).sum() + extra
             total.mul(self.scale).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
@@ -184,29 +193,27 @@ class PackedLoop:
         self.advance(len(pool))
         return {self.trainees[expert].name: float(total) for expert, total in totals.items()}
 
-    def _losses(self, positions: Sequence[int], units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
+    def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
         """Return each present expert's share of its mean loss, and the router's, from one pass over a mixed batch."""
-        chosen = [self.examples[i] for i in positions]
-        experts = [example.expert for example in chosen]
-        batch = batch_of(self.base, chosen)
-        ids = torch.tensor(experts, device=self.base.device)
+        layout = Layout.of(self.examples, rows)
+        batch = layout.batch(self.base)
+        ids = torch.tensor(layout.experts, device=self.base.device)
         dropout: Dropout = float(self._dropout[0]) if self._same_dropout else self._dropout[ids]
         extra: Tensor | float = 0.0
+        gate: Gate = RowGate(ids)
+        states, depth = None, self.cache.depth
         if self.router is not None:
-            gate, extra, states, depth = self.router.gate(batch, ids)
-            hidden = self.base.finish(states, batch.mask, gate, depth=depth, dropout=dropout)
-        elif self.cache.depth:
-            hidden = self.cache.fetch(positions, batch.mask.shape[1])
-            hidden = self.base.finish(hidden, batch.mask, RowGate(ids), depth=self.cache.depth, dropout=dropout)
-        else:
-            hidden = self.base.full(batch, RowGate(ids), dropout=dropout)
+            gate, extra, states, depth = self.router.gate(batch, ids, layout.examples)
+        elif depth:
+            states = layout.together(self.cache.fetch(layout.positions, layout.longest), batch.mask.shape[1])
+        hidden, mask = last_states(self.base, layout, batch, gate, states=states, depth=depth, dropout=dropout)
         losses = {}
-        for expert, rows in rows_of(experts).items():
-            at = torch.tensor(rows, device=hidden.device)
-            longest = max(len(chosen[i]) for i in rows)
-            targets = [chosen[i].target for i in rows]
+        for expert, mine in rows_of([example.expert for example in layout.examples]).items():
+            at = torch.tensor(mine, device=hidden.device)
+            longest = layout.longest_read(self.base, mine)
+            targets = [layout.examples[i].target for i in mine]
             head = self.trainees[expert].head
-            losses[expert] = head.loss(hidden[at, :longest], batch.mask[at, :longest], targets).sum() / units[expert]
+            losses[expert] = head.loss(hidden[at, :longest], mask[at, :longest], targets).sum() / units[expert]
         return losses, extra
 
     def _check(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:

@@ -6,6 +6,7 @@ Letters: B batch, S positions, D width, N rows, E experts.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from dynamorouter.model.base import Base
 from dynamorouter.model.encode import TextPair
 from dynamorouter.model.expert import Expert, seeded
 from dynamorouter.model.passes import token_batches
+from dynamorouter.model.prompts import prompt_windows
 from dynamorouter.routing.arrow import prototype
 from dynamorouter.routing.base import Router, RouterInput, routers
 from dynamorouter.routing.features import POOLINGS, condense, pooled_all, spread
@@ -44,7 +46,7 @@ def read_rows(
     Returns:
         Batches, and the position in ``rows`` of each of their rows in order.
     """
-    first = [w for w in base.encoder.windows(rows, max_tokens=max_tokens, stride=stride) if w.part == 0]
+    first = [w for w in prompt_windows(base, rows, max_tokens=max_tokens, stride=stride) if w.part == 0]
     inputs: list[RouterInput] = []
     order: list[int] = []
     pooling = pooled_by(router)
@@ -81,6 +83,7 @@ def fit_router(
     calibrate: tuple[list[RouterInput], list[int]] | None,
     *,
     seed: int,
+    scores: Sequence[float] = (),
 ) -> Router:
     """Fit a router.
 
@@ -92,11 +95,14 @@ def fit_router(
         train: batches and the expert of each of their rows, from several sources.
         calibrate: the same of held-out rows, for the temperature.
         seed: of initial weights and order.
+        scores: complexity of the rows of ``train``, in order, NaN where it is not known; for routers that learn it.
     """
     router = build(kind, options)
     inputs = [batch for batches, _ in train for batch in batches]
     targets = torch.tensor([target for _, own in train for target in own], device=base.device)
     extra: dict[str, Any] = {"prototypes": prototypes(base, experts)} if kind == "arrow" else {}
+    if not all(map(math.isnan, scores)):
+        extra["scores"] = torch.tensor(scores)
     router.fit(inputs, targets, generator=seeded(seed, "router"), experts=len(experts), **extra)
     if calibrate is not None:
         router.calibrate(calibrate[0], torch.tensor(calibrate[1], device=base.device))
@@ -140,7 +146,7 @@ def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[
 
 def remember(skill: Skill, device: torch.device) -> RouterInput:
     """Give a kept skill the form of a batch of few positions, which pools to it again."""
-    states = {layer: spread(state.to(device), skill.pooling) for layer, state in skill.states.items()}
-    rows, positions, _ = next(iter(states.values())).shape
-    mask = torch.ones(rows, positions, dtype=torch.int64, device=device)
-    return RouterInput(states=states, mask=mask, texts=[("", None)] * rows)
+    found = {layer: spread(state.to(device), skill.pooling) for layer, state in skill.states.items()}
+    states = {layer: positions for layer, (positions, _) in found.items()}
+    _, mask = next(iter(found.values()))
+    return RouterInput(states=states, mask=mask, texts=[("", None)] * len(mask))

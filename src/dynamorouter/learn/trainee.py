@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamorouter.learn.examine import SelectBy
 from dynamorouter.learn.examples import Example
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import LoraSettings, seeded
@@ -41,6 +42,7 @@ class ExpertPlan:
         min_delta: smallest gain of the headline metric that counts.
         weight: factor on its loss.
         uncertainty: learn the weight instead (Kendall et al., 2018).
+        select_by: what decides on the best pass of a head that writes, its held-out loss or its headline metric.
     """
 
     task: Task
@@ -57,6 +59,7 @@ class ExpertPlan:
     min_delta: float = 0.0
     weight: float = 1.0
     uncertainty: bool = False
+    select_by: SelectBy = "loss"
 
 
 @dataclass(slots=True)
@@ -95,6 +98,7 @@ class Trainee:
     def __init__(
         self, index: int, plan: ExpertPlan, head: Head, base: Base, examples: Sequence[int], *, seed: int
     ) -> None:
+        head.attach(base)
         self.index = index
         self.plan = plan
         self.head = head
@@ -112,7 +116,7 @@ class Trainee:
             {"params": weights, "lr": rate, "weight_decay": decay},
             {"params": others, "lr": rate, "weight_decay": 0.0},
         ]
-        self._peaks = [group["lr"] for group in groups]
+        self._peaks = [group["lr"] for group in groups if group["params"]]
         self._slices = slices
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
         self.best = [tensor.clone() for tensor in self.tensors()]
@@ -175,6 +179,13 @@ class Trainee:
         for tensor in trained:
             tensor.grad = None
         return norm
+
+    def skip(self) -> float:
+        """Leave a step out: forget the gradients, and return 0 for their norm."""
+        for group in self.optimizer.param_groups:
+            for tensor in group["params"]:
+                tensor.grad = None
+        return 0.0
 
     def _factor(self) -> float:
         total = self.steps_per_epoch * self.plan.epochs

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,20 @@ class RowGate:
             self.weights = present if self.weights is None else self.weights * present
         self.experts = chosen.clamp_min(0)
         self.flat = self.experts.reshape(-1)
+        plain = self.per_row == 1 and self.weights is None and self.largest >= 0
+        self.single = self.largest if plain and int(chosen.min()) == self.largest else None
+        self.held: dict[LoraBank, tuple[Tensor, Tensor]] | None = None
+
+    def hold(self) -> RowGate:
+        """Return the same gate, for which every bank keeps the rows' factors: for many passes of one position."""
+        kept = copy(self)
+        kept.held = {}
+        return kept
+
+    def select(self, rows: Tensor) -> RowGate:
+        """Return the gate of some of the rows, ``(N,)``."""
+        absent = self.experts if self.weights is None else self.experts.where(self.weights != 0, -1)
+        return RowGate(absent[rows], None if self.weights is None else self.weights[rows])
 
 
 class SoftGate:
@@ -66,6 +81,11 @@ class SoftGate:
             raise BankShapeError(f"a soft gate is (B, E) or (B, S, E), but has shape {tuple(weights.shape)}")
         self.rows = weights.shape[0]
         self.weights = weights[:, None] if weights.dim() == 2 else weights
+
+    def select(self, rows: Tensor) -> SoftGate:
+        """Return the gate of some of the rows, ``(N,)``."""
+        kept = self.weights[rows]
+        return SoftGate(kept[:, 0] if kept.shape[1] == 1 else kept)
 
 
 class FusionGate:
@@ -82,6 +102,10 @@ class FusionGate:
         self.sources = sources
         self.rows = rows
         self.largest = int(sources.max())
+
+    def select(self, rows: Tensor) -> FusionGate:
+        """Return the gate of some of the rows, ``(N,)``."""
+        return FusionGate(self.layers, self.sources, rows=rows.numel())
 
 
 Gate = RowGate | SoftGate | FusionGate
@@ -138,7 +162,9 @@ class Factors:
 class _RowLinear(torch.autograd.Function):
     """``x W + (c * x' A_row) B_row``, accumulated in place, with a backward of the same cost as PEFT's least.
 
-    ``x'`` is ``x`` after dropout. The frozen weight gets no gradient; neither does anything else that is frozen.
+    ``x'`` is ``x`` after dropout. The frozen weight gets no gradient; neither does anything else that is frozen. Inner
+    states are kept with their rank before their positions, ``(B, K*R, S)``: few rows and many columns are what batched
+    matmuls are quick with.
     """
 
     @staticmethod
@@ -153,9 +179,9 @@ class _RowLinear(torch.autograd.Function):
         c: Tensor,
     ) -> Tensor:
         read = x if dropped is None else dropped
-        h = torch.bmm(read, a.transpose(1, 2))
+        h = torch.bmm(a, read.transpose(1, 2))
         y = functional.linear(x, weight, bias)
-        y.baddbmm_(h * c, b.transpose(1, 2))
+        y.baddbmm_((h * c).transpose(1, 2), b.transpose(1, 2))
         ctx.save_for_backward(read, weight, a, b, c, h)
         ctx.split = dropped is not None
         return y
@@ -165,15 +191,15 @@ class _RowLinear(torch.autograd.Function):
         read, weight, a, b, c, h = ctx.saved_tensors
         (g,) = grads
         need_x, need_dropped, _, _, need_a, need_b, need_c = ctx.needs_input_grad
-        gb = torch.bmm(g, b)
+        gb = torch.bmm(b.transpose(1, 2), g.transpose(1, 2))
         gh = gb * c
         dx = g @ weight if need_x else None
-        dropped = torch.bmm(gh, a) if ctx.split and need_dropped else None
+        dropped = torch.bmm(gh.transpose(1, 2), a) if ctx.split and need_dropped else None
         if dx is not None and not ctx.split:
-            dx.baddbmm_(gh, a)
-        da = torch.bmm(gh.transpose(1, 2), read) if need_a else None
-        db = torch.bmm(g.transpose(1, 2), h * c) if need_b else None
-        dc = (gb * h).sum(dim=1, keepdim=True) if need_c else None
+            dx.baddbmm_(gh.transpose(1, 2), a)
+        da = torch.bmm(gh, read) if need_a else None
+        db = torch.bmm(h * c, g).transpose(1, 2) if need_b else None
+        dc = (gb * h).sum(dim=2, keepdim=True) if need_c else None
         return dx, dropped, None, None, da, db, dc
 
 
@@ -270,28 +296,58 @@ class LoraBank(nn.Module):
         return y[:, 0] if flat else y
 
     def _rows(self, x: Tensor, gate: RowGate) -> Tensor:
-        """Gather the factors of each row's experts: rank K*R for every row, one pair of batched matmuls."""
+        """Send each row through its own experts, as one pair of batched matmuls of rank K*R."""
         self._check_largest(gate.largest)
+        if torch.is_grad_enabled():
+            a, b, c = self._gather(gate, x.dtype)
+            dropped = _drop(x, self.slot.dropout)
+            weight = self.weight.t() if self.transposed else self.weight
+            return _RowLinear.apply(x, dropped, weight, self.bias, a, b, c)  # type: ignore[no-any-return,no-untyped-call]
+        if gate.single is not None:
+            return self._alike(x, gate.single)
+        if gate.held is not None and x.shape[1] == 1:
+            a, b = self._hold(gate, gate.held, x.dtype)
+            return self.base(x).baddbmm_(torch.bmm(x, a), b)  # type: ignore[no-any-return]
+        a, b, c = self._gather(gate, x.dtype)
+        y = self.base(x)
+        h = torch.bmm(a, x.transpose(1, 2)).mul_(c)  # (B, K*R, S)
+        return y.baddbmm_(h.transpose(1, 2), b.transpose(1, 2))  # type: ignore[no-any-return]
+
+    def _gather(self, gate: RowGate, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each row's factors side by side, ``(B, K*R, D)`` and ``(B, O, K*R)``, and their scale."""
         width, rank = gate.per_row, self.rank
-        a = self.a.index_select(0, gate.flat).to(x.dtype)
-        b = self.b.index_select(0, gate.flat).to(x.dtype)
+        a = self.a.index_select(0, gate.flat).to(dtype)
+        b = self.b.index_select(0, gate.flat).to(dtype)
         c = self.scaling[gate.experts]
         if gate.weights is not None:
             c = c * gate.weights
         if width == 1:
-            c = c[:, None]  # (B, 1, 1)
+            c = c[..., None]  # (B, 1, 1)
         else:
             a = a.view(gate.rows, width * rank, self.in_features)
             b = b.view(gate.rows, width, self.out_features, rank).transpose(1, 2).reshape(gate.rows, -1, width * rank)
-            c = c.repeat_interleave(rank, dim=1)[:, None]  # (B, 1, K*R)
-        c = c.to(x.dtype)
-        if not torch.is_grad_enabled():
-            y = self.base(x)
-            h = torch.bmm(x, a.transpose(1, 2)).mul_(c)
-            return y.baddbmm_(h, b.transpose(1, 2))  # type: ignore[no-any-return]
-        dropped = _drop(x, self.slot.dropout)
-        weight = self.weight.t() if self.transposed else self.weight
-        return _RowLinear.apply(x, dropped, weight, self.bias, a, b, c)  # type: ignore[no-any-return,no-untyped-call]
+            c = c.repeat_interleave(rank, dim=1)[..., None]  # (B, K*R, 1)
+        return a, b, c.to(dtype)
+
+    def _hold(
+        self, gate: RowGate, held: dict[LoraBank, tuple[Tensor, Tensor]], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return what a held gate keeps of this layer, as bmm likes it: ``(B, D, K*R)``, and scaled ``(B, K*R, O)``."""
+        if self not in held:
+            a, b, c = self._gather(gate, torch.promote_types(dtype, torch.float32))
+            held[self] = (
+                a.transpose(1, 2).to(dtype).contiguous(),
+                (b.transpose(1, 2) * c).to(dtype).contiguous(),
+            )
+        return held[self]
+
+    def _alike(self, x: Tensor, expert: int) -> Tensor:
+        """Send all rows through one expert: two plain matmuls."""
+        b = (self.b[expert] * self.scaling[expert]).to(x.dtype)
+        y: Tensor = self.base(x)
+        h = x.flatten(0, 1) @ self.a[expert].t().to(x.dtype)  # (B*S, R)
+        y.view(-1, self.out_features).addmm_(h, b.t())
+        return y
 
     def _soft(self, x: Tensor, gate: SoftGate) -> Tensor:
         """All experts as one factor pair of rank E*R, the gate multiplied in between; idle experts are left out."""

@@ -5,26 +5,27 @@ Letters: B batch, S positions, D width.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, Cache, DynamicCache
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from dynamorouter.errors import ConfigError, MissingExtraError
 from dynamorouter.model.bank import Dropout, Gate, GateSlot, LoraBank
+from dynamorouter.model.blocks import Blocks, DeepEnough, name_inside
+from dynamorouter.model.digest import weights_digest
 from dynamorouter.model.encode import Batch, TextEncoder
-
-ATTENTION_NAMES = {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "query_proj", "value_proj", "c_attn"}
-"""Names that the supported architectures give to their query and value projections."""
+from dynamorouter.model.kinds import LOADERS, Kind, LanguageHead, Parts, check_logits, kind_of_config, special_ids
+from dynamorouter.model.probes import check_cut, check_packing
+from dynamorouter.model.targets import linear_layers, matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,16 @@ class BaseSpec:
         path: a local folder, a hub id, or ``package:PACKAGE/FOLDER`` for one that a Python package carries.
         fallback: hub id to use when the package of ``path`` is not installed.
         revision: branch, tag or commit on the hub.
+        kind: ``encoder``, ``decoder`` or ``seq2seq``; ``auto`` goes by the checkpoint's config.
+        prompt: name of the prompt format in which routing reads rows on this base.
     """
 
     name: str
     path: str
     fallback: str | None = None
     revision: str | None = None
+    kind: str = "auto"
+    prompt: str = "plain"
 
     def locate(self) -> str:
         """Return a folder or a hub id that ``transformers`` can load."""
@@ -74,9 +79,20 @@ class Base:
 
     Args:
         spec: name and place.
-        model: a ``transformers`` model that returns hidden states; it is frozen and put in evaluation mode.
+        model: a ``transformers`` model: one that returns hidden states, or a causal or sequence-to-sequence language
+            model, whose class then tells the kind; it is frozen and put in evaluation mode.
         tokenizer: its tokenizer.
         dtype: the precision to compute in; the digest is that of the weights as they were given.
+
+    Attributes:
+        kind: ``encoder``, ``decoder`` or ``seq2seq``.
+        model: what experts' layers are named in: a decoder without its head, and all of an encoder-decoder.
+        prefix: what PEFT puts before those names.
+        blocks: the blocks that a trunk is cut from; those of the encoder, where there are two stacks.
+        language_head: turns hidden states into words, where the model can.
+        eos_ids: tokens that end a text.
+        start_id, forced_id: what the decoder of an encoder-decoder begins with, and what it must say first, if any.
+        positions, takes_positions: how many positions the model can tell apart, and whether it can be told them.
 
     Raises:
         ConfigError: the model has no list of blocks.
@@ -84,45 +100,66 @@ class Base:
 
     def __init__(self, spec: BaseSpec, model: nn.Module, tokenizer: Any, *, dtype: torch.dtype | None = None) -> None:
         self.spec = spec
-        self.digest = weights_digest(model)
-        model = model if dtype is None else model.to(dtype)
-        self.model = model.eval().requires_grad_(False)
+        self.parts = Parts.of(model)
+        self.kind: Kind = self.parts.kind
+        self.prefix = self.parts.prefix
+        self.model = self.parts.body
+        self.digest = weights_digest(self.model, head=self.parts.untied_head())
+        (model if dtype is None else model.to(dtype)).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.slot = GateSlot()
         self.banks: dict[str, LoraBank] = {}
         config: Any = model.config
         self.config = config
-        self.blocks_name, self.blocks = find_blocks(model)
+        self._stack = self.parts.stack
+        self._cut = Blocks(self._stack)
+        self.blocks = self._cut.list
+        self.blocks_name = f"{name_inside(self.model, self._stack)}.{self._cut.name}".lstrip(".")
+        self.language_head = None if self.parts.language is None else LanguageHead(self.parts.language)
+        self.eos_ids, self.start_id, self.forced_id = special_ids(model, tokenizer)
+        self.takes_positions = "position_ids" in inspect.signature(self._stack.forward).parameters
+        self._probed: set[int | str] = set()
         positions = getattr(config, "max_position_embeddings", None) or 10**6
         if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
             positions -= config.pad_token_id + 1  # its positions are counted from there
-        segments = getattr(self.config, "type_vocab_size", 0) > 1
-        self.encoder = TextEncoder(tokenizer, segments=segments, limit=positions)
+        self.positions = int(positions)
+        segments = self.kind == "encoder" and getattr(self.config, "type_vocab_size", 0) > 1
+        self.encoder = TextEncoder(tokenizer, segments=segments, limit=self.positions)
 
     @staticmethod
     def load(spec: BaseSpec, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Base:
         """Load a base from a folder, a package or the hub.
 
         Raises:
-            ConfigError: there is no model at that place, or it has no safetensors.
+            ConfigError: there is no model at that place, it has no safetensors, or it lacks what its kind needs.
         """
         place = spec.locate()
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             options = {} if Path(place).is_dir() else {"revision": spec.revision}
             config = AutoConfig.from_pretrained(place, **options)
+            kind = kind_of_config(config, spec.kind)
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             with torch.random.fork_rng():
                 torch.manual_seed(0)  # layers that the checkpoint lacks, such as a pooler, are the same every time
-                model = AutoModel.from_pretrained(
-                    place, config=config, dtype=torch.float32, use_safetensors=True, **options
+                model, info = LOADERS[kind].from_pretrained(
+                    place, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
                 )
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"base {spec.name!r} cannot be loaded from {place!r}: {error}; "
                 "give a folder with config.json, model.safetensors and a tokenizer, or the id of a hub model"
             ) from error
-        return Base(spec, model.to(device), tokenizer, dtype=dtype)
+        missing = sorted(info["missing_keys"])
+        if kind != "encoder" and missing:
+            raise ConfigError(
+                f"base {spec.name!r} is to be loaded as a {kind}, but {place!r} lacks {', '.join(missing[:3])}; "
+                "say kind=encoder to use it without a language-model head, or give the whole checkpoint"
+            )
+        base = Base(spec, model.to(device), tokenizer, dtype=dtype)
+        if base.language_head is not None:
+            check_logits(base.parts, base.language_head, spec.name)
+        return base
 
     @property
     def device(self) -> torch.device:
@@ -144,13 +181,19 @@ class Base:
         """Number of blocks."""
         return len(self.blocks)
 
+    @property
+    def decoder_name(self) -> str | None:
+        """Name of the decoder stack beside an encoder, as experts' layers begin there."""
+        return None if self.parts.decoder is None else name_inside(self.model, self.parts.decoder)
+
     def parameters(self) -> int:
         """Count the frozen parameters, banks left out."""
         adapters = {id(p) for bank in self.banks.values() for p in (bank.a, bank.b)}
-        return sum(p.numel() for p in self.model.parameters() if id(p) not in adapters)
+        whole = self.parts.language or self.model
+        return sum(p.numel() for p in whole.parameters() if id(p) not in adapters)
 
     def targets(self, wanted: str | Sequence[str], *, trunk_depth: int) -> list[str]:
-        """List the linear layers above the trunk that ``wanted`` names.
+        """List the linear layers above the trunk that ``wanted`` names, and those of the decoder of an encoder-decoder.
 
         Args:
             wanted: ``"all-linear"``, ``"attention"`` (query and value), a regular expression for whole names, or a
@@ -165,13 +208,11 @@ class Base:
                 f"trunk_depth is {trunk_depth}, but base {self.spec.name!r} has {self.depth} blocks; "
                 f"allowed are 0 to {self.depth - 1}"
             )
-        linear = [
-            f"{self.blocks_name}.{index}.{name}"
-            for index in range(trunk_depth, self.depth)
-            for name, module in self.blocks[index].named_modules()
-            if isinstance(module, nn.Linear | Conv1D | LoraBank) and not name.endswith(".base")
-        ]
-        found = [name for name in linear if _matches(name, wanted)]
+        linear = linear_layers(self.blocks_name, self.blocks, first=trunk_depth)
+        if self.parts.decoder is not None:
+            own = Blocks(self.parts.decoder)
+            linear += linear_layers(f"{self.decoder_name}.{own.name}", own.list)
+        found = [name for name in linear if matches(name, wanted)]
         if not found:
             endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
             raise ConfigError(
@@ -213,136 +254,147 @@ class Base:
             setattr(parent, leaf, bank.base)
         self.banks = {}
 
-    def trunk(self, batch: Batch, depth: int, *, keep: Collection[int] = ()) -> dict[int, Tensor]:
+    def trunk(
+        self, batch: Batch, depth: int, *, keep: Collection[int] = (), cache: Cache | None = None
+    ) -> dict[int, Tensor]:
         """Run the first ``depth`` blocks without experts.
+
+        Args:
+            batch: what to read.
+            depth: how many blocks are run.
+            keep: layers whose hidden states are wanted.
+            cache: takes the keys and values of a decoder's blocks up to there, for ``finish`` to complete.
 
         Returns:
             Hidden states ``{layer: (B, S, D)}`` for ``depth`` and every layer in ``keep`` up to it; layer 0 is the
             embeddings' output.
         """
+        self._admit(batch.positions)
         states: dict[int, Tensor] = {}
-        recorded = self._record(0, {*keep, depth}, states)
-        with self._blocks(0, max(depth, 1)), recorded, self.slot.hold(None), suppress(_DeepEnough):
-            self._forward(batch)
+        recorded = self._cut.record({*keep, depth}, states)
+        with self._cut.only(0, max(depth, 1)), recorded, self.slot.hold(None), suppress(DeepEnough):
+            self._forward(batch, cache)
         return states
 
-    def finish(self, hidden: Tensor, mask: Tensor, gate: Gate | None, *, depth: int, dropout: Dropout = 0.0) -> Tensor:
-        """Go on from the hidden states ``(B, S, D)`` of layer ``depth`` through the gated experts to the end."""
+    def finish(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        gate: Gate | None,
+        *,
+        depth: int,
+        dropout: Dropout = 0.0,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Go on from the hidden states ``(B, S, D)`` of layer ``depth`` through the gated experts to the end.
+
+        Args:
+            hidden: what ``trunk`` returned for ``depth``.
+            mask: ``(B, S)``.
+            gate: the experts of each row.
+            depth: where the trunk ended.
+            dropout: on the experts' input.
+            positions: of a packed batch, as in ``Batch``.
+            cache: what ``trunk`` was given; it then holds all blocks.
+
+        Raises:
+            ConfigError: the architecture cannot be cut there.
+        """
+        if depth and depth not in self._probed:
+            self._probe(depth, check_cut, depth)
+        self._admit(positions)
         types = torch.zeros_like(mask) if self.encoder.segments else None
-        batch = Batch(ids=torch.zeros_like(mask), types=types, mask=mask)
-        with self._blocks(depth, self.depth), self._feed(hidden), self.slot.hold(gate, dropout=dropout):
-            return self._forward(batch)
-
-    def full(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0) -> Tensor:
-        """Run the whole base on a batch through the gated experts: ``(B, S, D)``."""
+        batch = Batch(ids=torch.zeros_like(mask), types=types, mask=mask, positions=positions)
         with self.slot.hold(gate, dropout=dropout):
-            return self._forward(batch)
+            return self._upper(batch, hidden, depth, cache)
 
-    def _forward(self, batch: Batch) -> Tensor:
-        extra = {} if batch.types is None else {"token_type_ids": batch.types}
-        output = self.model(input_ids=batch.ids, attention_mask=batch.mask, **extra)
+    def full(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0, cache: Cache | None = None) -> Tensor:
+        """Run the whole base, or the encoder of two stacks, on a batch through the gated experts: ``(B, S, D)``."""
+        self._admit(batch.positions)
+        with self.slot.hold(gate, dropout=dropout):
+            return self._forward(batch, cache)
+
+    def encode(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0) -> Tensor:
+        """Return the encoder's hidden states ``(B, S, D)`` of an encoder-decoder, through the gated experts."""
+        self._decoder()
+        return self.full(batch, gate, dropout=dropout)
+
+    def decode_hidden(
+        self, states: Tensor, mask: Tensor, labels: Tensor, gate: Gate | None, *, dropout: Dropout = 0.0
+    ) -> Tensor:
+        """Return the decoder's hidden states ``(B, T, D)``, from whose place t label t is to be told.
+
+        Args:
+            states: what ``encode`` returned, ``(B, S, D)``.
+            mask: of the encoder's batch, ``(B, S)``.
+            labels: the wanted text ``(B, T)``, padded on the right with -100 or the padding token.
+            gate: the experts of each row.
+            dropout: on the experts' input.
+        """
+        decoder = self._decoder()
+        begin = torch.full_like(labels[:, :1], self.start_id if self.start_id is not None else self.encoder.pad_id)
+        shifted = torch.cat([begin, labels[:, :-1]], dim=1)
+        shifted = shifted.masked_fill(shifted < 0, self.encoder.pad_id)
+        with self.slot.hold(gate, dropout=dropout):
+            inputs = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+            output = decoder(input_ids=shifted, use_cache=False, **inputs)
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map the last hidden states ``(..., D)`` of a decoder to float32 logits of the vocabulary, ``(..., V)``.
+
+        Raises:
+            ConfigError: the base is an encoder.
+        """
+        if self.language_head is None:
+            raise ConfigError(
+                f"base {self.spec.name!r} is of kind 'encoder' and has no words to say; use a decoder, or an "
+                "encoder-decoder, for text (a checkpoint with a language-model head, kind=decoder or kind=seq2seq)"
+            )
+        return self.language_head(hidden)
+
+    def _decoder(self) -> nn.Module:
+        if self.parts.decoder is None:
+            raise ConfigError(
+                f"base {self.spec.name!r} is of kind {self.kind!r} and has no decoder stack beside an encoder; "
+                "use a base of kind seq2seq, such as T5, BART or Pegasus"
+            )
+        return self.parts.decoder
+
+    def _forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        extra: dict[str, Any] = {} if batch.types is None else {"token_type_ids": batch.types}
+        if self.kind == "decoder":
+            extra |= {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        mask: Tensor | None = batch.mask
+        if batch.positions is not None:
+            extra["position_ids"], mask = batch.positions, None  # examples are told apart by their positions
+        output = self._stack(input_ids=batch.ids, attention_mask=mask, **extra)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _upper(self, batch: Batch, hidden: Tensor, depth: int, cache: Cache | None) -> Tensor:
+        """Run the blocks from ``depth`` up; their keys and values join those of the trunk."""
+        upper = None if cache is None else DynamicCache()
+        with self._cut.only(depth, self.depth), self._cut.feed(depth, hidden):
+            output = self._forward(batch, upper)
+        if cache is not None and upper is not None:
+            cache.layers[depth:] = upper.layers[depth:]
+        return output
+
+    def _admit(self, positions: Tensor | None) -> None:
+        """Refuse rows of several examples on a base that mixes them up; found out once, outside of any other pass."""
+        if positions is not None and "packing" not in self._probed:
+            self._probe("packing", check_packing, self.takes_positions)
+
+    def _probe(self, what: int | str, check: Callable[[Base, Any], None], value: object) -> None:
+        """Check once whether the architecture can do something; the check itself does it, too."""
+        self._probed.add(what)
+        try:
+            check(self, value)
+        except ConfigError:
+            self._probed.remove(what)
+            raise
 
     def _parent(self, name: str) -> tuple[nn.Module, str]:
         path, _, leaf = name.rpartition(".")
         return self.model.get_submodule(path), leaf
-
-    @contextmanager
-    def _blocks(self, first: int, last: int) -> Iterator[None]:
-        """Let the model see only blocks ``first`` to ``last - 1`` for a while."""
-        if (first, last) == (0, self.depth):
-            yield
-            return
-        parent, leaf = self._parent(self.blocks_name)
-        setattr(parent, leaf, nn.ModuleList(list(self.blocks)[first:last]))
-        try:
-            yield
-        finally:
-            setattr(parent, leaf, self.blocks)
-
-    @contextmanager
-    def _record(self, first: int, layers: Collection[int], states: dict[int, Tensor]) -> Iterator[None]:
-        """Note the inputs of blocks and the output of the deepest one; stop the pass once all is there."""
-        deepest = max(layers)
-
-        def before(layer: int) -> Any:
-            def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                states[layer] = args[0] if args else kwargs["hidden_states"]
-                if layer == deepest:
-                    raise _DeepEnough
-
-            return note
-
-        def after(_: nn.Module, __: Any, output: Any) -> None:
-            states[deepest] = output[0] if isinstance(output, tuple) else output
-            raise _DeepEnough
-
-        hooks = [
-            self.blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True)
-            for layer in layers
-            if layer < deepest or deepest == first
-        ]
-        if deepest > first:
-            hooks.append(self.blocks[deepest - 1].register_forward_hook(after))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @contextmanager
-    def _feed(self, hidden: Tensor) -> Iterator[None]:
-        """Give the first block that runs these hidden states instead of the embeddings."""
-        parent, leaf = self._parent(self.blocks_name)
-        block = getattr(parent, leaf)[0]
-
-        def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-        hook = block.register_forward_pre_hook(replace, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-
-class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a pass at the trunk."""
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits that name a model's weights: names, sizes, and a sample of every tensor.
-
-    A pooler is left out: a checkpoint may lack it, and no expert depends on it.
-    """
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        if "pooler" in name:
-            continue
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float32)
-        sha.update(f"{name}({flat.numel()})".encode())
-        sha.update(sample.contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
-
-
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the model's transformer blocks: its longest ``ModuleList``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ConfigError(f"{type(model).__name__} has no list of blocks, so there is no place for a trunk or experts")
-    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-
-
-def _matches(name: str, wanted: str | Sequence[str]) -> bool:
-    if wanted == "all-linear":
-        return True
-    if wanted == "attention":
-        return name.rsplit(".", 1)[-1] in ATTENTION_NAMES
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
-    return any(name == ending or name.endswith("." + ending) for ending in wanted)

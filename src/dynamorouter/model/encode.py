@@ -47,11 +47,14 @@ class Batch:
         ids: token ids ``(B, S)``.
         types: segment ids ``(B, S)``, or ``None`` where the base has none.
         mask: 1 where there is a token, ``(B, S)``.
+        positions: of rows that each hold several examples, the place of every token in its own example, ``(B, S)``;
+            no token then attends to another example. For decoders alone.
     """
 
     ids: Tensor
     types: Tensor | None
     mask: Tensor
+    positions: Tensor | None = None
 
 
 class TextEncoder:
@@ -75,7 +78,8 @@ class TextEncoder:
             )
         self.segments = segments
         self.limit = limit
-        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        named = (getattr(tokenizer, key, None) for key in ("pad_token_id", "eos_token_id"))
+        self.pad_id = int(next((found for found in named if found is not None), 0))  # masked, whatever it is
         self._fast: Tokenizer = Tokenizer.from_str(backend.to_str())
         self._fast.no_padding()
         self._fast.no_truncation()
@@ -95,6 +99,10 @@ class TextEncoder:
             cut = self._cut(rows[row], room, stride)
             windows.extend(Window(row, part, piece) for part, piece in enumerate(cut))
         return windows
+
+    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
+        """Encode texts whole, with the tokens that begin and end a text unless ``special`` is false."""
+        return list(self._fast.encode_batch(list(texts), add_special_tokens=special))
 
     def lengths(self, rows: Sequence[TextPair]) -> list[int]:
         """Return the uncut length of each row in tokens, special tokens included."""

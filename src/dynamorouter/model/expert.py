@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,30 @@ def fresh_factors(base: Base, lora: LoraSettings, *, seed: int, name: str) -> di
         a = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=seeded(seed, name, layer))
         factors[layer] = Factors(a=a, b=torch.zeros(out, lora.rank), scaling=lora.scaling)
     return factors
+
+
+def share_factors(experts: Sequence[Expert]) -> list[Expert]:
+    """Let experts that one merge has made hold the same factors, which are then in memory once.
+
+    Their cards name the merge; factors that differ nevertheless stay as they are.
+    """
+    first: dict[tuple[str, str], Expert] = {}
+    shared = []
+    for expert in experts:
+        merge = expert.card.get("merge")
+        known = first.setdefault((expert.base, str(merge["name"])), expert) if merge else expert
+        shared.append(replace(expert, factors=known.factors) if _same(known.factors, expert.factors) else expert)
+    return shared
+
+
+def _same(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> bool:
+    return one is other or (
+        one.keys() == other.keys()
+        and all(
+            f.scaling == other[layer].scaling and torch.equal(f.a, other[layer].a) and torch.equal(f.b, other[layer].b)
+            for layer, f in one.items()
+        )
+    )
 
 
 def install_experts(base: Base, experts: Sequence[Expert]) -> None:

@@ -5,14 +5,14 @@ Letters: B windows, S positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynamorouter.model.encode import TextPair, Window
-from dynamorouter.model.heads import Head
+from dynamorouter.model.heads import ReadingHead
 
 FULL = 1024
 """Tokens from which a pass is worth its fixed cost, so that padding may cut it short."""
@@ -51,7 +51,7 @@ def decode(
     windows: Sequence[Window],
     rows: Sequence[TextPair],
     experts: Sequence[int],
-    heads: Sequence[Head],
+    heads: Sequence[ReadingHead] | Mapping[int, ReadingHead],
 ) -> list[Any]:
     """Decode each window with the head of its expert; heads run once per expert that is present.
 

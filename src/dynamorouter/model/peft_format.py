@@ -22,6 +22,7 @@ from dynamorouter.files import read_json, read_tensors, write_json, write_tensor
 from dynamorouter.model.bank import Factors, LoraBank
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import LoraSettings
+from dynamorouter.model.kinds import TASK_TYPES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -47,14 +48,15 @@ class Adapter:
 
 
 def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraSettings, base: Base) -> None:
-    """Write a folder that ``PeftModel.from_pretrained`` loads over the same base.
+    """Write a folder that ``PeftModel.from_pretrained`` loads over the same base, loaded by the class of its kind.
 
     Layers whose rank or scaling differs from ``lora`` are named in ``rank_pattern`` and ``alpha_pattern``.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for layer, change in factors.items():
+    for inner, change in factors.items():
+        layer = base.prefix + inner
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = change.a
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = change.b
         rank = change.a.shape[0]
@@ -67,13 +69,13 @@ def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraSetting
         folder / CONFIG,
         {
             "peft_type": "LORA",
-            "task_type": "FEATURE_EXTRACTION",
+            "task_type": TASK_TYPES[base.kind],
             "base_model_name_or_path": base.spec.fallback or base.spec.path,
             "r": lora.rank,
             "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
             "lora_dropout": lora.dropout,
             "use_rslora": lora.rslora,
-            "target_modules": sorted(factors),
+            "target_modules": sorted(base.prefix + layer for layer in factors),
             "rank_pattern": ranks,
             "alpha_pattern": alphas,
             "fan_in_fan_out": any(isinstance(_plain(base, layer), Conv1D) for layer in factors),
@@ -204,5 +206,7 @@ def _pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> An
 
 def _lowest_block(layers: Mapping[str, Any], base: Base) -> int:
     inside = re.compile(re.escape(base.blocks_name) + r"\.(\d+)\.")
-    found = [int(match[1]) if (match := inside.match(layer)) else 0 for layer in layers]
+    decoder = base.decoder_name  # of an encoder-decoder: it comes after the whole trunk
+    below = [layer for layer in layers if decoder is None or not layer.startswith(f"{decoder}.")]
+    found = [int(match[1]) if (match := inside.match(layer)) else 0 for layer in below]
     return min(found, default=0)

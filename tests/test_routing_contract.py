@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynamorouter.checks import GRADIENT_ROUTERS
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, Router, RouterInput, routers
+from dynamorouter.routing.base import GradientRouter, Route, Router, RouterInput, routers
 from dynamorouter.routing.baselines import Oracle
 from dynamorouter.routing.store import build, kind_of, load, save
 
@@ -24,6 +25,7 @@ OPTIONS = {
     "arrow": {"layer": 2},
     "random": {"seed": 5},
     "centroids": {"examples": 6},
+    "complexity": {"hidden": 16, "batch_rows": 8, "learning_rate": 0.01},
 }
 VARIANTS = [(kind, {}) for kind in routers] + [
     ("mlp", {"pooling": "attention", "learning_rate": 0.02}),
@@ -31,11 +33,13 @@ VARIANTS = [(kind, {}) for kind in routers] + [
     ("mlp", {"pooling": "last"}),
     ("mlp", {"pooling": "mean_cls"}),
     ("mlp", {"pooling": "mean_last"}),
+    ("mlp", {"pooling": "mean_sum"}),
     ("centroids", {"pooling": "mean_last"}),
     ("knn", {"pooling": "mean_cls"}),
     ("mlp", {"hidden": 0}),
+    ("complexity", {"pooling": "mean"}),
 ]
-LEARNED = ("mlp", "centroids", "knn", "tfidf", "arrow")
+LEARNED = ("mlp", "complexity", "centroids", "knn", "tfidf", "arrow")
 
 
 def rows(count: int, seed: int) -> tuple[RouterInput, Tensor]:
@@ -168,7 +172,7 @@ def test_renaming_experts_permutes_the_routes(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["mlp", "centroids", "knn", "tfidf"])
+@pytest.mark.parametrize("kind", ["mlp", "complexity", "centroids", "knn", "tfidf"])
 def test_separable_rows_find_their_expert(kind: str) -> None:
     batch, targets = rows(60, seed=8)
     assert fitted(kind, {}).route(batch).experts[:, 0].eq(targets).float().mean() > 0.9
@@ -195,12 +199,16 @@ def test_unfitted_router_says_so(kind: str) -> None:
         build(kind, {}).route(rows(2, seed=1)[0])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "centroids", "knn"])
+@pytest.mark.parametrize("kind", ["mlp", "complexity", "centroids", "knn"])
 def test_missing_layer_is_named(kind: str) -> None:
     batch, _ = rows(9, seed=8)
     shallow = RouterInput({0: batch.states[0]}, batch.mask, batch.texts)
     with pytest.raises(RouterError, match=r"layer 1.*\[0\]"):
         fitted(kind, {}).route(shallow)
+
+
+def test_the_settings_know_which_routers_have_a_gradient() -> None:
+    assert sorted(GRADIENT_ROUTERS) == [kind for kind in routers if issubclass(routers.get(kind), GradientRouter)]
 
 
 def test_baselines_do_what_their_names_say() -> None:

@@ -16,6 +16,7 @@ from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.calibration import better_temperature, ece, fit_temperature, negative_log_likelihood
 from dynamorouter.routing.features import (
     POOLINGS,
+    SUM_OVER,
     condense,
     first_token,
     last_token,
@@ -52,6 +53,8 @@ def test_poolings_equal_a_plain_loop(batch: int, positions: int, seed: int) -> N
         both = torch.cat([tokens.mean(0), tokens[0], tokens.mean(0), tokens[-1]])
         joined = [pooled(whole, (1,), pooling)[row] for pooling in ("mean_cls", "mean_last")]
         torch.testing.assert_close(torch.cat(joined), both)
+        summed = torch.cat([tokens.mean(0), tokens.sum(0) / SUM_OVER])
+        torch.testing.assert_close(pooled(whole, (1,), "mean_sum")[row], summed)
 
 
 @pytest.mark.parametrize("pooling", list(POOLINGS))
@@ -61,12 +64,14 @@ def test_a_condensed_batch_pools_to_the_same(pooling: str, batch: int, positions
     states, mask = ragged(batch, positions, seed)
     whole = RouterInput({0: states, 2: -states}, mask, [("a", "b")] * batch)
     small = condense(whole, pooling)
-    assert small.states[0].shape == (batch, parts(pooling), 5)
-    assert small.mask.shape == (batch, parts(pooling))
+    few = 1 if pooling == "mean_sum" else parts(pooling)
+    assert small.states[0].shape == (batch, few, 5)
+    assert small.mask.shape == (batch, few)
     assert small.texts == whole.texts
     torch.testing.assert_close(pooled(small, (0, 2), pooling), pooled(whole, (0, 2), pooling), rtol=1e-5, atol=1e-5)
-    again = spread(pooled(whole, (0,), pooling), pooling)
+    again, counts = spread(pooled(whole, (0,), pooling), pooling)
     torch.testing.assert_close(again, small.states[0])
+    torch.testing.assert_close(counts, small.mask)
 
 
 def test_condensing_names_an_unknown_pooling() -> None:

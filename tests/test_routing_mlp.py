@@ -78,7 +78,7 @@ def test_gradients_reach_every_weight_and_the_states(pooling: str) -> None:
     assert all(value.grad is not None and value.grad[:, 5].eq(0).all() for value in states.values())
 
 
-@pytest.mark.parametrize("pooling", ["cls", "last", "mean", "mean_cls", "mean_last"])
+@pytest.mark.parametrize("pooling", ["cls", "last", "mean", "mean_cls", "mean_last", "mean_sum", "sum"])
 def test_a_kept_skill_is_routed_like_its_rows(pooling: str) -> None:
     inputs, targets = batches(32, 1)
     router = fit(inputs, targets, pooling=pooling)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["System", "__version__"]
+__all__ = ["ComplexityRouter", "System", "__version__"]
 
 if TYPE_CHECKING:
+    from dynamorouter.complexity_router import ComplexityRouter
     from dynamorouter.system import System
 
 
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> object:
         from dynamorouter.system import System
 
         return System
+    if name == "ComplexityRouter":
+        from dynamorouter.complexity_router import ComplexityRouter
+
+        return ComplexityRouter
     raise AttributeError(f"module 'dynamorouter' has no attribute {name!r}")

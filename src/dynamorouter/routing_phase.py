@@ -5,12 +5,14 @@ Letters: N rows, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dynamorouter.complexity.rows import complexities
 from dynamorouter.data.records import Record
 from dynamorouter.errors import RouterError
 from dynamorouter.learn.router import fit_router, joined, make_skill, read_rows, remember, router_options
@@ -84,10 +86,13 @@ def fit_system_router(
     share = float(settings.get("join_pairs", 0.0))
     skills: dict[str, Skill] = {}
     train = []
+    scores: list[float] = []
     for index, name in enumerate(system.names):
         if rows.train.get(name):
             batches, order = _read(system, reader, _pairs(rows.train[name]))
             train.append((batches, [index] * len(order)))
+            known = complexities(rows.train[name])
+            scores += [known[row] for row in order]
             places = {row: place for place, row in enumerate(order)}
             skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
             if skill is not None:
@@ -96,8 +101,11 @@ def fit_system_router(
             if runs and share:
                 more, order = _read(system, reader, runs[: round(share * len(runs))])
                 train.append((more, [index] * len(order)))
+                paired = complexities([record for record in rows.train[name] if record.pair is not None])
+                scores += [paired[row] for row in order]
         else:
             train.append(_remembered(system, reader, name, index))
+            scores += [math.nan] * len(train[-1][1])
         advance(1)
     held: Labelled = ([], [])
     for index, name in enumerate(system.names):
@@ -108,7 +116,7 @@ def fit_system_router(
         advance(1)
     base = system.bases[system.router_base]
     calibrate = held if held[0] else None
-    router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed)
+    router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed, scores=scores)
     system.router, system.classes = router, list(system.names)
     system.refresh()
     notes: dict[str, Any] = {"kind": settings["kind"], "layers": list(router.layers)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamorouter.errors import RouterError
 from dynamorouter.registry import Registry
@@ -144,6 +144,33 @@ class Router(ABC):
     def to(self, device: torch.device | str) -> Self:
         """Move the router's tensors to ``device`` and return it; a router without tensors stays as it is."""
         return self
+
+
+class GradientRouter(Router):
+    """A router that can be trained by gradient together with the experts (see ``learn.joint``)."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The trainable part.
+
+        Raises:
+            RouterError: the router is not fitted.
+        """
+
+    @abstractmethod
+    def logits(self, batch: RouterInput) -> Tensor:
+        """Return the logits before any temperature, ``(B, E)``, differentiable, in the module's present mode."""
+
+    @abstractmethod
+    def losses(self, batch: RouterInput, targets: Tensor, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(B, E)`` and the router's own mean loss of a batch.
+
+        Args:
+            batch: what it reads.
+            targets: index of each row's expert, ``(B,)``.
+            scores: a further target of each row, ``(B,)``, NaN where it is not known; ``None`` where there is none.
+        """
 
 
 def check_choice(top_k: int, abstain_below: float) -> None:

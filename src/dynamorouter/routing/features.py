@@ -13,6 +13,9 @@ from torch import Tensor
 from dynamorouter.errors import RouterError, one_of, suggest
 from dynamorouter.routing.base import RouterInput
 
+SUM_OVER = 100.0
+"""What sums are divided by, so that those of long rows fit into half precision."""
+
 
 def layer_states(batch: RouterInput, layer: int) -> Tensor:
     """Return the hidden states of ``layer``, ``(B, S, D)``.
@@ -38,6 +41,11 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Average the unmasked positions of ``(B, S, D)`` to ``(B, D)`` float32; a row without tokens gives zeros."""
     weights = mask.float()
     return weighted_sum(weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0), states)
+
+
+def masked_sum(states: Tensor, mask: Tensor) -> Tensor:
+    """Add up the unmasked positions of ``(B, S, D)`` to ``(B, D)`` float32, over ``SUM_OVER``."""
+    return weighted_sum(mask.float() / SUM_OVER, states)
 
 
 def first_token(states: Tensor, mask: Tensor) -> Tensor:
@@ -66,12 +74,19 @@ def mean_and_last(states: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([masked_mean(states, mask), last_token(states, mask)], dim=1)
 
 
+def mean_and_sum(states: Tensor, mask: Tensor) -> Tensor:
+    """Join the masked mean and the masked sum of ``(B, S, D)`` to ``(B, 2 * D)`` float32."""
+    return torch.cat([masked_mean(states, mask), masked_sum(states, mask)], dim=1)
+
+
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": first_token,
     "last": last_token,
     "mean": masked_mean,
     "mean_cls": mean_and_first,
     "mean_last": mean_and_last,
+    "mean_sum": mean_and_sum,
+    "sum": masked_sum,
 }
 """Poolings without parameters, by name."""
 
@@ -122,29 +137,40 @@ def pooled_all(inputs: Sequence[RouterInput], layers: Sequence[int], pooling: st
         return torch.cat([pooled(batch, layers, pooling) for batch in inputs])
 
 
-def spread(features: Tensor, pooling: str) -> Tensor:
-    """Return the fewest positions ``(B, P, D)`` float32 that pool to one layer's ``features`` ``(B, P * D)``.
+def spread(features: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+    """Return the fewest positions that pool to one layer's ``features`` ``(B, P * D)``.
 
-    One vector is its own mean, first and last. Of two positions one is the token ``t``, and the other ``2 m - t``,
-    so that their mean is ``m``.
+    One vector is its own mean, sum, first and last. Of two positions one is the token ``t``, and the other
+    ``2 m - t``, so that their mean is ``m``. A mean and a sum are one position that counts as often as the row has
+    tokens.
+
+    Returns:
+        States ``(B, P, D)`` float32 and how often each position counts, ``(B, P)`` int64.
     """
+    features = features.float()
     if parts(pooling) == 1:
-        return features.float().unsqueeze(1)
-    mean, token = features.float().chunk(2, dim=1)
-    other = 2.0 * mean - token
-    return torch.stack([token, other] if pooling == "mean_cls" else [other, token], dim=1)
+        times = int(SUM_OVER) if pooling == "sum" else 1
+        return features.unsqueeze(1), torch.full((len(features), 1), times, dtype=torch.int64, device=features.device)
+    mean, other = features.chunk(2, dim=1)
+    if pooling == "mean_sum":
+        length = (mean * other).sum(dim=1) / mean.square().sum(dim=1).clamp_min(torch.finfo(mean.dtype).tiny)
+        return mean.unsqueeze(1), (length * SUM_OVER).round().long().unsqueeze(1)
+    both = [other, 2.0 * mean - other] if pooling == "mean_cls" else [2.0 * mean - other, other]
+    return torch.stack(both, dim=1), torch.ones(len(mean), 2, dtype=torch.int64, device=features.device)
 
 
 def condense(batch: RouterInput, pooling: str) -> RouterInput:
-    """Return a batch of P positions that ``pooling`` turns into what it makes of ``batch``, but for rounding.
+    """Return a batch of few positions that ``pooling`` turns into what it makes of ``batch``, but for rounding.
 
     Raises:
         RouterError: the pooling is unknown.
     """
     check_pooling(pooling, tuple(POOLINGS))
-    states = {layer: spread(POOLINGS[pooling](state, batch.mask), pooling) for layer, state in batch.states.items()}
-    live = batch.mask.amax(dim=1, keepdim=True).expand(-1, parts(pooling))
-    return RouterInput(states=states, mask=live, texts=batch.texts)
+    found = {layer: spread(POOLINGS[pooling](state, batch.mask), pooling) for layer, state in batch.states.items()}
+    live = batch.mask.amax(dim=1, keepdim=True)
+    counts = [count for _, count in found.values()]
+    mask = live * counts[0] if counts else live
+    return RouterInput(states={layer: states for layer, (states, _) in found.items()}, mask=mask, texts=batch.texts)
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, Router, RouterInput, check_choice, check_targets, routers
+from dynamorouter.routing.base import GradientRouter, Route, RouterInput, check_choice, check_targets, routers
 from dynamorouter.routing.calibration import better_temperature
 from dynamorouter.routing.features import POOLINGS, check_layers, check_pooling, layer_states, parts, statistics
 from dynamorouter.routing.nets import RouterModule, base_features
@@ -28,7 +28,7 @@ ALLOWED = ("attention", *POOLINGS)
 
 
 @routers.register("mlp")
-class TaskMLP(Router):
+class TaskMLP(GradientRouter):
     """Chooses experts with an MLP over pooled hidden states.
 
     Args:
@@ -105,6 +105,11 @@ class TaskMLP(Router):
         """Return the logits before the temperature, ``(B, E)``, differentiable, in the module's present mode."""
         logits: Tensor = self.module(batch)
         return logits
+
+    def losses(self, batch: RouterInput, targets: Tensor, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(B, E)`` and the mean cross-entropy of the experts; ``scores`` are not used."""
+        logits = self.logits(batch)
+        return logits, cross_entropy(logits, targets)
 
     def route(self, batch: RouterInput) -> Route:
         """Return the route of every row (see ``Router.route``)."""

@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
+from dynamorouter.builders import base_spec
+from dynamorouter.config import compose, list_names
 from dynamorouter.data.convert import native_records
 from dynamorouter.data.jsonl import SkipCount
 from dynamorouter.data.records import Record
 from dynamorouter.data.sources import load as load_rows
 from dynamorouter.data.sources.local import has_split as local_has_split
 from dynamorouter.data.split import draw
-from dynamorouter.errors import AdapterError, DataError, LibraryError, one_of
+from dynamorouter.errors import AdapterError, DataError, LibraryError, one_of, suggest
 from dynamorouter.evaluate import score_system
 from dynamorouter.files import checked_name, write_json, writing_folder
 from dynamorouter.learn.experts import fit_experts
@@ -136,8 +138,8 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     """Add a PEFT adapter to a saved system, and fit the router anew.
 
     The head comes from the adapter's folder where it holds one, else it is trained on the task's rows with the
-    adapter left as it is. The router is fitted on the rows that ``data`` holds, and on the library's skills of the
-    experts whose rows are not there.
+    adapter left as it is; a head that writes has nothing to be trained. The router is fitted on the rows that ``data``
+    holds, and on the library's skills of the experts whose rows are not there.
 
     Args:
         system: a saved system.
@@ -162,11 +164,7 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
             "new expert: give --data DIR with at least a few dozen"
         )
     base_name = task.base or loaded.router_base
-    if base_name not in loaded.bases:
-        raise LibraryError(
-            f"the system has no base {base_name!r}, only {one_of(loaded.bases)}; correct the task's base"
-        )
-    base = loaded.bases[base_name]
+    base = loaded.bases.get(base_name) or new_base(loaded, base_name)
     adapter = load_adapter(folder, base)
     train, held = _rows(task, data, seed=seed)
     alike = [e.head for e in loaded.experts if e.task.head == task.head and e.base == base_name]
@@ -179,7 +177,7 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
             rows[other.name] = _rows(other.task, data, seed=seed)[0]
     router = loaded.router
     grown = System(
-        loaded.bases,
+        {**loaded.bases, base_name: base},
         [*loaded.experts, expert],
         None,
         router_base=loaded.router_base,
@@ -190,10 +188,27 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     options = {} if router is None else router.state()[0]
     settings = {"layers": "trunk", **options, "kind": kind, "join_pairs": 0.5}
     skills, _ = fit_system_router(grown, settings, RouterRows(rows, {}), seed=seed)
-    with _changing(system) as changed:
+    with changing(system) as changed:
         library = Library(changed / EXPERTS)
         library.add(expert, base, skill=skills.get(name), replace=True)
         grown.save_router(changed)
+
+
+def new_base(loaded: System, name: str) -> Base:
+    """Load a base that a system does not have yet, by the name of its settings.
+
+    Raises:
+        LibraryError: there are no settings of that name.
+    """
+    known = list_names("bases")
+    if name not in known:
+        raise LibraryError(
+            f"the system has no base {name!r}, only {one_of(loaded.bases)}, and there are no settings of that name"
+            f"{suggest(name, known)}; known are {one_of(known)}: correct the task's base"
+        )
+    spec = base_spec(compose(overrides=[f"base={name}"]).base)
+    first = loaded.bases[loaded.router_base]
+    return Base.load(spec, device=first.device, dtype=first.dtype)
 
 
 def remove_expert(system: Path, name: str) -> None:
@@ -219,13 +234,13 @@ def remove_expert(system: Path, name: str) -> None:
     smaller = System(
         bases, rest, loaded.router, router_base=loaded.router_base, classes=loaded.classes, info=loaded.info
     )
-    with _changing(system) as changed:
+    with changing(system) as changed:
         smaller.save_router(changed)
         shutil.rmtree(changed / EXPERTS / name)
 
 
 @contextmanager
-def _changing(system: Path) -> Iterator[Path]:
+def changing(system: Path) -> Iterator[Path]:
     """Give a copy of a system's folder to change; it takes the folder's place when all went well."""
     with writing_folder(system) as temporary:
         shutil.copytree(system, temporary, dirs_exist_ok=True)
@@ -256,10 +271,10 @@ def _expert(
     *,
     seed: int,
 ) -> Expert:
-    """Join adapter and head; a head that did not come with the adapter is trained."""
+    """Join adapter and head; a head that did not come with the adapter is trained, where there is anything to train."""
     card = {"source": {"adapter": adapter.config.get("base_model_name_or_path")}}
     expert = Expert(name, task, base.spec.name, adapter.factors, head, adapter.lora, card)
-    if adapter.head:
+    if adapter.head or not list(head.parameters()):
         return expert
     head.initialise(seeded(seed, name, "head"))
     plan = ExpertPlan(

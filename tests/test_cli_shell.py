@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dynamorouter.lines import predict_lines
 from dynamorouter.runs import open_run, saved_config
 from dynamorouter.tables import prediction_line, print_report
 
-COMMANDS = ["run", "prepare", "fit", "list", "show", "predict", "score", "expert", "doctor"]
+COMMANDS = ["run", "prepare", "fit", "list", "show", "predict", "score", "expert", "explore", "doctor"]
 
 
 def call(*words: str | Path) -> Any:
@@ -187,7 +187,12 @@ class Echoes:
         self.sizes: list[int] = []
 
     def predict(
-        self, texts: Sequence[str], pairs: Sequence[str | None] | None = None, tasks: Sequence[str | None] | None = None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str | None] | None = None,
+        tasks: Sequence[str | None] | None = None,
+        *,
+        generation: Mapping[str, Any] | None = None,
     ) -> list[Echo]:
         self.sizes.append(len(texts))
         if not all(text.strip() for text in texts):

@@ -64,6 +64,17 @@ def test_the_recipe_seven_has_sizes_of_its_own_per_task() -> None:
     assert compose("seven", ["experts.train_rows.squad=7"]).expert("squad").train_rows == 7
 
 
+def test_seven_and_three_write_their_summaries_on_a_decoder_of_their_own() -> None:
+    for recipe, depth in (("seven", 3), ("three", 6)):
+        config = compose(recipe)
+        assert (config.task["xsum"].head, config.task["xsum"].base) == ("causal_lm", "mini")
+        assert config.bases["mini"].prompt == "plain"
+        assert (config.expert("xsum").trunk_depth, config.expert("sst2").trunk_depth) == (0, depth)
+        assert list(compose(recipe, ["task=[sst2,squad]"]).task) == ["sst2", "squad"]
+        other = compose(recipe, ["task.xsum.base=pegasus_xsum", "task.xsum.head=seq2seq"])
+        assert other.bases["pegasus_xsum"].kind == "seq2seq"
+
+
 def test_overrides_choose_and_change() -> None:
     words = ["task=[squad,sst2]", "task.sst2.max_tokens=48", "router=knn", "experts.trunk_cache={where: disk}"]
     config = compose("quickstart", [*words, "task.sst2.hyper={rank: 4}", "~task.sst2.sources"])
@@ -127,7 +138,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 def test_a_missing_recipe_is_asked_for() -> None:
-    assert mistakes(recipe=None) == ["recipe: none is named; allowed: quickstart, seven, three"]
+    assert mistakes(recipe=None) == [f"recipe: none is named; allowed: {', '.join(sorted(list_names('recipes')))}"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "config.yaml"])

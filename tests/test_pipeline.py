@@ -243,9 +243,15 @@ def test_tasks_on_another_base(home: Path, tmp_path: Path) -> None:
     assert {e.name: e.base for e in system.experts} == {"mood": "tiny", "names": "other", "ask": "tiny"}
     assert {line.get("part") for line in lines(out / "log.jsonl") if line["phase"] == "experts"} == {"tiny", "other"}
     assert [p.task for p in system.predict(["anna in paris"], tasks=["names"])] == ["names"]
-    refused(
-        call("run", *words(home, other, "task.names.base=second"), "--out", tmp_path / "joint"), "experts of one base"
-    )
+    joint = tmp_path / "joint"
+    done = call("run", *words(home, other, "task.names.base=second", "experts.epochs=1"), "--out", joint)
+    assert done.exit_code == 0, done.output
+    before, after = (weights(joint / "phases" / phase / "experts") for phase in ("router", "joint"))
+    same = {name for name in before if before[name] == after[name]}
+    assert {name for name in same if name.startswith("names/")} == {n for n in before if n.startswith("names/")}
+    everything = [f"task.{name}.base=second" for name in ("mood", "names", "ask")]
+    nowhere = call("run", *words(home, other, *everything), "--out", tmp_path / "nowhere")
+    refused(nowhere, "joint.enabled", "all tasks name second")
 
 
 @pytest.mark.parametrize("kind", ["tfidf", "centroids", "knn", "arrow", "oracle", "attention"])

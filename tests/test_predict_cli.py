@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamorouter import cli
+from dynamorouter import cli_predict
 from dynamorouter.lines import predict_lines
 from dynamorouter.system import System
 from tinyrun import call, lines, refused, write_lines
@@ -119,7 +119,7 @@ def test_a_pair_for_a_file_is_refused(system: Path, tmp_path: Path) -> None:
 
 
 def test_a_long_row_is_shown_short_and_on_one_line() -> None:
-    shown = cli._start("a\nb\r\tc " * 40, "pair")
+    shown = cli_predict._start("a\nb\r\tc " * 40, "pair")
     assert len(shown) == 70 and shown.endswith("...") and "\n" not in shown and "\r" not in shown
 
 

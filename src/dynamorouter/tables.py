@@ -30,7 +30,7 @@ def print_report(report: Mapping[str, Any]) -> None:
         table.add_column(name, justify="right")
     for name, row in report.get("tasks", {}).items():
         interval = row.get("ci95", {}).get("routed")
-        span = " - ".join(_number(value) for value in interval) if interval else ""
+        span = " - ".join(_number(value) for value in interval) if interval and None not in interval else ""
         table.add_row(name, str(row["metric"]), str(row["n"]), _number(row["oracle"]), _number(row["routed"]), span)
     out = console()
     out.print(table)

@@ -1,0 +1,100 @@
+"""Takes over finished comparisons, and writes the figures of docs/comparison.md from what is committed.
+
+``--run DIR`` is a folder that ``dynamorouter bench`` has finished: its figures are copied to
+``benchmarks/results/RECIPE.json``. Without it the page is written anew from the results that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dynamorouter.bench import pictures, pictures_studies, report
+from dynamorouter.bench.page import table_lines
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, ASSETS = DOCS / "comparison.md", DOCS / "assets"
+MARK = "## Measured"
+RECIPES = ("merge-bench-encoder", "merge-bench")
+LEFT_OUT = ("words", "studies")
+"""Too long to commit whole: features are in the run's own report, and spectra are cut below."""
+
+
+def take(run: Path) -> Path:
+    """Copy a comparison's figures without what is long, and return the file."""
+    found: dict[str, Any] = json.loads((run / "bench.json").read_text(encoding="utf-8"))
+    studies = [row for row in found["studies"] if row["study"] != "layers"]
+    small = {key: value for key, value in found.items() if key not in LEFT_OUT} | {"words": {}, "studies": studies}
+    path = RESULTS / f"{found['recipe'].replace('-', '_')}.json"
+    path.write_text(json.dumps(_rounded(small), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    """Return plain values with numbers to six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def section(found: dict[str, Any]) -> str:
+    """Return what the page says of one comparison, and write its pictures."""
+    name = found["recipe"].replace("-", "_")
+    drawn = {"scores": pictures.scores(found)}
+    if found["matrix"]:
+        drawn["matrix"] = pictures.matrix(found)
+    if any(row["study"] == "coefficient" for row in found["studies"]):
+        drawn["sweeps"] = pictures_studies.sweeps(found["studies"])
+    if found["ranking"]:
+        drawn["ranks"] = pictures.ranks(found)
+    for kind, svg in drawn.items():
+        (ASSETS / f"{name}_{kind}.svg").write_bytes(svg)
+    about = {
+        "scores": "Mean score of every arm with its interval",
+        "matrix": "Every expert on every task, over the task's own expert",
+        "sweeps": "Merges along their settings",
+        "ranks": "Critical difference diagram",
+    }
+    parts = [
+        f"### `{found['recipe']}`",
+        report.what(found),
+        "\n".join(f"- {answer}" for answer in report.answers(found)),
+        *(f"![{about[kind]}](assets/{name}_{kind}.svg)" for kind in drawn),
+        table_lines(report.main_table(found)),
+        table_lines(report.task_table(found)),
+        *(
+            table_lines(report.comparison_table(found["comparisons"][kind]["overall"], words, fold=False))
+            for kind, words in (
+                ("router", "The learned router against what else there is, mean over tasks."),
+                ("merges", "Merges with their defaults against the average of the factors, mean over tasks."),
+            )
+            if found["comparisons"][kind]["overall"]
+        ),
+    ]
+    if any(row["study"] == "unseen" for row in found["studies"]):
+        parts.append(table_lines(report.unseen_table(found["studies"])))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Take over a run if one is given, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="a finished folder of 'dynamorouter bench'")
+    args = parser.parse_args()
+    if args.run:
+        print(f"written to {take(args.run)}")
+    there = [path for name in RECIPES if (path := RESULTS / f"{name.replace('-', '_')}.json").is_file()]
+    text = PAGE.read_text(encoding="utf-8").partition(MARK)[0].rstrip()
+    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in there]
+    how = "Written by `python benchmarks/comparison.py` from `benchmarks/results/merge_bench*.json`."
+    PAGE.write_text("\n\n".join([text, MARK, how, *parts]) + "\n", encoding="utf-8")
+    print(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""The comparison: arms on the same items, paired statistics, and a report."""
+
+from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Arms made of the experts as they are: alone, each with its own task, mixed, or as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamorouter.bench.arms.base import Arm, arms
+from dynamorouter.bench.contest import Contest, factor_count, factor_work, head_count
+from dynamorouter.errors import ConfigError
+from dynamorouter.model.bank import Gate, RowGate, SoftGate
+from dynamorouter.model.encode import Batch
+from dynamorouter.model.heads import ReadingHead
+from dynamorouter.model.passes import decode, token_batches
+from dynamorouter.tasks.task import Answer, Task
+
+ALL = "experts"
+"""What the banks hold when all experts lie in them, in order."""
+
+
+def _place_all(contest: Contest) -> None:
+    contest.install([replace(expert, fusion=None) for expert in contest.system.experts], key=ALL)
+
+
+@arms.register("expert")
+class OneExpert(Arm):
+    """One expert's factors under the head of every task."""
+
+    about = "one expert's factors for every task, under that task's head: a column of the expert x task matrix"
+
+    @classmethod
+    def variants(cls, tasks: Sequence[str]) -> list[str]:
+        """Return the tasks: one expert each."""
+        return list(tasks)
+
+    def fit(self, contest: Contest) -> None:
+        """Count what is stored: one expert's factors, and all heads."""
+        self._index = contest.names.index(self.variant)
+        chosen = contest.system.experts[self._index : self._index + 1]
+        self.facts.parameters = factor_count(chosen) + head_count(contest.system.experts)
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Answer under the task's own head."""
+        _place_all(contest)
+        return list(contest.examiner("report", task).answers(contest.expert(task).head, self._index))
+
+
+@arms.register("oracle")
+class Oracle(Arm):
+    """Each task's own expert: what a router that never errs gives."""
+
+    about = "each task's own expert and head: what a router that never errs gives"
+
+    def fit(self, contest: Contest) -> None:
+        """Count what is stored: everything."""
+        experts = contest.system.experts
+        self.facts.parameters = factor_count(experts) + head_count(experts)
+        self.facts.work = 1 + factor_work(contest, experts) / len(experts)
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Answer with the task's expert."""
+        _place_all(contest)
+        index = contest.names.index(task)
+        return list(contest.examiner("report", task).answers(contest.expert(task).head, index))
+
+
+@arms.register("mixture")
+class Mixture(Arm):
+    """All experts' changes in equal parts in every layer, under the task's head."""
+
+    about = "all experts' changes mixed in equal parts, under the task's head; equal to the exact mean of the changes"
+
+    def fit(self, contest: Contest) -> None:
+        """Count what is stored: everything."""
+        experts = contest.system.experts
+        self.facts.parameters = factor_count(experts) + head_count(experts)
+        self.facts.work = 1 + factor_work(contest, experts)
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Answer through the mixture."""
+        _place_all(contest)
+        count = len(contest.system.experts)
+
+        def gates(rows: int) -> Gate:
+            return SoftGate(torch.full((rows, count), 1 / count, device=contest.base.device))
+
+        return list(contest.examiner("report", task).answers(contest.expert(task).head, 0, gates=gates))
+
+
+@arms.register("ensemble")
+class Ensemble(Arm):
+    """The mean of the logits that the task's head gives over each expert in turn.
+
+    The heads end in a linear layer, so the mean of the logits is the logits of the mean hidden state; a head with a
+    layer before that, or one that writes text, has no such mean.
+    """
+
+    about = "the mean of the logits over all experts under the task's head; as many passes as there are experts"
+
+    def applies(self, task: Task) -> bool:
+        """Tell whether the head gives logits for a fixed set of classes."""
+        return task.head in ("classification", "tags", "span")
+
+    def fit(self, contest: Contest) -> None:
+        """Count what is stored: everything."""
+        experts = contest.system.experts
+        self.facts.parameters = factor_count(experts) + head_count(experts)
+        depth = min(expert.lora.trunk_depth for expert in experts)
+        self.facts.work = len(experts) - (len(experts) - 1) * depth / contest.base.depth + factor_work(contest, experts)
+
+    @torch.inference_mode()
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Run every expert, and decode the mean of what they make of each row."""
+        _place_all(contest)
+        expert, base = contest.expert(task), contest.base
+        head = expert.head
+        if not isinstance(head, ReadingHead) or getattr(head, "dense", None) is not None:
+            raise ConfigError(
+                f"the head of task {task!r} is not linear, so the mean of its logits is not that of the hidden "
+                "states; leave the arm out with bench.arms=[..., -ensemble]"
+            )
+        records = contest.rows("report", task)
+        rows = [(record.text, record.pair) for record in records]
+        windows = base.encoder.windows(rows, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
+        parts: list[list[Any]] = [[] for _ in rows]
+        decoded: dict[int, Any] = {}
+        for group in token_batches([len(w) for w in windows], budget=contest.config.experts.tokens_per_batch):
+            chosen = [windows[i] for i in group]
+            batch = base.encoder.collate([window.encoding for window in chosen], base.device)
+            hidden = self._mean(contest, batch)
+            own = [rows[window.row] for window in chosen]
+            found = decode(hidden, batch.mask, chosen, own, [0] * len(chosen), [head])
+            decoded.update(zip(group, found, strict=True))
+        for i, window in enumerate(windows):
+            parts[window.row].append(decoded[i])
+        return [head.merge(part, row) for part, row in zip(parts, rows, strict=True)]
+
+    @staticmethod
+    def _mean(contest: Contest, batch: Batch) -> Tensor:
+        """Return the mean over experts of the last hidden states ``(B, S, D)``; the trunk is run once."""
+        base, experts = contest.base, contest.system.experts
+        depth = min(expert.lora.trunk_depth for expert in experts)
+        trunk = base.trunk(batch, depth)[depth] if depth else None
+        total = torch.zeros((), device=base.device)
+        for index in range(len(experts)):
+            gate = RowGate(torch.full((batch.mask.shape[0],), index, device=base.device))
+            if trunk is None:
+                total = total + base.full(batch, gate)
+            else:
+                total = total + base.finish(trunk, batch.mask, gate, depth=depth)
+        return total / len(experts)

@@ -1,0 +1,164 @@
+"""Merges: all experts made one, each task's head over it; as the method comes, and tuned on held-out rows.
+
+Tuning has the same budget for every method: the defaults, then points of one quasi-random sequence (Sobol) over a
+factor on the weights and the method's own options, each judged by the mean headline score on the select rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from dynamorouter.bench.arms.base import Arm, arms
+from dynamorouter.bench.contest import Contest, head_count
+from dynamorouter.merge.collect import observed
+from dynamorouter.merge.combine import MergeResult, merge_experts
+from dynamorouter.merge.registry import merges
+from dynamorouter.tasks.task import Answer
+
+FACTOR = (0.25, 4.0)
+"""Range of the factor on the weights, drawn evenly on a logarithmic scale."""
+RANGES: dict[str, tuple[float, float]] = {"density": (0.15, 0.8), "off_diagonal": (0.0, 0.99)}
+"""Options of methods that are searched too, drawn evenly."""
+
+
+SEARCHES = {"objective": "budget", "entropy": "steps"}
+"""Methods that search by themselves, by what they need, and the option that says how often they may look."""
+
+
+def methods(experts: int, *, data_free: bool) -> list[str]:
+    """Return the methods that merge so many experts, all of them or those that need nothing else."""
+    return [
+        name
+        for name in merges
+        if merges.get(name).experts in (0, experts) and not (data_free and merges.get(name).needs)
+    ]
+
+
+@arms.register("merge")
+class Merged(Arm):
+    """One method with its own defaults; only methods that need no data."""
+
+    about = "all experts merged into one by this method with its defaults and no data, each task's head over it"
+
+    @classmethod
+    def variants(cls, tasks: Sequence[str]) -> list[str]:
+        """Return the methods."""
+        return methods(len(tasks), data_free=True)
+
+    def fit(self, contest: Contest) -> None:
+        """Merge, and score the select rows once, so that merges can be ranked on other rows than the report's."""
+        self._take(contest, merged(contest, self.variant, {}))
+        self.facts.select = self._judge(contest)
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Answer through the merge, under the task's head."""
+        contest.install_factors(self._result.factors, key=self._result)
+        return contest.answers(task)
+
+    def _take(self, contest: Contest, result: MergeResult) -> None:
+        self._result = result
+        self.facts.parameters = stored(result) + head_count(contest.system.experts)
+        self.facts.options = {**dict(result.options), "rank": max(result.ranks.values(), default=0)}
+        self.facts.notes = {"error": result.error, "merge_seconds": result.seconds, "said": list(result.notes)}
+
+    def _judge(self, contest: Contest) -> float:
+        contest.install_factors(self._result.factors, key=self._result)
+        return contest.select_score(contest.config.bench.tune_rows)
+
+
+@arms.register("tuned")
+class Tuned(Merged):
+    """One method with the best of a few settings on the select rows, or one that searches by itself as often."""
+
+    about = "a merge, its weights and options chosen on select rows with as many evaluations as every other"
+
+    @classmethod
+    def variants(cls, tasks: Sequence[str]) -> list[str]:
+        """Return the methods, those that need data too."""
+        return methods(len(tasks), data_free=False)
+
+    def fit(self, contest: Contest) -> None:
+        """Try the defaults and points of the sequence, and keep the best on the select rows."""
+        settings, method = contest.config.bench, merges.get(self.variant)
+        points = search_points(self.variant, settings.evaluations, seed=contest.seed)
+        more: dict[str, Any] = {}
+        if method.needs in SEARCHES:
+            points, more = [{}], {SEARCHES[method.needs]: settings.evaluations}
+        rows = {expert.name: contest.rows("select", expert.task.name) for expert in contest.system.experts}
+        with ExitStack() as stack:
+            if method.needs is not None:
+                seen = observed(
+                    method.needs,
+                    contest.base,
+                    contest.system.experts,
+                    rows,
+                    limit=settings.tune_rows,
+                    budget=contest.config.experts.tokens_per_batch,
+                    seed=contest.seed,
+                )
+                more[method.needs] = stack.enter_context(seen)
+            results = [merged(contest, self.variant, point, **more) for point in points]
+        tried = []
+        for result in results:
+            self._take(contest, result)
+            tried.append(self._judge(contest))
+        best = max(range(len(points)), key=lambda i: tried[i])
+        self._take(contest, results[best])
+        self.facts.select = tried[best]
+        self.facts.evaluations = settings.evaluations + (method.needs in SEARCHES)
+        self.facts.train_rows = settings.tune_rows * len(contest.names)
+        self.facts.options |= _rounded(points[best])
+        self.facts.notes["tried"] = [
+            {"select": score, **_rounded(point)} for score, point in zip(tried, points, strict=True)
+        ]
+
+
+def merged(contest: Contest, name: str, point: Mapping[str, float], **more: Any) -> MergeResult:
+    """Merge all experts, with the method's defaults but for a point of the search, which also scales the weights."""
+    experts, method = contest.system.experts, merges.get(name)
+    factor, known = point.get("factor", 1.0), method.options.get("scale")
+    weight = 1.0 if method.weights == "ones" else 1 / len(experts)
+    if known is None:
+        weight *= factor
+    else:  # methods that divide by the weights take their coefficient as an option
+        more["scale"] = known * factor
+    return merge_experts(
+        experts,
+        method=name,
+        weights=[weight] * len(experts),
+        output=contest.config.bench.output,
+        seed=contest.seed,
+        **{key: value for key, value in point.items() if key != "factor"},
+        **more,
+    )
+
+
+def _rounded(point: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in point.items()}
+
+
+def search_points(method: str, count: int, *, seed: int) -> list[dict[str, float]]:
+    """Return the settings to try: none first, which are the defaults, then points of a scrambled Sobol sequence."""
+    from scipy.stats import qmc
+
+    options = merges.get(method).options
+    names = [name for name in RANGES if isinstance(options.get(name), float)]
+    points: list[dict[str, float]] = [{}]
+    if count > 1:
+        sequence = qmc.Sobol(len(names) + 1, rng=seed)
+        drawn = sequence.random_base2((count - 1).bit_length())[: count - 1]
+        for first, *rest in drawn.tolist():
+            low, high = FACTOR
+            point = {"factor": low * (high / low) ** first}
+            for name, share in zip(names, rest, strict=True):
+                begin, end = RANGES[name]
+                point[name] = begin + share * (end - begin)
+            points.append(point)
+    return points
+
+
+def stored(result: MergeResult) -> int:
+    """Count the numbers of a merge as it is best stored: a layer as factors, or dense where that is less."""
+    return sum(min(f.a.numel() + f.b.numel(), f.b.shape[0] * f.a.shape[1]) for f in result.factors.values())

@@ -1,0 +1,106 @@
+"""Routers: every row of every task in one mixed stream, no task told; the chosen expert answers as it is.
+
+All routers are fitted on the same rows, those that the run's own router is fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynamorouter.bench.arms.base import Arm, arms
+from dynamorouter.bench.contest import Contest, factor_count, factor_work, head_count
+from dynamorouter.config import CONF
+from dynamorouter.routing_phase import RouterRows, fit_system_router
+from dynamorouter.settings import RouterSettings
+from dynamorouter.tasks.router_metrics import router_metrics
+from dynamorouter.tasks.task import Answer
+
+NOT_ARMS = ("complexity", "oracle", "uniform")
+"""Routers that are arms of another name ('oracle'; 'mixture', which has the row's own head), or need tiers as tasks."""
+
+
+@arms.register("router")
+class Routed(Arm):
+    """One of the routers that ``conf/router`` describes."""
+
+    told = False
+    about = "the expert and head that this router chooses for each row of a mixed stream; the task is not told"
+
+    @classmethod
+    def variants(cls, tasks: Sequence[str]) -> list[str]:
+        """Return the router files there are."""
+        return [path.stem for path in sorted((CONF / "router").glob("*.yaml")) if path.stem not in NOT_ARMS]
+
+    def fit(self, contest: Contest) -> None:
+        """Fit the router, and answer the report rows of all tasks in mixed batches."""
+        config, system = contest.config, contest.system
+        settings = router_settings(self.variant, config.router)
+        own = config.router.expert_rows
+        rows = RouterRows(
+            train={n: contest.rows("router", n) + contest.rows("train", n, own) for n in contest.names},
+            calibrate={n: contest.rows("calibrate", n) for n in contest.names},
+        )
+        _, notes = fit_system_router(system, settings, rows, seed=contest.seed)
+        assert system.router is not None
+        experts = system.experts
+        stored = sum(tensor.numel() for tensor in system.router.state()[1].values())
+        self.facts.parameters = factor_count(experts) + head_count(experts) + stored
+        self.facts.work = 1 + factor_work(contest, experts) / len(experts)
+        self.facts.train_rows = sum(len(own) for own in rows.train.values())
+        self.facts.options = {"kind": settings["kind"], "layers": notes["layers"], "router_parameters": stored}
+        self._route(contest)
+
+    def _route(self, contest: Contest) -> None:
+        system = contest.system
+        records = [record for name in contest.names for record in contest.rows("report", name)]
+        true = [i for i, name in enumerate(contest.names) for _ in contest.rows("report", name)]
+        self._answers: list[Answer | None] = [None] * len(records)
+        chances = np.zeros((len(records), len(system.experts)))
+        chosen = np.full(len(records), -1)
+        with torch.inference_mode():
+            for positions, chunk in system.chunks([(record.text, record.pair) for record in records]):
+                route = system.route_chunk(chunk)
+                pairs = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
+                best = [-1 if away else expert for expert, away in pairs]
+                mixture = None if route.experts.shape[1] == 1 else (route.experts, route.weights)
+                for position, answer in zip(positions, system.answer_chunk(chunk, best, mixture=mixture), strict=True):
+                    self._answers[position] = answer
+                chances[positions] = route.probabilities.cpu().numpy()
+                chosen[positions] = best
+        measured = router_metrics(true, chances, contest.names)
+        right = chosen == np.array(true)
+        self.facts.notes = {
+            "router": {**measured, "accuracy": float(right.mean()), "reliability": reliability(chances, np.array(true))}
+        }
+        self._first = {name: true.index(i) for i, name in enumerate(contest.names)}
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Return the answers to a task's rows."""
+        first = self._first[task]
+        return self._answers[first : first + len(contest.rows("report", task))]
+
+
+def router_settings(name: str, shared: RouterSettings) -> dict[str, Any]:
+    """Return the settings of a router file, laid over the run's own for what the file leaves open."""
+    import yaml
+
+    own = yaml.safe_load((CONF / "router" / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = {} if own.get("kind") != shared.kind else shared.model_dump()
+    generic = {key: value for key, value in shared.model_dump().items() if key in ("top_k", "abstain_below")}
+    return RouterSettings.model_validate({**generic, **base, **own}).model_dump()
+
+
+def reliability(chances: np.ndarray[Any, Any], true: np.ndarray[Any, Any], *, bins: int = 10) -> list[dict[str, float]]:
+    """Return confidence, accuracy and count of rows by bins of equal width, empty ones left out."""
+    confidence = chances.max(axis=1)
+    right = chances.argmax(axis=1) == true
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}
+        for own in (place == b for b in range(bins))
+        if own.any()
+    ]

@@ -1,0 +1,172 @@
+"""What one could train instead: one LoRA for all tasks, full fine-tuning, a LoRA on the rows that merges tune on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from dynamorouter.bench.arms.base import Arm, arms
+from dynamorouter.bench.arms.trivial import as_experts
+from dynamorouter.bench.contest import Contest, fresh_base, head_count
+from dynamorouter.data.records import Record
+from dynamorouter.learn.examine import CacheOptions, Examiner
+from dynamorouter.learn.shared import (
+    AdapterBody,
+    Pupil,
+    SharedOptions,
+    WholeBody,
+    fit_shared,
+    shared_examples,
+)
+from dynamorouter.model.bank import Factors
+from dynamorouter.model.expert import LoraSettings, fresh_factors, seeded
+from dynamorouter.model.heads import Head, build_head
+from dynamorouter.tasks.task import Answer
+
+
+@arms.register("joint")
+class Joint(Arm):
+    """One LoRA for all tasks, as many numbers as all experts together, with a head for each task."""
+
+    about = "one LoRA trained on all tasks at once, of all experts' ranks together, on the same rows and epochs"
+
+    def fit(self, contest: Contest) -> None:
+        """Train; the pass with the best mean score on the select rows is kept."""
+        rank = sum(expert.lora.rank for expert in contest.system.experts)
+        self._heads = fresh_heads(contest, "joint")
+        options = as_experts(contest.config.experts, seed=contest.seed)
+        rows = {task: contest.rows("train", task) for task in contest.names}
+        self._factors, scores = train_lora(
+            contest, wider(contest, rank), self._heads, rows, options, judge=lambda: self._judge(contest)
+        )
+        self.facts.parameters = factor_numbers(self._factors) + head_count(contest.system.experts)
+        self.facts.train_rows = sum(len(own) for own in rows.values())
+        self.facts.evaluations = len(scores)
+        self.facts.select = max(scores)
+        self.facts.options = {"rank": rank}
+
+    def _judge(self, contest: Contest) -> float:
+        """Return the mean headline score on the select rows, of what is in the banks."""
+        gates = contest.own_gates()
+        pairs = zip(contest.names, self._heads, strict=True)
+        return float(np.mean([contest.examiner("select", name)(head, 0, gates=gates) for name, head in pairs]))
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Answer through the one LoRA, under the task's own new head."""
+        contest.install_factors(self._factors, key=self)
+        head = self._heads[contest.names.index(task)]
+        return list(contest.examiner("report", task).answers(head, 0, gates=contest.own_gates()))
+
+
+@arms.register("calibration_lora")
+class CalibrationLora(Arm):
+    """One new LoRA of an expert's rank under the experts' heads, trained on the rows that merges are tuned on."""
+
+    about = "one new LoRA under the experts' heads, trained on the select rows that tuned merges may look at"
+
+    def fit(self, contest: Contest) -> None:
+        """Train for as many passes as the experts, with nothing held out; the last pass is taken."""
+        rank = max(expert.lora.rank for expert in contest.system.experts)
+        limit = contest.config.bench.tune_rows
+        heads = [expert.head for expert in contest.system.experts]
+        options = as_experts(contest.config.experts, seed=contest.seed)
+        options = dataclasses.replace(options, head_learning_rate=None)
+        rows = {task: contest.rows("select", task, limit) for task in contest.names}
+        self._factors, _ = train_lora(contest, wider(contest, rank), heads, rows, options)
+        self.facts.parameters = factor_numbers(self._factors) + head_count(contest.system.experts)
+        self.facts.train_rows = sum(len(own) for own in rows.values())
+        self.facts.options = {"rank": rank}
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Answer through the new LoRA, under the expert's head."""
+        contest.install_factors(self._factors, key=self)
+        return contest.answers(task)
+
+
+@arms.register("full")
+class FullFineTuning(Arm):
+    """A copy of the base for each task, every weight trained."""
+
+    about = "a whole copy of the base for each task, all weights trained on the experts' own rows and epochs"
+
+    def fit(self, contest: Contest) -> None:
+        """Count what is stored; each task is trained when it is wanted."""
+        each = sum(p.numel() for name, p in contest.base.model.named_parameters() if "pooler" not in name)
+        lying = sum(bank.a.numel() + bank.b.numel() for bank in contest.base.banks.values())
+        self.facts.parameters = (each - lying) * len(contest.names) + head_count(contest.system.experts)
+        self.facts.train_rows = sum(len(contest.rows("train", task)) for task in contest.names)
+        self.facts.options = {"learning_rate": contest.config.bench.full_learning_rate}
+
+    def prepare(self, contest: Contest, task: str) -> None:
+        """Train one task; the pass with the best score on the select rows is kept."""
+        own = contest.config.expert(task)
+        expert = contest.expert(task)
+        base = fresh_base(contest.config)
+        self._head = build_head(expert.task, base.width, expert.head.options)
+        self._head.initialise(seeded(contest.seed, task, "full")).to(base.device)
+        pupil = Pupil(expert.task, self._head, contest.rows("train", task))
+        examples = shared_examples(base, [pupil])
+        options = dataclasses.replace(
+            as_experts(own, seed=contest.seed), learning_rate=contest.config.bench.full_learning_rate
+        )
+
+        def examiner(split: str) -> Examiner:
+            records = contest.rows(split, task)
+            cache = CacheOptions(limit=0)
+            return Examiner(base, expert.task, records, depth=0, budget=own.tokens_per_batch, cache=cache)
+
+        select = examiner("select")
+        scores = fit_shared(
+            WholeBody(base, examples), [pupil], examples, options=options, judge=lambda: select(self._head, 0)
+        )
+        self.facts.evaluations = len(scores)
+        self._answers: list[Answer | None] = list(examiner("report").answers(self._head, 0))
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Return what the task's own copy answered."""
+        return self._answers
+
+
+def train_lora(
+    contest: Contest,
+    lora: LoraSettings,
+    heads: Sequence[Head],
+    rows: Mapping[str, Sequence[Record]],
+    options: SharedOptions,
+    *,
+    judge: Callable[[], float] | None = None,
+) -> tuple[dict[str, Factors], list[float]]:
+    """Train one LoRA that the rows of all tasks go through; returns it, and what the judge said after each pass."""
+    base, own = contest.base, contest.config.experts
+    start = fresh_factors(base, lora, seed=contest.seed, name="one for all")
+    contest.install_factors(start)
+    pupils = [Pupil(task, head, rows[task.name]) for task, head in zip(contest.tasks, heads, strict=True)]
+    examples = shared_examples(base, pupils)
+    limit, budget = own.trunk_cache.limit_mb << 20, own.tokens_per_batch
+    body = AdapterBody(base, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
+    scores = fit_shared(body, pupils, examples, options=options, judge=judge)
+    body.cache.close()
+    return {layer: base.banks[layer].get(0, lora.rank) for layer in start}, scores
+
+
+def wider(contest: Contest, rank: int) -> LoraSettings:
+    """Return the experts' own settings with another rank and the same scaling."""
+    lora = contest.system.experts[0].lora
+    return dataclasses.replace(lora, rank=rank, alpha=lora.scaling * (math.sqrt(rank) if lora.rslora else rank))
+
+
+def fresh_heads(contest: Contest, purpose: str) -> list[Head]:
+    """Draw a new head for each task."""
+    found = []
+    for expert in contest.system.experts:
+        head = build_head(expert.task, contest.base.width, expert.head.options)
+        found.append(head.initialise(seeded(contest.seed, expert.task.name, purpose)).to(contest.base.device))
+    return found
+
+
+def factor_numbers(factors: Mapping[str, Factors]) -> int:
+    """Count the numbers in factors."""
+    return sum(each.a.numel() + each.b.numel() for each in factors.values())

@@ -1,0 +1,103 @@
+"""How pictures look: one size of type, colours that the colour-blind and a grey printer tell apart, the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from dynamorouter.errors import MissingExtraError
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+"""Okabe and Ito's palette."""
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+MAP = "cividis"
+"""Runs evenly from dark to light, for all kinds of sight and on paper."""
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dynamorouter",
+    "font.family": "DejaVu Sans",
+}
+
+
+def plotting() -> Any:
+    """Return matplotlib's ``pyplot``, drawing to files alone.
+
+    Raises:
+        MissingExtraError: matplotlib or seaborn is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        import seaborn as sns  # noqa: F401 - the heatmaps need it
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the report's pictures need the package {error.name!r}, which is not installed; "
+            "install it with: pip install 'dynamorouter[plots]'"
+        ) from error
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def drawn(draw: Callable[[Any], Any], *, form: str = "svg") -> bytes:
+    """Return what a function draws, as SVG or PNG.
+
+    Args:
+        draw: is given ``pyplot``, and returns a figure.
+        form: ``svg`` or ``png``.
+    """
+    plt = plotting()
+    with plt.rc_context(STYLE):
+        figure = draw(plt)
+        held = io.BytesIO()
+        more = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 110}
+        figure.savefig(held, format=form, bbox_inches="tight", **more)
+        plt.close(figure)
+    return held.getvalue()
+
+
+def heat(
+    plt: Any,
+    axis: Any,
+    table: list[list[float]],
+    *,
+    rows: list[str],
+    columns: list[str],
+    low: float | None = None,
+    high: float | None = None,
+    form: str = ".2f",
+    bar: bool = False,
+    colours: str = MAP,
+) -> None:
+    """Draw a table as a heatmap with its numbers; the type turns light on dark cells."""
+    import numpy as np
+    import seaborn as sns
+
+    values = np.array(table, dtype=float)
+    sns.heatmap(
+        values,
+        ax=axis,
+        annot=True,
+        fmt=form,
+        vmin=low,
+        vmax=high,
+        cmap=colours,
+        cbar=bar,
+        xticklabels=columns,
+        yticklabels=rows,
+        linewidths=0.5,
+        linecolor="white",
+        annot_kws={"fontsize": 8},
+    )
+    axis.set_yticklabels(rows, rotation=0)
+    axis.set_xticklabels(columns, rotation=30, ha="right")

@@ -1,0 +1,134 @@
+"""The rows of a comparison: one line of JSON for each arm, task and seed, appended whole or not at all.
+
+Beside each row lies the log of its items, so that paired tests can be made later without running anything again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynamorouter.data.records import Record
+from dynamorouter.errors import DataError
+from dynamorouter.files import writing
+from dynamorouter.tasks.statistics import Array
+from dynamorouter.tasks.task import Answer
+
+ROWS, ITEMS = "rows.jsonl", "items"
+KEYS = (
+    "arm",
+    "task",
+    "seed",
+    "told",
+    "metric",
+    "n",
+    "value",
+    "metrics",
+    "parameters",
+    "bytes",
+    "work",
+    "train_rows",
+    "evaluations",
+    "select",
+    "options",
+    "notes",
+    "seconds",
+    "peak_memory_mb",
+    "config_hash",
+    "experts",
+    "data_fingerprint",
+    "versions",
+    "items",
+)
+"""What every row holds."""
+VOLATILE = ("seconds", "peak_memory_mb", "versions")
+"""What may differ between two runs of the same settings."""
+TIMES = ("merge_seconds",)
+"""Notes that may differ too."""
+
+
+class RowFile:
+    """Rows that are there, and a place for more.
+
+    Args:
+        path: the file; a last line that was cut off is removed.
+
+    Raises:
+        DataError: a line before the last is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        kept = 0
+        raw = path.read_bytes() if path.is_file() else b""
+        for number, line in enumerate(raw.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                break  # a killed process was writing it
+            try:
+                self.rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number} is not JSON ({error}); it is damaged: remove the line and resume, "
+                    "and the row is made again"
+                ) from error
+            kept += len(line)
+        if kept < len(raw):
+            os.truncate(path, kept)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write a row to the end, and let it reach the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as handle:
+            handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.rows.append(row)
+
+    def has(self, **wanted: object) -> bool:
+        """Tell whether a row with these values is there."""
+        return any(all(row.get(key) == value for key, value in wanted.items()) for row in self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+
+def item_path(arm: str, task: str, seed: int) -> str:
+    """Return where the log of a row's items lies, below the comparison's folder."""
+    return f"{ITEMS}/{seed}/{arm}/{task}.jsonl"
+
+
+def write_items(path: Path, records: Sequence[Record], answers: Sequence[Answer | None], statistics: Array) -> None:
+    """Write one line for each item: its id, what was answered, and the numbers of the headline metric."""
+    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        for record, answer, numbers in zip(records, answers, statistics, strict=True):
+            said = None if answer is None else answer.value
+            line = {"id": record.id, "answer": said, "numbers": [float(n) for n in numbers]}
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_items(path: Path) -> tuple[list[str], Array]:
+    """Return ids, and the numbers of the headline metric ``(N, K)``.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line["id"] for line in lines], np.array([line["numbers"] for line in lines], dtype=float)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the items of a row, {path}, cannot be read ({error}); remove the row from {ROWS} and resume"
+        ) from error
+
+
+def stable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without what may differ between two runs of the same settings."""
+    kept = {key: value for key, value in row.items() if key not in VOLATILE}
+    kept["notes"] = {key: value for key, value in dict(row.get("notes", {})).items() if key not in TIMES}
+    return kept

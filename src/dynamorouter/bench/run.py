@@ -1,0 +1,163 @@
+"""The comparison from settings to report: seeds, arms, studies, each step done once and resumable.
+
+``OUT/seeds/SEED`` is an ordinary run (data, experts, router, system) for each seed; all seeds share the rows of the
+first. ``OUT/rows.jsonl`` gets one row for each arm, task and seed, ``OUT/studies.jsonl`` one for each study.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamorouter import pipeline
+from dynamorouter.bench.arms.base import Arm, build_arm, match_arms
+from dynamorouter.bench.contest import FLOAT, Contest, check_one_base, headline
+from dynamorouter.bench.rows import ROWS, RowFile, item_path, write_items
+from dynamorouter.bench.studies import check_studies, study
+from dynamorouter.builders import run_tasks
+from dynamorouter.data.prepare import load_prepared
+from dynamorouter.errors import ConfigError
+from dynamorouter.evaluate import peak_memory_mb, versions
+from dynamorouter.files import sweep
+from dynamorouter.runs import Run, open_run
+from dynamorouter.settings import Config
+from dynamorouter.tasks.metrics import get_metric, score
+from dynamorouter.tasks.task import Task
+from dynamorouter.tracking import Progress
+
+SEEDS = "seeds"
+
+
+def check(config: Config) -> None:
+    """Look at the settings of a comparison before any work.
+
+    Raises:
+        ConfigError: they are wrong; the message names every mistake.
+    """
+    _, mistakes = match_arms(config.bench.arms, list(config.task))
+    _, more = match_arms(config.bench.diagram, list(config.task))
+    found = [f"bench.arms: {mistake}" for mistake in mistakes] + [f"bench.diagram: {mistake}" for mistake in more]
+    found += [*check_one_base(config), *check_studies(config), *_headlines(config)]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def bench(config: Config, out: Path) -> list[dict[str, Any]]:
+    """Do whatever of the comparison is not done yet, and return its rows.
+
+    Raises:
+        ConfigError: the settings are wrong; the message names every mistake.
+    """
+    check(config)
+    names, _ = match_arms(config.bench.arms, list(config.task))
+    file = RowFile(out / ROWS)
+    for seed in range(config.seed, config.seed + config.bench.seeds):
+        own = config.model_copy(update={"seed": seed})
+        folder = out / SEEDS / str(seed)
+        _train(own, folder, first=out / SEEDS / str(config.seed))
+        missing = [name for name in names if not _done(file, name, own, seed)]
+        if missing:
+            contest = Contest.open(own, folder, load_prepared(folder / "data", list(config.task)))
+            _arms(contest, missing, file, out, config_hash=config.digest())
+    first = out / SEEDS / str(config.seed)
+    study(Contest.open(config, first, load_prepared(first / "data", list(config.task))), out)
+    return list(file)
+
+
+def judged(task: Task) -> list[str]:
+    """Return the metrics of a task that judge answers, and not the loss of a text."""
+    return [name for name in task.metrics if not get_metric(name).reads_loss]
+
+
+def _headlines(config: Config) -> list[str]:
+    """Return which tasks have a headline metric that arms cannot be compared by."""
+    found = []
+    for task in run_tasks(config):
+        metric = get_metric(task.metrics[0])
+        if metric.reads_loss or not metric.higher_is_better:
+            found.append(
+                f"task.{task.name}.metrics: the headline is {task.metrics[0]!r}, but arms are compared by answers of "
+                "which more is better; put another metric first"
+            )
+    return found
+
+
+def _train(config: Config, folder: Path, *, first: Path) -> None:
+    """Train a seed's experts and router, on the rows of the first seed."""
+    open_run(config, folder, resume=True)
+    run = Run(config, folder)
+    if folder != first and not run.is_done("prepare"):
+        sweep(folder)
+        shutil.copytree(first / "data", folder / "data", dirs_exist_ok=True)
+        run.note("prepare", seconds=0.0, log=0)
+    pipeline.prepare(config, folder)
+    pipeline.fit_experts(config, folder)
+    pipeline.fit_router(config, folder)
+
+
+def _done(file: RowFile, name: str, config: Config, seed: int) -> bool:
+    return all(file.has(arm=name, task=task, seed=seed) for task in _answerable(name, config))
+
+
+def _answerable(name: str, config: Config) -> list[str]:
+    arm = build_arm(name)
+    return [task.name for task in run_tasks(config) if arm.applies(task)]
+
+
+def _arms(contest: Contest, names: Sequence[str], file: RowFile, out: Path, *, config_hash: str) -> None:
+    """Fit each arm, and write a row for each task that has none yet."""
+    shared: dict[str, Any] = {
+        "config_hash": config_hash,
+        "experts": contest.digests(),
+        "data_fingerprint": contest.fingerprint(),
+        "versions": versions(),
+    }
+    with Progress(f"arms, seed {contest.seed}", len(names), unit="arms") as progress:
+        for name in names:
+            arm = build_arm(name)
+            before = time.perf_counter()
+            arm.fit(contest)
+            fit = time.perf_counter() - before
+            for task in contest.tasks:
+                if arm.applies(task) and not file.has(arm=name, task=task.name, seed=contest.seed):
+                    file.append({**_row(contest, arm, name, task.name, out, fit=fit), **shared})
+            progress.advance(note=name)
+
+
+def _row(contest: Contest, arm: Arm, name: str, task_name: str, out: Path, *, fit: float) -> dict[str, Any]:
+    """Let an arm answer one task; the items are written before the row is."""
+    task = contest.expert(task_name).task
+    records = contest.rows("report", task_name)
+    before = time.perf_counter()
+    arm.prepare(contest, task_name)
+    ready = time.perf_counter()
+    answers = arm.answer(contest, task_name)
+    done = time.perf_counter()
+    statistics = headline(task, answers, records)
+    place = item_path(name, task_name, contest.seed)
+    write_items(out / place, records, answers, statistics)
+    facts = arm.facts
+    return {
+        "arm": name,
+        "task": task_name,
+        "seed": contest.seed,
+        "told": arm.told,
+        "metric": task.metrics[0],
+        "n": len(records),
+        "value": float(get_metric(task.metrics[0]).reduce(statistics.sum(axis=0))),
+        "metrics": score(task, answers, records, metrics=judged(task)),
+        "parameters": facts.parameters,
+        "bytes": facts.parameters * FLOAT,
+        "work": round(facts.work, 4),
+        "train_rows": facts.train_rows,
+        "evaluations": facts.evaluations,
+        "select": facts.select,
+        "options": dict(facts.options),
+        "notes": dict(facts.notes),
+        "seconds": {"fit": round(fit + ready - before, 3), "answer": round(done - ready, 3)},
+        "peak_memory_mb": peak_memory_mb(),
+        "items": place,
+    }

@@ -1,0 +1,131 @@
+"""Measurements beside the arms, on the first seed: sweeps of merges, what pairs lose, spectra and angles of layers.
+
+All are made on the select rows, so that nothing can be read off them about the report rows. What a task that no
+expert was trained on gets is in ``unseen``. Every measurement is a row of ``OUT/studies.jsonl`` and made once.
+
+Letters: E experts, P and Q width of the experts' joint span, R rank of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamorouter.bench.contest import Contest, score_of
+from dynamorouter.bench.rows import RowFile
+from dynamorouter.bench.unseen import unseen
+from dynamorouter.merge.combine import MergeResult, merge_experts
+from dynamorouter.merge.deltas import Layers
+from dynamorouter.merge.registry import merges
+from dynamorouter.settings import Config
+from dynamorouter.tracking import Progress
+
+STUDIES = "studies.jsonl"
+SEEN = 1e-6
+"""Singular values below this share of the largest do not count as part of an expert's span."""
+
+
+def check_studies(config: Config) -> list[str]:
+    """Return what is wrong with the settings of the studies."""
+    method = config.bench.studies.pairs
+    if method is None or (method in merges and merges.get(method).needs is None):
+        return []
+    able = ", ".join(name for name in merges if merges.get(name).needs is None)
+    return [f"bench.studies.pairs: got {method!r}; allowed are methods that need no data: {able}"]
+
+
+def study(contest: Contest, out: Path) -> None:
+    """Make the measurements that are not there yet."""
+    file = RowFile(out / STUDIES)
+    settings = contest.config.bench.studies
+    planned = [*_sweeps(contest), *_pairs(contest)]
+    with Progress("studies", len(planned) + len(contest.names), unit="parts") as progress:
+        for key, options in planned:
+            if not file.has(**key):
+                file.append({**key, **_scores(contest, options)})
+            progress.advance()
+        if settings.layers and not file.has(study="layers"):
+            for row in layers(contest):
+                file.append(row)
+        if settings.unseen_rows and len(contest.names) > 2:
+            for task in contest.names:
+                if not file.has(study="unseen", task=task):
+                    file.append({"study": "unseen", "task": task, **unseen(contest, task)})
+                progress.advance()
+
+
+def _sweeps(contest: Contest) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the key of each point of the sweeps, and how to merge there."""
+    settings = contest.config.bench.studies
+    for scale in settings.coefficients:
+        yield {"study": "coefficient", "at": scale}, {"method": "task_arithmetic", "scale": scale}
+    for density in settings.densities:
+        yield {"study": "density", "at": density}, {"method": "ties", "density": density}
+    for rank in settings.ranks:
+        yield {"study": "rank", "at": rank}, {"method": "linear", "output": f"rank={rank}"}
+
+
+def _pairs(contest: Contest) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each pair of experts, and each expert alone for comparison."""
+    method = contest.config.bench.studies.pairs
+    if method is None:
+        return
+    for name in contest.names:
+        yield {"study": "alone", "tasks": [name]}, {"method": "linear", "names": [name]}
+    for pair in combinations(contest.names, 2):
+        yield {"study": "pair", "tasks": list(pair)}, {"method": method, "names": list(pair)}
+
+
+def _scores(contest: Contest, options: dict[str, Any]) -> dict[str, Any]:
+    """Merge as asked, and score the merged experts' tasks on the select rows."""
+    names = options.get("names", contest.names)
+    given = {key: value for key, value in options.items() if key != "names"}
+    result: MergeResult = merge_experts([contest.expert(name) for name in names], seed=contest.seed, **given)
+    contest.install_factors(result.factors)
+    scores = {
+        name: score_of(contest.expert(name).task, contest.answers(name, split="select"), contest.rows("select", name))
+        for name in names
+    }
+    return {"scores": scores, "error": result.error}
+
+
+def layers(contest: Contest) -> Iterator[dict[str, Any]]:
+    """Yield for each layer the experts' singular values and norms, and how far their spans coincide.
+
+    The overlap of two spans is the mean squared cosine of their principal angles, 1 for the same span and about
+    R / D for random ones; it is given for the sides that are read from (``right``) and written to (``left``).
+    """
+    experts = {expert.name: expert.factors for expert in contest.system.experts}
+    for deltas in Layers(experts):
+        sides = [torch.linalg.svd(core, full_matrices=False) for core in deltas.span.cores]
+        kept = [int((values > SEEN * values.max().clamp_min(1e-300)).sum()) for _, values, _ in sides]
+        left = [u[:, :count] for (u, _, _), count in zip(sides, kept, strict=True)]
+        right = [v[:count].T for (_, _, v), count in zip(sides, kept, strict=True)]
+        flat = deltas.span.cores.flatten(1)
+        norms = flat.norm(dim=1).clamp_min(1e-300)
+        cosines = (flat @ flat.T) / norms[:, None] / norms
+        yield {
+            "study": "layers",
+            "layer": deltas.layer,
+            "shape": list(deltas.shape),
+            "spectra": {
+                name: [float(v) for v in values[:count]]
+                for name, (_, values, _), count in zip(deltas.experts, sides, kept, strict=True)
+            },
+            "left": _overlaps(left),
+            "right": _overlaps(right),
+            "cosine": [[float(value) for value in row] for row in cosines],
+        }
+
+
+def _overlaps(spans: list[Tensor]) -> list[list[float]]:
+    """Return the mean squared cosine of the principal angles of every two spans with orthonormal columns."""
+    return [
+        [float((one.T @ other).square().sum()) / max(1, min(one.shape[1], other.shape[1])) for other in spans]
+        for one in spans
+    ]

@@ -28,7 +28,6 @@ from _training import (
     plans,
     sample,
     tasks_of_seven,
-    timed,
 )
 from dynamorouter.data.prepare import PreparedData, load_prepared
 from dynamorouter.data.records import Record
@@ -164,18 +163,17 @@ def ablations(data: Path, *, rows: int, held: int, epochs: int) -> list[dict[str
     found = []
     for depth in (0, 2, 3, 4):
         packed = Packed.of(base, plans(tasks, depth=depth, epochs=epochs), train)
-        trainees, seconds = timed(packed.train)
+        trainees = packed.train()
         scores = {t.name: examine(base, t.plan.task, test[t.name], t) for t in trainees}
-        found.append({"arm": f"packed LoRA, trunk_depth {depth}", "scores": scores, "seconds": seconds})
+        found.append({"arm": f"packed LoRA, trunk_depth {depth}", "scores": scores})
         print(found[-1], flush=True)
     packed = Packed.of(base, plans(tasks, depth=0, epochs=epochs), train)
     for arm, kind in (("LoRA by PEFT + Trainer, all layers", "lora"), ("full fine-tuning by Trainer", "full")):
-        scores, seconds = {}, 0.0
+        scores = {}
         for i, task in enumerate(tasks):
-            trained, taken = by_trainer(packed, i, layers=kind)
-            seconds += taken
+            trained, _ = by_trainer(packed, i, layers=kind)
             scores[task.name] = examine(base, task, test[task.name], trained)
-        found.append({"arm": arm, "scores": scores, "seconds": seconds})
+        found.append({"arm": arm, "scores": scores})
         print(found[-1], flush=True)
     for row in found:
         row["mean"] = mean(list(row["scores"].values()))

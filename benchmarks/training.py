@@ -75,9 +75,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments("training", __doc__ or "")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with the real rows")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=16, help="rows per task in the timed trainings")
-    parser.add_argument("--depth", type=int, nargs="+", default=[4], help="trunk depths of the cached cases")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=48, help="rows per task in the timed trainings")
+    parser.add_argument("--depth", type=int, nargs="+", default=[3, 4], help="trunk depths of the cached cases")
     parser.add_argument("--score-rows", type=int, default=0, help="rows per task in scored trainings; 0 for none")
     args = parser.parse_args()
     base, tasks = minilm(), tasks_of_seven()

@@ -12,7 +12,7 @@ from torch import Tensor
 from dynamorouter.data.records import Record
 from dynamorouter.errors import RouterError
 from dynamorouter.learn.experts import fresh_expert
-from dynamorouter.learn.joint import Order, fit_joint
+from dynamorouter.learn.joint import JointOptions, Order, fit_joint
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
 from dynamorouter.model.base import Base
@@ -166,11 +166,7 @@ def learn(base: Base, *, order: Order, rate: float = 1e-3, router_rate: float = 
         plans,
         train,
         train,
-        gates="hard",
-        router_learning_rate=router_rate,
-        router_weight=1.0,
-        order=order,
-        scores={0: [0.1] * 8, 1: [0.9] * 8},
+        joint=JointOptions(learning_rate=router_rate, order=order, scores={0: [0.1] * 8, 1: [0.9] * 8}),
         options=LoopOptions(),
         log=lambda step, values: None,
     )

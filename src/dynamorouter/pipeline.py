@@ -46,8 +46,8 @@ from dynamorouter.files import read_metadata, sweep, write_json, writing_folder
 from dynamorouter.learn.examples import writing_report
 from dynamorouter.learn.experts import fit_experts as train_experts
 from dynamorouter.learn.fusion import fit_fusions
+from dynamorouter.learn.joint import JointOptions, joint_router
 from dynamorouter.learn.joint import fit_joint as train_joint
-from dynamorouter.learn.joint import joint_router
 from dynamorouter.learn.loop import Log
 from dynamorouter.library import Skill
 from dynamorouter.model.base import Base
@@ -305,11 +305,13 @@ def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dic
             [joint_plan(config, expert.task) for expert in system.experts],
             {name: data.split("joint", name) for name in config.task},
             {name: data.split("select", name) for name in config.task},
-            gates=joint.gates,
-            router_learning_rate=joint.router_learning_rate or joint.learning_rate,
-            router_weight=joint.router_loss_weight,
-            order=joint.order,
-            scores=joint_scores(data, system.names),
+            joint=JointOptions(
+                gates=joint.gates,
+                learning_rate=joint.router_learning_rate or joint.learning_rate,
+                weight=joint.router_loss_weight,
+                order=joint.order,
+                scores=joint_scores(data, system.names),
+            ),
             options=loop_options(config),
             log=sitting.log(part),
             cache=cache_options(config, run.out / "phases" / "trunk"),

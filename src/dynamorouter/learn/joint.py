@@ -11,6 +11,7 @@ Letters: B batch, S positions, D width, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,38 +37,43 @@ Scores = Mapping[int, Sequence[float]]
 """A number for each row, by expert; NaN where it is not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class JointOptions:
+    """How the router is trained beside the experts.
+
+    Attributes:
+        gates: ``hard`` or ``soft``.
+        learning_rate: of the router's AdamW.
+        weight: factor on the router's own loss.
+        order: whether router and experts step in the same rounds or in turns, the router first.
+        scores: a further target of the router, by expert and row; ``None`` where there is none.
+    """
+
+    gates: Gates = "hard"
+    learning_rate: float = 2e-4
+    weight: float = 1.0
+    order: Order = "together"
+    scores: Scores | None = None
+
+
 class JointRouter:
     """A task router in training beside the experts.
 
     Args:
         base: the base it reads.
         router: one with a gradient; it is trained in place.
+        options: how.
         depth: the experts' trunk depth; the router must read no deeper.
-        gates: ``hard`` or ``soft``.
-        learning_rate: of AdamW.
-        weight: factor on the router's own loss.
-        order: whether router and experts step in the same rounds or in turns, the router first.
-        scores: a further target of the router, by expert and row; ``None`` where there is none.
         writers: experts whose examples hold the answer after the prompt.
     """
 
     def __init__(
-        self,
-        base: Base,
-        router: GradientRouter,
-        *,
-        depth: int,
-        gates: Gates,
-        learning_rate: float,
-        weight: float,
-        order: Order = "together",
-        scores: Scores | None = None,
-        writers: Collection[int] = (),
+        self, base: Base, router: GradientRouter, options: JointOptions, *, depth: int, writers: Collection[int] = ()
     ) -> None:
-        self.base, self.router, self.depth, self.gates, self.weight = base, router, depth, gates, weight
-        self.order, self.scores, self.writers = order, scores, frozenset(writers)
+        self.base, self.router, self.options, self.depth = base, router, options, depth
+        self.writers = frozenset(writers)
         self.parameters = [p for p in router.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate)
         self._rows = 1
         self._loss = 0.0
 
@@ -77,7 +83,7 @@ class JointRouter:
 
     def learns(self, turn: int) -> tuple[bool, bool]:
         """Tell whether the router, and whether the experts, step in a round."""
-        return (True, True) if self.order == "together" else (turn % 2 == 0, turn % 2 == 1)
+        return (True, True) if self.options.order == "together" else (turn % 2 == 0, turn % 2 == 1)
 
     def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
         """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states.
@@ -91,8 +97,8 @@ class JointRouter:
         read = {layer: states[layer] for layer in self.router.layers}
         rows = [("", None)] * experts.shape[0]
         scores = None
-        if self.scores is not None:
-            known = [self.scores[example.expert][example.row] for example in examples]
+        if self.options.scores is not None:
+            known = [self.options.scores[example.expert][example.row] for example in examples]
             scores = torch.tensor(known, device=self.base.device)
         seen = RouterInput(states=read, mask=self._prompts(batch.mask, examples), texts=rows)
         logits, mean = self.router.losses(seen, experts, scores)
@@ -100,12 +106,12 @@ class JointRouter:
         self._loss += float(loss.detach())
         chances = logits.softmax(dim=1)
         gate: Gate
-        if self.gates == "soft":
+        if self.options.gates == "soft":
             gate = SoftGate(chances)
         else:
             own = chances.gather(1, experts[:, None])[:, 0]
             gate = RowGate(experts, 1 + own - own.detach())
-        return gate, self.weight * loss, states[self.depth], self.depth
+        return gate, self.options.weight * loss, states[self.depth], self.depth
 
     def _prompts(self, mask: Tensor, examples: Sequence[Example]) -> Tensor:
         """Return the mask ``(B, S)`` without the answers that a decoder's examples go on with."""
@@ -174,11 +180,7 @@ def fit_joint(
     train: Mapping[str, Sequence[Record]],
     select: Mapping[str, Sequence[Record]],
     *,
-    gates: Gates,
-    router_learning_rate: float,
-    router_weight: float,
-    order: Order = "together",
-    scores: Scores | None = None,
+    joint: JointOptions,
     options: LoopOptions,
     log: Log,
     cache: CacheOptions | None = None,
@@ -195,11 +197,7 @@ def fit_joint(
         plans: how each expert is trained on.
         train: rows by task.
         select: held-out rows by task.
-        gates: ``hard`` or ``soft``.
-        router_learning_rate: of the router.
-        router_weight: factor on the router's own loss.
-        order: whether router and experts step in the same rounds or in turns.
-        scores: a further target of the router, by expert and row.
+        joint: how the router is trained beside them.
         options: shared settings of the loop.
         log: where losses and scores go.
         cache: where the trunk's outputs for the held-out rows are kept.
@@ -207,54 +205,35 @@ def fit_joint(
         saved: called after each checkpoint.
         begin: called with the number of windows to come; what it returns is called as they are done.
     """
-    home = base.spec.name
-    depth = min((expert.lora.trunk_depth for expert in experts if expert.base == home), default=0)
-    placed = [expert if expert.base == home else bystander(expert, base) for expert in experts]
-    install_experts(base, placed)
-    budget = options.tokens_per_batch
-    examples: list[Example] = []
-    trainees: list[Trainee] = []
-    examiners: dict[int, Examiner] = {}
-    for index, (expert, plan) in enumerate(zip(placed, plans, strict=True)):
-        own = make_examples(base, expert.head, expert.task, train[plan.task.name], expert=index)
-        positions = range(len(examples), len(examples) + len(own))
-        examples += own
-        head = expert.head.requires_grad_(True)
-        trainees.append(Trainee(index, plan, head, base, positions, seed=options.seed))
-        if expert is not experts[index]:
-            continue  # a bystander
-        examiners[index] = held = Examiner(
+    depth = _depth(base, experts)
+    trainees, examples = _learners(base, experts, plans, train, seed=options.seed)
+    examiners = {
+        i: Examiner(
             base,
             plan.task,
             select[plan.task.name],
             depth=depth,
-            budget=budget,
+            budget=options.tokens_per_batch,
             cache=cache or CacheOptions(),
             select_by=plan.select_by,
         )
-        trainees[-1].progress.best = held(head, index)
-    learner = JointRouter(
-        base,
-        router,
-        depth=depth,
-        gates=gates,
-        learning_rate=router_learning_rate,
-        weight=router_weight,
-        order=order,
-        scores=scores,
-        writers=[index for index in examiners if plans[index].task.head == "causal_lm"],
-    )
+        for i, plan in enumerate(plans)
+        if experts[i].base == base.spec.name
+    }
+    for i, examiner in examiners.items():
+        trainees[i].progress.best = examiner(trainees[i].head, i)
+    writers = [i for i in examiners if plans[i].task.head == "causal_lm"]
     loop = PackedLoop(
         base,
         trainees,
         examples,
-        TrunkCache(base, examples, depth=0, limit=0, budget=budget),
+        TrunkCache(base, examples, depth=0, limit=0, budget=options.tokens_per_batch),
         evaluate=lambda trainee: _judged(examiners.get(trainee.index), trainee),
         options=options,
         log=log,
         checkpoint=checkpoint,
         saved=saved,
-        router=learner,
+        router=JointRouter(base, router, joint, depth=depth, writers=writers),
         advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
     )
     router.module.train()
@@ -262,10 +241,34 @@ def fit_joint(
     router.module.eval()
     for examiner in examiners.values():
         examiner.cache.close()
-    return [
-        collect(base, expert, index, trainees[index]) if index in examiners else expert
-        for index, expert in enumerate(experts)
-    ]
+    return [collect(base, e, i, trainees[i]) if i in examiners else e for i, e in enumerate(experts)]
+
+
+def _depth(base: Base, experts: Sequence[Expert]) -> int:
+    """Return how deep the trunk is that all experts on a base share."""
+    return min((expert.lora.trunk_depth for expert in experts if expert.base == base.spec.name), default=0)
+
+
+def _learners(
+    base: Base,
+    experts: Sequence[Expert],
+    plans: Sequence[ExpertPlan],
+    train: Mapping[str, Sequence[Record]],
+    *,
+    seed: int,
+) -> tuple[list[Trainee], list[Example]]:
+    """Put the experts into the banks, and return a trainee for each with the examples of all."""
+    placed = [expert if expert.base == base.spec.name else bystander(expert, base) for expert in experts]
+    install_experts(base, placed)
+    examples: list[Example] = []
+    trainees: list[Trainee] = []
+    for index, (expert, plan) in enumerate(zip(placed, plans, strict=True)):
+        own = make_examples(base, expert.head, expert.task, train[plan.task.name], expert=index)
+        positions = range(len(examples), len(examples) + len(own))
+        examples += own
+        head = expert.head.requires_grad_(True)
+        trainees.append(Trainee(index, plan, head, base, positions, seed=seed))
+    return trainees, examples
 
 
 def _judged(examiner: Examiner | None, trainee: Trainee) -> float:

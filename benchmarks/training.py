@@ -9,6 +9,8 @@ faster.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +40,38 @@ def speed(case: str, packed: Packed, layers: dict[str, str], *, rounds: int, lim
     )
 
 
-def scores(base: Any, tasks: Any, data: Path, *, train_rows: int, held_rows: int, epochs: int, seed: int) -> list[Any]:
+def timed_cases(base: Any, tasks: Any, rows: Any, depths: Sequence[int], *, rounds: int) -> list[dict[str, Any]]:
+    """Time one epoch with experts in all layers, and three with the trunk cached."""
+    gpu = torch.cuda.is_available()
+    packed = Packed.of(base, plans(tasks, depth=0, epochs=1), rows)
+    limit = 1 / (2.0 if gpu else 1.2)
+    names = {"PEFT + Trainer": "lora"}
+    table = [speed("experts in all layers, one epoch", packed, names, rounds=rounds, limit=limit)]
+    print(table[-1]["over_best_peer"], file=sys.stderr)
+    for depth in depths:
+        packed = Packed.of(base, plans(tasks, depth=depth, epochs=3), rows)
+        names = {"PEFT + Trainer, same layers": "lora", "PEFT + Trainer, all layers": "all"}
+        limit = 1 / (4.0 if gpu else 2.5)
+        table.append(speed(f"trunk of {depth} cached, three epochs", packed, names, rounds=rounds, limit=limit))
+        print(table[-1]["over_best_peer"], file=sys.stderr)
+    return table
+
+
+def scores(
+    base: Any, tasks: Any, data: Path, depths: Sequence[int], *, train_rows: int, epochs: int, seed: int
+) -> list[dict[str, Any]]:
     """Train both ways on more rows, once, and score both on held-out rows."""
+    held_rows = 500
     rows = sample(tasks, data, "train", train_rows, seed=seed)
     held = sample(tasks, data, "validation", held_rows, seed=seed)
     found = []
-    for depth in (0, 3):
+    for depth in depths:
         packed = Packed.of(base, plans(tasks, depth=depth, epochs=epochs), rows, seed=seed)
-        trainees, ours_s = timed(packed.train)
+        trainees, ours_s = timed(partial(packed.train, seed=seed))
         ours = {t.name: examine(base, t.plan.task, held[t.name], t) for t in trainees}
         peers_s, peers = 0.0, {}
         for i, task in enumerate(tasks):
-            trained, seconds = by_trainer(packed, i, layers="lora")
+            trained, seconds = by_trainer(packed, i, layers="lora", seed=seed)
             peers_s += seconds
             peers[task.name] = examine(base, task, held[task.name], trained)
             print(f"depth {depth} {task.name}: ours {ours[task.name]:.3f}, PEFT {peers[task.name]:.3f}", flush=True)
@@ -75,33 +97,25 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments("training", __doc__ or "")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with the real rows")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=48, help="rows per task in the timed trainings")
-    parser.add_argument("--depth", type=int, nargs="+", default=[3, 4], help="trunk depths of the cached cases")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=16, help="rows per task in the timed trainings")
+    parser.add_argument("--depth", type=int, nargs="+", default=[4], help="trunk depths of the cached cases")
     parser.add_argument("--score-rows", type=int, default=0, help="rows per task in scored trainings; 0 for none")
+    parser.add_argument("--score-depth", type=int, nargs="+", default=[0, 3], help="trunk depths of scored trainings")
+    parser.add_argument("--score-seeds", type=int, nargs="+", default=[0], help="seeds of rows, order and weights")
+    parser.add_argument("--tasks", nargs="+", help="some of the six tasks; all by default")
     args = parser.parse_args()
     base, tasks = minilm(), tasks_of_seven()
+    if args.tasks:
+        tasks = [task for task in tasks if task.name in args.tasks]
     if args.quick:
         tasks = tasks[:2]
-    gpu = torch.cuda.is_available()
-    rows = sample(tasks, args.data, "train", 32 if args.quick else args.rows, seed=0)
-    rounds = 3 if args.quick else args.rounds
-    table = []
-    packed = Packed.of(base, plans(tasks, depth=0, epochs=1), rows)
-    names = {"PEFT + Trainer": "lora"}
-    limit = 1 / (2.0 if gpu else 1.2)
-    table.append(speed("experts in all layers, one epoch", packed, names, rounds=rounds, limit=limit))
-    print(table[-1]["over_best_peer"], file=sys.stderr)
-    for depth in args.depth:
-        packed = Packed.of(base, plans(tasks, depth=depth, epochs=3), rows)
-        names = {"PEFT + Trainer, same layers": "lora", "PEFT + Trainer, all layers": "all"}
-        limit = 1 / (4.0 if gpu else 2.5)
-        case = f"trunk of {depth} cached, three epochs"
-        table.append(speed(case, packed, names, rounds=rounds, limit=limit))
-        print(table[-1]["over_best_peer"], file=sys.stderr)
+    rows = sample(tasks, args.data, "train", 32 if args.quick else args.rows, seed=0) if args.rows else {}
+    table = timed_cases(base, tasks, rows, args.depth, rounds=3 if args.quick else args.rounds) if rows else []
     more = []
     if args.score_rows and not args.quick:
-        more = scores(base, tasks, args.data, train_rows=args.score_rows, held_rows=500, epochs=3, seed=0)
+        for seed in args.score_seeds:
+            more += scores(base, tasks, args.data, args.score_depth, train_rows=args.score_rows, epochs=3, seed=seed)
     finish(args.out, table, scores=more, data="real" if args.data.is_dir() else "builtin")
 
 

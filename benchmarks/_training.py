@@ -176,7 +176,9 @@ class Items(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": example.ids, "types": example.types, "target": example.target, "length": len(example)}
 
 
-def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> tuple[WithHead, float]:
+def by_trainer(
+    packed: Packed, index: int, *, layers: str, seed: int = 0, grouped: bool = True
+) -> tuple[WithHead, float]:
     """Train one task with Hugging Face's Trainer.
 
     Args:
@@ -184,6 +186,7 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> tup
         index: of the task.
         layers: ``lora`` for PEFT with the plan's own layers, ``all`` for LoRA in all layers, ``full`` for every weight.
         seed: of order and initial weights.
+        grouped: rows of like length share a step, as the Trainer offers; else they are drawn at random.
 
     Returns:
         The trained model, and the seconds that ``Trainer.train`` took: loading the model is left out.
@@ -229,7 +232,7 @@ def by_trainer(packed: Packed, index: int, *, layers: str, seed: int = 0) -> tup
                 lr_scheduler_type="linear",
                 max_grad_norm=1.0,
                 seed=seed,
-                train_sampling_strategy="group_by_length",
+                train_sampling_strategy="group_by_length" if grouped else "random",
                 length_column_name="length",
                 report_to=[],
                 save_strategy="no",

@@ -69,12 +69,15 @@ def scores(
         packed = Packed.of(base, plans(tasks, depth=depth, epochs=epochs), rows, seed=seed)
         trainees, ours_s = timed(partial(packed.train, seed=seed))
         ours = {t.name: examine(base, t.plan.task, held[t.name], t) for t in trainees}
-        peers_s, peers = 0.0, {}
+        peers_s, peers, loose = 0.0, {}, {}
         for i, task in enumerate(tasks):
             trained, seconds = by_trainer(packed, i, layers="lora", seed=seed)
             peers_s += seconds
             peers[task.name] = examine(base, task, held[task.name], trained)
-            print(f"depth {depth} {task.name}: ours {ours[task.name]:.3f}, PEFT {peers[task.name]:.3f}", flush=True)
+            trained, _ = by_trainer(packed, i, layers="lora", seed=seed, grouped=False)
+            loose[task.name] = examine(base, task, held[task.name], trained)
+            told = f"PEFT {peers[task.name]:.3f}, without grouping by length {loose[task.name]:.3f}"
+            print(f"depth {depth} {task.name}: ours {ours[task.name]:.3f}, {told}", flush=True)
         found.append(
             {
                 "trunk_depth": depth,
@@ -84,6 +87,7 @@ def scores(
                 "seed": seed,
                 "ours": ours,
                 "peft": peers,
+                "peft_ungrouped": loose,
                 "mean_ours": mean(list(ours.values())),
                 "mean_peft": mean(list(peers.values())),
                 "ours_s": ours_s,

@@ -150,7 +150,7 @@ def complexity() -> str:
     line = (
         f"Routing accuracy {routing['accuracy']:.3f} (majority {routing['majority']:.3f}, a tree on the number of "
         f"words {routing['length_only']:.3f}); squared error of the complexity {routing['complexity_mse']:.4f} (of the "
-        f"mean {routing['complexity_mse_of_mean']:.4f}, of the words' number {routing['complexity_mse_of_length']:.4f}); "
+        f"mean {routing['complexity_mse_of_mean']:.4f}, of the length {routing['complexity_mse_of_length']:.4f}); "
         f"the router takes {ms['batch']:.2f} ms a prompt in batches, {ms['single']:.2f} ms one at a time. "
         "The one LoRA takes as many steps as the experts of all tiers together."
     )

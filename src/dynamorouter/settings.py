@@ -128,7 +128,7 @@ class ExpertSettings(Settings):
     rslora: bool = False
     """Scale by ``alpha / sqrt(rank)`` instead."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout on the factors' input while training; on a CPU drawing its masks takes a fifth of the time."""
+    """Dropout on the factors' input while training."""
     targets: str | tuple[str, ...] = "all-linear"
     """``all-linear``, a regular expression over module names, or a list of names."""
     trunk_depth: Size = 3

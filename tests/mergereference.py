@@ -6,6 +6,7 @@ Nothing here comes from the package but the random numbers, which are part of wh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -237,3 +238,79 @@ def factor_average(experts: Factored, weights: Tensor) -> dict[str, Tensor]:
 
 def stacks_of(experts: Factored) -> dict[str, Tensor]:
     return {layer: dense(experts, layer) for layer in next(iter(experts.values()))}
+
+
+def lego(experts: Factored, weights: Tensor, *, clusters: int, rescale: bool, scale: float = 1.0) -> dict[str, Tensor]:
+    """Try every way to put the units into clusters and take the one with the least weighted scatter."""
+    made = {}
+    for layer in next(iter(experts.values())):
+        units, mass = [], []
+        for factors, weight in zip((own[layer] for own in experts.values()), weights.tolist(), strict=True):
+            root = math.sqrt(factors.scaling)
+            for row, column in zip(factors.a.double(), factors.b.double().T, strict=True):
+                units.append((root * row, root * column))
+                mass.append(weight)
+        joined = torch.stack([torch.cat(unit) for unit in units])
+        share = torch.tensor(mass, dtype=torch.float64)
+        best, least = None, math.inf
+        for labels in itertools.product(range(clusters), repeat=len(units)):
+            if len(set(labels)) < clusters:
+                continue
+            scatter = 0.0
+            for cluster in range(clusters):
+                mine = [i for i, label in enumerate(labels) if label == cluster]
+                centre = (share[mine, None] * joined[mine]).sum(0) / share[mine].sum()
+                scatter += float((share[mine] * ((joined[mine] - centre) ** 2).sum(1)).sum())
+            if scatter < least - 1e-12:
+                best, least = labels, scatter
+        assert best is not None
+        change = torch.zeros(len(units[0][1]), len(units[0][0]), dtype=torch.float64)
+        for cluster in range(clusters):
+            mine = [i for i, label in enumerate(best) if label == cluster]
+            row = sum(mass[i] * units[i][0] for i in mine) / sum(mass[i] for i in mine)
+            column = sum(mass[i] * units[i][1] for i in mine) / sum(mass[i] for i in mine)
+            if rescale:
+                length = sum(mass[i] * float(joined[i].norm()) for i in mine) / sum(mass[i] for i in mine)
+                stretch = length / math.sqrt(float(row @ row + column @ column))
+                row, column = stretch * row, stretch * column
+            change += torch.outer(column, row)
+        largest = max(len(own[layer].a) for own in experts.values())
+        made[layer] = scale * (math.sqrt(largest / clusters) if rescale else 1.0) * change
+    return made
+
+
+def evolved(
+    loss: Callable[[list[float]], float], start: list[float], names: list[str], *, budget: int, step: float, seed: int
+) -> list[float]:
+    """Return the best point of a (1+1) evolution strategy with the one-fifth rule, written out number by number."""
+    draws = {name: seeded(seed, "search", name) for name in names}
+    best, value = list(start), loss(start)
+    for _ in range(budget - 1):
+        moved = [
+            min(1.5, max(-1.5, x + step * float(torch.randn((), generator=draws[name], dtype=torch.float64))))
+            for name, x in zip(names, best, strict=True)
+        ]
+        found = loss(moved)
+        if found <= value:
+            best, value, step = moved, found, 1.5 * step
+        else:
+            step /= 1.5**0.25
+    return best
+
+
+def adam(loss: Callable[[list[float]], float], start: list[float], *, steps: int, rate: float) -> list[float]:
+    """Return where Adam gets to with gradients taken by differences (exact for a loss of degree two)."""
+    point, first, second = list(start), [0.0] * len(start), [0.0] * len(start)
+    for step in range(1, steps + 1):
+        slopes = []
+        for i in range(len(point)):
+            above, below = list(point), list(point)
+            above[i] += 0.5
+            below[i] -= 0.5
+            slopes.append(loss(above) - loss(below))
+        for i, slope in enumerate(slopes):
+            first[i] = 0.9 * first[i] + 0.1 * slope
+            second[i] = 0.999 * second[i] + 0.001 * slope * slope
+            mean, spread = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
+            point[i] -= rate * mean / (math.sqrt(spread) + 1e-8)
+    return point

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor
 import mergereference as slow
 from dynamorouter.merge.registry import merges
 from dynamorouter.merge.search import grouped, minimise
-from mergecases import SHAPES, Case, apart, make_experts, needed
+from mergecases import SHAPES, Case, Factored, apart, make_experts, needed
 
 CLOSE = 1e-6
 NAMES = ["one", "three", "two"]
@@ -151,6 +151,64 @@ def test_lego_keeps_units_apart_where_there_is_room_and_joins_what_is_alike() ->
     alone = {layer: stack[0] for layer, stack in slow.stacks_of(experts).items()}
     assert apart(Case("lego").merge(same, rescale=False), alone) < CLOSE
     assert apart(Case("lego").merge(same), alone) < CLOSE
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_lego_agrees_with_the_best_of_all_clusterings(clusters: int, rescale: bool) -> None:
+    experts = make_experts({"one": 2, "three": 1, "two": 2})
+    weights = [0.7, 1.1, 1.3]  # a unit of little weight leaves k-means in a minimum that is not the least
+    want = slow.lego(experts, torch.tensor(weights), clusters=clusters, rescale=rescale, scale=0.8)
+    got = Case("lego").merge(experts, weights=weights, rank=clusters, rescale=rescale, scale=0.8)
+    assert apart(got, want) < CLOSE
+
+
+def _by_name(experts: Factored, point: Sequence[float]) -> dict[str, Tensor]:
+    """Add up the experts' dense changes, the same coefficients in every layer."""
+    return {layer: slow.total(stack, torch.tensor(point)) for layer, stack in slow.stacks_of(experts).items()}
+
+
+def test_lorahub_agrees_with_the_search_written_out() -> None:
+    experts = make_experts(RANKS)
+    judge = needed("lorahub", experts)["objective"]
+
+    def loss(point: list[float]) -> float:
+        return float(judge(dict.fromkeys(SHAPES, torch.tensor(point).double()))) + 0.05 * sum(map(abs, point))
+
+    found = slow.evolved(loss, [1 / 3] * 3, NAMES, budget=60, step=0.2, seed=3)
+    got = Case("lorahub").merge(experts, budget=60, seed=3)
+    assert apart(got, _by_name(experts, found)) < CLOSE
+
+
+def test_layerwise_agrees_with_the_search_written_out() -> None:
+    experts = make_experts(RANKS)
+    judge = needed("layerwise", experts)["objective"]
+    block = {layer: int(layer.split(".")[1]) for layer in SHAPES}
+
+    def spread(point: Sequence[float]) -> dict[str, Tensor]:
+        return {layer: torch.tensor(point[3 * i : 3 * i + 3]).double() for layer, i in block.items()}
+
+    names = [f"{name}/{group}" for group in (0, 1) for name in NAMES]
+    found = slow.evolved(lambda point: float(judge(spread(point))), [1 / 3] * 6, names, budget=80, step=0.2, seed=3)
+    stacks = slow.stacks_of(experts)
+    want = {layer: slow.total(stacks[layer], weights) for layer, weights in spread(found).items()}
+    assert apart(Case("layerwise").merge(experts, groups=2, budget=80, seed=3), want) < CLOSE
+
+
+@pytest.mark.parametrize("each_layer", [True, False])
+def test_adamerging_agrees_with_adam_by_differences(each_layer: bool) -> None:
+    experts = make_experts(RANKS)
+    judge = needed("adamerging", experts)["entropy"]
+    layers = sorted(SHAPES) if each_layer else ["all"]
+
+    def spread(point: Sequence[float]) -> dict[str, Tensor]:
+        rows = {layer: layers.index(layer) if each_layer else 0 for layer in SHAPES}
+        return {layer: torch.tensor(point[3 * i : 3 * i + 3]).double() for layer, i in rows.items()}
+
+    found = slow.adam(lambda point: float(judge(spread(point))), [0.3] * 3 * len(layers), steps=25, rate=0.01)
+    stacks = slow.stacks_of(experts)
+    want = {layer: slow.total(stacks[layer], weights) for layer, weights in spread(found).items()}
+    assert apart(Case("adamerging").merge(experts, steps=25, each_layer=each_layer), want) < CLOSE
 
 
 @pytest.mark.parametrize("name", ["lorahub", "layerwise", "adamerging"])

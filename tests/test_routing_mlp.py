@@ -10,7 +10,8 @@ from dynamorouter.errors import RouterError
 from dynamorouter.learn.router import make_skill, remember
 from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.calibration import ece
-from dynamorouter.routing.mlp import TaskMLP, split_rows
+from dynamorouter.routing.mlp import TaskMLP
+from dynamorouter.routing.trained import split_rows
 
 LAYERS, WIDTH, EXPERTS = (1, 2), 8, 4
 

@@ -10,7 +10,8 @@ Letters: B batch, S positions, D width, O out, R rank, E experts, P prototypes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dynamorouter.errors import RouterError, one_of, suggest
-from dynamorouter.routing.base import Route, Router, RouterInput, check_choice, require_fitted, routers
-from dynamorouter.routing.calibration import better_temperature
+from dynamorouter.routing.base import RouterInput, routers
 from dynamorouter.routing.features import layer_states, masked_mean
+from dynamorouter.routing.learned import ScoringRouter
 
 REDUCTIONS = ("max", "mean")
 
@@ -56,7 +57,8 @@ def prototype(a: Tensor, b: Tensor) -> Tensor:
 
 
 @routers.register("arrow")
-class Arrow(Router):
+@dataclass(kw_only=True, eq=False)
+class Arrow(ScoringRouter):
     """Softmax over the experts' affinities: ``|cos(h, v)|`` per token, averaged over the row's tokens.
 
     Args:
@@ -71,30 +73,21 @@ class Arrow(Router):
         RouterError: an option is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        layer: int = 3,
-        reduction: str = "max",
-        temperature: float = 1.0,
-        standardise: bool = True,
-        top_k: int = 1,
-        abstain_below: float = 0.0,
-    ) -> None:
-        check_choice(top_k, abstain_below)
-        if layer < 0 or temperature <= 0:
-            raise RouterError(f"layer is {layer} and temperature {temperature}; set them to 0 or more, and above 0")
-        if reduction not in REDUCTIONS:
+    layer: int = 3
+    reduction: str = "max"
+    temperature: float = 1.0
+    standardise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "layer")
+        self._above_zero("temperature")
+        if self.reduction not in REDUCTIONS:
             raise RouterError(
-                f"unknown reduction {reduction!r}{suggest(reduction, REDUCTIONS)}; allowed: {one_of(REDUCTIONS)}"
+                f"unknown reduction {self.reduction!r}{suggest(self.reduction, REDUCTIONS)}; "
+                f"allowed: {one_of(REDUCTIONS)}"
             )
-        self.layers = (layer,)
-        self.reduction = reduction
-        self.temperature = temperature
-        self.standardise = standardise
-        self.top_k = top_k
-        self.abstain_below = abstain_below
-        self.prototypes: Tensor | None = None
+        self.layers = (self.layer,)
 
     @classmethod
     def from_prototypes(cls, prototypes: Tensor, **options: Any) -> Self:
@@ -134,13 +127,13 @@ class Arrow(Router):
     def _set(self, prototypes: Tensor) -> None:
         if prototypes.ndim != 3 or 0 in prototypes.shape:
             raise RouterError(f"prototypes have shape {tuple(prototypes.shape)}; give (E, P, D), none of them 0")
-        self.prototypes = normalize(prototypes.detach().float(), dim=2)
+        self.learned = {"prototypes": normalize(prototypes.detach().float(), dim=2)}
 
     def logits(self, batch: RouterInput) -> Tensor:
         """Return each expert's affinity before the temperature, ``(B, E)``."""
-        prototypes = require_fitted(self.prototypes, "arrow")
+        prototypes = self.need("prototypes")
         experts, each, width = prototypes.shape
-        states = layer_states(batch, self.layers[0]).float()
+        states = layer_states(batch, self.layer).float()
         length = torch.linalg.vector_norm(states, dim=2, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
         cosine = (states @ prototypes.view(experts * each, width).T).abs() / length  # (B, S, E * P)
         per_token = cosine.unflatten(2, (experts, each))  # (B, S, E, P)
@@ -150,39 +143,3 @@ class Arrow(Router):
             return means
         centred = means - means.mean(dim=1, keepdim=True)
         return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-
-    def route(self, batch: RouterInput) -> Route:
-        """Return the route of every row (see ``Router.route``)."""
-        with torch.no_grad():
-            probabilities = (self.logits(batch) / self.temperature).softmax(dim=1)
-        return Route.from_probabilities(probabilities, top_k=self.top_k, abstain_below=self.abstain_below)
-
-    def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:
-        """Fit the temperature on held-out batches, unless that would raise the calibration error."""
-        with torch.no_grad():
-            logits = torch.cat([self.logits(batch) for batch in inputs])
-        self.temperature = better_temperature(logits, targets, self.temperature)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the prototypes to ``device`` and return the router."""
-        self.prototypes = require_fitted(self.prototypes, "arrow").to(device)
-        return self
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the options and the prototypes."""
-        options = {
-            "layer": self.layers[0],
-            "reduction": self.reduction,
-            "temperature": self.temperature,
-            "standardise": self.standardise,
-            "top_k": self.top_k,
-            "abstain_below": self.abstain_below,
-        }
-        return options, {"prototypes": require_fitted(self.prototypes, "arrow")}
-
-    @classmethod
-    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Rebuild a router from what ``state`` returned."""
-        router = cls(**options)
-        router.prototypes = tensors["prototypes"]
-        return router

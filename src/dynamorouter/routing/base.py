@@ -173,18 +173,6 @@ class GradientRouter(Router):
         """
 
 
-def check_choice(top_k: int, abstain_below: float) -> None:
-    """Check the two options that every learned router shares.
-
-    Raises:
-        RouterError: ``top_k`` is below one, or ``abstain_below`` is no probability.
-    """
-    if top_k < 1:
-        raise RouterError(f"top_k is {top_k}, but at least one expert must be chosen; set top_k to 1 or more")
-    if not 0.0 <= abstain_below <= 1.0:
-        raise RouterError(f"abstain_below is {abstain_below}, but it is a probability; set it between 0 and 1")
-
-
 def check_targets(inputs: Sequence[RouterInput], targets: Tensor, experts: int | None) -> int:
     """Check that every row has a target and return the number of experts.
 

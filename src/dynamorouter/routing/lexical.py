@@ -9,6 +9,7 @@ Letters: N rows, B batch, V vocabulary, E experts, C experts that were seen in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, Router, RouterInput, check_choice, check_targets, require_fitted, routers
+from dynamorouter.routing.base import Route, RouterInput, check_targets, routers
+from dynamorouter.routing.learned import LearnedRouter
 
 
 def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:
@@ -25,7 +27,8 @@ def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:
 
 
 @routers.register("tfidf")
-class TfIdf(Router):
+@dataclass(kw_only=True, eq=False)
+class TfIdf(LearnedRouter):
     """Logistic regression over TF-IDF; an expert without a training row has probability zero.
 
     Args:
@@ -39,29 +42,15 @@ class TfIdf(Router):
         RouterError: an option is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        max_features: int = 50_000,
-        min_rows: int = 1,
-        inverse_regularisation: float = 10.0,
-        top_k: int = 1,
-        abstain_below: float = 0.0,
-    ) -> None:
-        check_choice(top_k, abstain_below)
-        if min(max_features, min_rows) < 1 or inverse_regularisation <= 0:
-            raise RouterError(
-                f"max_features {max_features} and min_rows {min_rows} must be 1 or more, "
-                f"and inverse_regularisation {inverse_regularisation} above 0"
-            )
-        self.max_features = max_features
-        self.min_rows = min_rows
-        self.inverse_regularisation = inverse_regularisation
-        self.top_k = top_k
-        self.abstain_below = abstain_below
-        self._vectorizer: Any = None
-        self._weights: Tensor | None = None
-        self._bias: Tensor | None = None
+    max_features: int = 50_000
+    min_rows: int = 1
+    inverse_regularisation: float = 10.0
+    _vectorizer: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(1, "max_features", "min_rows")
+        self._above_zero("inverse_regularisation")
 
     def fit(
         self,
@@ -88,8 +77,8 @@ class TfIdf(Router):
             raise RouterError(
                 f"the tfidf router found no words in {len(texts)} rows ({error}); give rows with words"
             ) from error
-        self._weights = torch.zeros(count, terms.shape[1], dtype=torch.float64)
-        self._bias = torch.full((count,), -torch.inf, dtype=torch.float64)
+        weights = torch.zeros(count, terms.shape[1], dtype=torch.float64)
+        bias = torch.full((count,), -torch.inf, dtype=torch.float64)
         seen = torch.bincount(targets.cpu(), minlength=count).nonzero().squeeze(1)
         if len(seen) > 1:
             model = LogisticRegression(C=self.inverse_regularisation, max_iter=1000)
@@ -98,11 +87,12 @@ class TfIdf(Router):
             pad = len(seen) == 2
             coef = np.concatenate([np.zeros_like(model.coef_), model.coef_]) if pad else model.coef_
             intercept = np.concatenate([[0.0], model.intercept_]) if pad else model.intercept_
-            self._weights[seen] = torch.from_numpy(coef)
-            self._bias[seen] = torch.from_numpy(intercept)
+            weights[seen] = torch.from_numpy(coef)
+            bias[seen] = torch.from_numpy(intercept)
         else:
-            self._bias[seen] = 0.0
-        self._vectorizer = vectorizer
+            bias[seen] = 0.0
+        idf = torch.from_numpy(np.array(vectorizer.idf_, dtype=np.float64))
+        self._vectorizer, self.learned = vectorizer, {"weights": weights, "bias": bias, "idf": idf}
 
     @staticmethod
     def _new_vectorizer(**options: Any) -> Any:
@@ -116,7 +106,7 @@ class TfIdf(Router):
         Raises:
             RouterError: the router is not fitted.
         """
-        weights, bias = require_fitted(self._weights, "tfidf"), require_fitted(self._bias, "tfidf")
+        weights, bias = self.need("weights"), self.need("bias")
         terms = self._vectorizer.transform(joined(texts))
         logits = torch.from_numpy(np.asarray(terms @ weights.numpy().T)) + bias
         return logits.softmax(dim=1)
@@ -124,28 +114,23 @@ class TfIdf(Router):
     def route(self, batch: RouterInput) -> Route:
         """Return the route of every row (see ``Router.route``)."""
         probabilities = self.probabilities(batch.texts).float().to(batch.mask.device)
-        return Route.from_probabilities(probabilities, top_k=self.top_k, abstain_below=self.abstain_below)
+        return self.chosen(probabilities)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Stay on the processor, where the words are counted."""
+        return self
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the options with the vocabulary in the order of its columns, and the numbers."""
-        tensors = {"weights": require_fitted(self._weights, "tfidf"), "bias": require_fitted(self._bias, "tfidf")}
-        options = {
-            "max_features": self.max_features,
-            "min_rows": self.min_rows,
-            "inverse_regularisation": self.inverse_regularisation,
-            "top_k": self.top_k,
-            "abstain_below": self.abstain_below,
-            "vocabulary": self._vectorizer.get_feature_names_out().tolist(),
-        }
-        return options, tensors | {"idf": torch.from_numpy(np.array(self._vectorizer.idf_, dtype=np.float64))}
+        options, tensors = super().state()
+        return {**options, "vocabulary": self._vectorizer.get_feature_names_out().tolist()}, tensors
 
     @classmethod
     def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Rebuild a router from what ``state`` returned."""
         own = dict(options)
         vocabulary = {str(term): place for place, term in enumerate(own.pop("vocabulary"))}
-        router = cls(**own)
+        router = super().restore(own, tensors)
         router._vectorizer = cls._new_vectorizer(vocabulary=vocabulary)
         router._vectorizer.idf_ = tensors["idf"].numpy()
-        router._weights, router._bias = tensors["weights"], tensors["bias"]
         return router

@@ -86,11 +86,13 @@ class RouterModule(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Turn pooled features ``(B, F)`` into logits ``(B, E)``, float32."""
         with torch.autocast(device_type=features.device.type, enabled=False):
-            hidden = self.dropout((features - self.mean) * self.inverse_std)
-            if self.inner is not None:
-                hidden = self.dropout(nn.functional.gelu(self.inner(hidden)))
-            logits: Tensor = self.out(hidden)
+            logits: Tensor = self.out(self.represent(features))
             return logits
+
+    def represent(self, features: Tensor) -> Tensor:
+        """Return what the outputs read, ``(B, H)``, of pooled features ``(B, F)``: float32, outside autocast."""
+        hidden: Tensor = self.dropout((features - self.mean) * self.inverse_std)
+        return hidden if self.inner is None else self.dropout(nn.functional.gelu(self.inner(hidden)))
 
     def forward(self, batch: RouterInput) -> Tensor:
         """Return the uncalibrated logits, ``(B, E)`` float32."""
@@ -101,6 +103,9 @@ class RouterModule(nn.Module):
         """Set the statistics ``(F,)`` by which pooled features are standardised."""
         self.mean.copy_(mean)
         self.inverse_std.copy_(1.0 / std)
+
+    def set_prior(self, shares: Tensor) -> None:
+        """Take the share of each expert in training, ``(E,)``; a network that has no use for it drops it."""
 
 
 def base_features(module: RouterModule, batch: RouterInput) -> Tensor:

@@ -36,12 +36,14 @@ class Table:
 
     Attributes:
         fold: hidden behind its caption in HTML, since it is long.
+        words: all columns are text, aligned to the left, and wrap.
     """
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     fold: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 2.2rem; border-bot
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .15rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+.words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
 .wide { overflow-x: auto; }
 figure { margin: 1rem 0; } figcaption, caption { font-size: .85rem; color: #444; text-align: left; }
 img { max-width: 100%; height: auto; }
@@ -96,7 +99,7 @@ def to_markdown(blocks: Sequence[Block], *, folder: str) -> str:
 
 def table_lines(table: Table) -> str:
     """Return a table as Markdown."""
-    bars = ["---"] + ["---:"] * (len(table.heads) - 1)
+    bars = ["---"] + ["---" if table.words else "---:"] * (len(table.heads) - 1)
     lines = ["| " + " | ".join(row) + " |" for row in (list(table.heads), bars, *map(list, table.rows))]
     return "\n".join(([table.caption, ""] if table.caption else []) + lines)
 
@@ -126,5 +129,8 @@ def _html(block: Block) -> str:
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in block.heads)
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
     caption = f"<caption>{html.escape(block.caption)}</caption>" if block.caption and not block.fold else ""
-    table = f'<div class="wide"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    look = ' class="words"' if block.words else ""
+    table = (
+        f'<div class="wide"><table{look}>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
     return f"<details><summary>{html.escape(block.caption)}</summary>{table}</details>" if block.fold else table

@@ -201,12 +201,12 @@ def routing(found: Mapping[str, Any], name: str, *, form: str = "svg") -> bytes:
 
     def draw(plt: Any) -> Any:
         figure, axes = plt.subplots(
-            1, 2, figsize=(3.2 + 0.75 * len(tasks), 1.4 + 0.42 * len(tasks)), width_ratios=(1.5, 1)
+            1, 2, figsize=(max(6.0, 3.2 + 0.75 * len(tasks)), 1.4 + 0.42 * len(tasks)), width_ratios=(1.5, 1)
         )
         heat(plt, axes[0], table, rows=tasks, columns=tasks, low=0.0, high=1.0)
         axes[0].set_ylabel("task of the row")
         axes[0].set_xlabel("expert chosen")
-        axes[0].set_title(f"{name}: share of each task's rows")
+        axes[0].set_title("share of each task's rows", loc="left")
         bins = router["reliability"]
         largest = max(each["rows"] for each in bins)
         axes[1].plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)

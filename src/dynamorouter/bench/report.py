@@ -258,7 +258,7 @@ def method(found: Mapping[str, Any]) -> list[str]:
 
 def _about_arms(found: Mapping[str, Any]) -> Table:
     families = {arm["arm"].partition("/")[0]: arm["about"] for arm in found["arms"]}
-    return Table(("arm", "what it is"), [(name, about) for name, about in sorted(families.items())])
+    return Table(("arm", "what it is"), [(name, about) for name, about in sorted(families.items())], words=True)
 
 
 def _words(found: Mapping[str, Any]) -> list[Block]:
@@ -267,7 +267,9 @@ def _words(found: Mapping[str, Any]) -> list[Block]:
     ]
     if not rows:
         return []
-    table = Table(("classifier", "label", "features"), rows, "Features that speak most for each label", fold=True)
+    table = Table(
+        ("classifier", "label", "features"), rows, "Features that speak most for each label", fold=True, words=True
+    )
     return [Heading("What the classical classifiers go by", 3), table]
 
 

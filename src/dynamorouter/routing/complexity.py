@@ -11,10 +11,10 @@ Letters: B batch, F features, E tiers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from dynamorouter.routing.base import RouterInput, routers
@@ -41,36 +41,9 @@ def squared_error(estimates: Tensor, scores: Tensor) -> Tensor:
     return gaps.square().sum() / known.sum().clamp_min(1)
 
 
-class ComplexityModule(RouterModule):
-    """A router's network with a second output, and the share of each tier in training.
-
-    The arguments are those of ``RouterModule``; ``hidden`` is not 0.
-    """
-
-    prior: Tensor
-
-    def __init__(
-        self, *, layers: tuple[int, ...], pooling: str, width: int, hidden: int, experts: int, dropout: float = 0.0
-    ) -> None:
-        super().__init__(layers=layers, pooling=pooling, width=width, hidden=hidden, experts=experts, dropout=dropout)
-        self.register_buffer("prior", torch.full((experts,), 1.0 / experts))
-        self.gauge = nn.Linear(hidden, 1)
-
-    def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B, E)`` and complexity ``(B,)`` between 0 and 1, float32, of pooled states ``(B, F)``."""
-        with torch.autocast(device_type=features.device.type, enabled=False):
-            hidden = self.represent(features)
-            return self.out(hidden), self.gauge(hidden).sigmoid().squeeze(1)
-
-    @torch.no_grad()
-    def set_prior(self, shares: Tensor) -> None:
-        """Keep the share of each tier in training, ``(E,)``."""
-        self.prior.copy_(shares)
-
-
 @routers.register("complexity")
 @dataclass(kw_only=True, eq=False)
-class TierRouter(TrainedRouter[ComplexityModule]):
+class TierRouter(TrainedRouter):
     """Chooses the expert of a tier, and estimates the complexity that the tiers were made of.
 
     Further options are those of ``TrainedRouter``. ``fit`` takes the scores that the tiers were made of as
@@ -86,7 +59,7 @@ class TierRouter(TrainedRouter[ComplexityModule]):
         RouterError: an option is out of range.
     """
 
-    network: ClassVar[Any] = ComplexityModule
+    gauged: ClassVar[bool] = True
 
     pooling: str = "mean_sum"
     hidden: int = 256
@@ -103,10 +76,11 @@ class TierRouter(TrainedRouter[ComplexityModule]):
         self._at_least(0, "complexity_weight", "balance_weight")
 
     def score_and_loss(
-        self, module: ComplexityModule, features: Tensor, targets: Tensor, scores: Tensor | None
+        self, module: RouterModule, features: Tensor, targets: Tensor, scores: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits ``(B, E)`` and the mean loss of pooled rows: tier, complexity where known, balance."""
         logits, estimates = module.read(features)
+        assert estimates is not None and module.prior is not None
         loss = functional.cross_entropy(logits, targets)
         if scores is not None:
             loss = loss + self.complexity_weight * squared_error(estimates, scores)
@@ -115,4 +89,6 @@ class TierRouter(TrainedRouter[ComplexityModule]):
     def complexity(self, batch: RouterInput) -> Tensor:
         """Return the estimated complexity of each row, ``(B,)``, between 0 and 1."""
         with evaluated(self.module) as module:
-            return module.read(module.pool(batch))[1]
+            estimates = module.read(module.pool(batch))[1]
+        assert estimates is not None
+        return estimates

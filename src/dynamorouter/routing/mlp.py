@@ -11,7 +11,6 @@ Letters: B batch, F features, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -27,7 +26,7 @@ ALLOWED = ("attention", *POOLINGS)
 
 @routers.register("mlp")
 @dataclass(kw_only=True, eq=False)
-class TaskMLP(TrainedRouter[RouterModule]):
+class TaskMLP(TrainedRouter):
     """Chooses experts with an MLP over pooled hidden states; its options are those of ``TrainedRouter``.
 
     Args:
@@ -38,8 +37,6 @@ class TaskMLP(TrainedRouter[RouterModule]):
     Raises:
         RouterError: an option is out of range.
     """
-
-    network: ClassVar[Any] = RouterModule
 
     pooling: str = "mean_cls"
 

@@ -57,13 +57,23 @@ class RouterModule(nn.Module):
         hidden: H; 0 leaves a linear classifier.
         experts: E.
         dropout: share of the hidden units, and of the input features, dropped in training.
+        gauge: add a second output, one number between 0 and 1, and keep the share of each expert in training.
     """
 
     mean: Tensor
     inverse_std: Tensor
+    prior: Tensor | None
 
     def __init__(
-        self, *, layers: Sequence[int], pooling: str, width: int, hidden: int, experts: int, dropout: float = 0.0
+        self,
+        *,
+        layers: Sequence[int],
+        pooling: str,
+        width: int,
+        hidden: int,
+        experts: int,
+        dropout: float = 0.0,
+        gauge: bool = False,
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
@@ -75,6 +85,8 @@ class RouterModule(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(features, hidden) if hidden else None
         self.out = nn.Linear(hidden or features, experts)
+        self.gauge = nn.Linear(hidden or features, 1) if gauge else None
+        self.register_buffer("prior", torch.full((experts,), 1.0 / experts) if gauge else None)
 
     def pool(self, batch: RouterInput) -> Tensor:
         """Return the pooled states before standardisation, ``(B, F)`` float32."""
@@ -85,14 +97,16 @@ class RouterModule(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Turn pooled features ``(B, F)`` into logits ``(B, E)``, float32."""
-        with torch.autocast(device_type=features.device.type, enabled=False):
-            logits: Tensor = self.out(self.represent(features))
-            return logits
+        return self.read(features)[0]
 
-    def represent(self, features: Tensor) -> Tensor:
-        """Return what the outputs read, ``(B, H)``, of pooled features ``(B, F)``: float32, outside autocast."""
-        hidden: Tensor = self.dropout((features - self.mean) * self.inverse_std)
-        return hidden if self.inner is None else self.dropout(nn.functional.gelu(self.inner(hidden)))
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits ``(B, E)`` and, with a gauge, its number ``(B,)``, float32, of pooled ``(B, F)``."""
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            hidden: Tensor = self.dropout((features - self.mean) * self.inverse_std)
+            if self.inner is not None:
+                hidden = self.dropout(nn.functional.gelu(self.inner(hidden)))
+            gauged = None if self.gauge is None else self.gauge(hidden).sigmoid().squeeze(1)
+            return self.out(hidden), gauged
 
     def forward(self, batch: RouterInput) -> Tensor:
         """Return the uncalibrated logits, ``(B, E)`` float32."""
@@ -104,8 +118,11 @@ class RouterModule(nn.Module):
         self.mean.copy_(mean)
         self.inverse_std.copy_(1.0 / std)
 
+    @torch.no_grad()
     def set_prior(self, shares: Tensor) -> None:
-        """Take the share of each expert in training, ``(E,)``; a network that has no use for it drops it."""
+        """Keep the share of each expert in training, ``(E,)``, where there is a place for it."""
+        if self.prior is not None:
+            self.prior.copy_(shares)
 
 
 def base_features(module: RouterModule, batch: RouterInput) -> Tensor:

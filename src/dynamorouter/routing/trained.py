@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,14 +25,12 @@ from dynamorouter.routing.features import check_layers, layer_states, parts, sta
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.nets import RouterModule, base_features
 
-M = TypeVar("M", bound=RouterModule)
-
 PREFIX = "module."
 """Of the names of the module's tensors in a saved router."""
 
 
 @dataclass(kw_only=True, eq=False)
-class TrainedRouter(GradientRouter, ScoringRouter, Generic[M]):
+class TrainedRouter(GradientRouter, ScoringRouter):
     """A small network over pooled states of the trunk.
 
     Args:
@@ -51,7 +49,7 @@ class TrainedRouter(GradientRouter, ScoringRouter, Generic[M]):
         RouterError: an option is out of range.
     """
 
-    network: ClassVar[Any]  # the class M
+    gauged: ClassVar[bool] = False  # whether the network has its second output
 
     layers: tuple[int, ...] = (0, 1, 2, 3)
     pooling: str = "mean"
@@ -63,7 +61,7 @@ class TrainedRouter(GradientRouter, ScoringRouter, Generic[M]):
     batch_rows: int = 128
     patience: int = 5
     held_out: float = 0.1
-    _module: M | None = field(default=None, init=False, repr=False)
+    _module: RouterModule | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,26 +71,26 @@ class TrainedRouter(GradientRouter, ScoringRouter, Generic[M]):
         if not 0.0 < self.held_out < 1.0:
             raise RouterError(f"held_out is {self.held_out}, but it is a share of the rows; set it between 0 and 1")
 
-    def new_module(self, width: int, experts: int) -> M:
+    def new_module(self, width: int, experts: int) -> RouterModule:
         """Return a fresh network for hidden states of ``width``."""
-        module: M = self.network(
+        return RouterModule(
             layers=self.layers,
             pooling=self.pooling,
             width=width,
             hidden=self.hidden,
             experts=experts,
             dropout=self.dropout,
+            gauge=self.gauged,
         )
-        return module
 
     @abstractmethod
     def score_and_loss(
-        self, module: M, features: Tensor, targets: Tensor, scores: Tensor | None
+        self, module: RouterModule, features: Tensor, targets: Tensor, scores: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits ``(B, E)`` and the mean loss of pooled rows ``(B, F)`` (see ``GradientRouter.losses``)."""
 
     @property
-    def module(self) -> M:
+    def module(self) -> RouterModule:
         """The trainable part, for a joint phase.
 
         Raises:
@@ -177,7 +175,7 @@ class TrainedRouter(GradientRouter, ScoringRouter, Generic[M]):
         router.temperature = float(tensors["temperature"])
         return router
 
-    def _train(self, module: M, rows: Rows) -> None:
+    def _train(self, module: RouterModule, rows: Rows) -> None:
         decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
         plain = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
@@ -207,7 +205,7 @@ class TrainedRouter(GradientRouter, ScoringRouter, Generic[M]):
 
 
 @contextmanager
-def evaluated(module: M) -> Iterator[M]:
+def evaluated(module: RouterModule) -> Iterator[RouterModule]:
     """Switch dropout and gradients off, and give the module its mode back afterwards."""
     training = module.training
     module.eval()

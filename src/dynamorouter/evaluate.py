@@ -153,22 +153,30 @@ def score_system(
         )
         for name, part in slices.items()
     }
-    known = {system.index(name) for name in system.names if name in system.classes}
-    # an expert that the router does not know, such as a merge beside its sources, is no fault of the router's
-    judged = [row for name, row in tasks.items() if system.index(name) in known]
-    ratios = [ratio for row in judged if (ratio := _kept(row)) is not None]
-    fair = [i for i, expert in enumerate(experts) if expert in known]
-    router = router_metrics([experts[i] for i in fair], found.probabilities[fair], system.names) if fair else {}
-    abstained = float((found.chosen < 0).mean())
+    router, normalised = _routing_report(system, tasks, experts, found)
     return {
         "tasks": tasks,
-        "router": {**router, "abstained": abstained},
-        "normalised": float(np.mean(ratios)) if ratios else 0.0,
+        "router": router,
+        "normalised": normalised,
         "cost": cost(system, rows=len(rows), seconds=found.seconds),
         "versions": versions(),
         "seed": seed,
         "config_hash": config_hash or str(system.info.get("config_hash", "")),
     }
+
+
+def _routing_report(
+    system: System, tasks: Mapping[str, Mapping[str, Any]], experts: Sequence[int], found: Answered
+) -> tuple[dict[str, Any], float]:
+    """Return how the router did, and how much of the scores routing keeps.
+
+    An expert that the router does not know, such as a merge beside its sources, is no fault of the router's.
+    """
+    known = {system.index(name) for name in system.names if name in system.classes}
+    kept = [ratio for name, row in tasks.items() if system.index(name) in known and (ratio := _kept(row)) is not None]
+    fair = [i for i, expert in enumerate(experts) if expert in known]
+    router = router_metrics([experts[i] for i in fair], found.probabilities[fair], system.names) if fair else {}
+    return {**router, "abstained": float((found.chosen < 0).mean())}, float(np.mean(kept)) if kept else 0.0
 
 
 def _kept(row: Mapping[str, Any]) -> float | None:

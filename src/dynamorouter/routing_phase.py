@@ -84,35 +84,11 @@ def fit_system_router(
     options = router_options(settings["kind"], {**settings, "layers": layers})
     reader = build(settings["kind"], options)
     share = float(settings.get("join_pairs", 0.0))
-    skills: dict[str, Skill] = {}
-    train = []
-    scores: list[float] = []
-    for index, name in enumerate(system.names):
-        if rows.train.get(name):
-            batches, order = _read(system, reader, _pairs(rows.train[name]))
-            train.append((batches, [index] * len(order)))
-            known = complexities(rows.train[name])
-            scores += [known[row] for row in order]
-            places = {row: place for place, row in enumerate(order)}
-            skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
-            if skill is not None:
-                skills[name] = skill
-            runs = joined(_pairs(rows.train[name]))
-            if runs and share:
-                more, order = _read(system, reader, runs[: round(share * len(runs))])
-                train.append((more, [index] * len(order)))
-                paired = complexities([record for record in rows.train[name] if record.pair is not None])
-                scores += [paired[row] for row in order]
-        else:
-            train.append(_remembered(system, reader, name, index))
-            scores += [math.nan] * len(train[-1][1])
-        advance(1)
+    train, scores, skills = _to_fit_on(system, reader, rows.train, share=share, advance=advance)
     held: Labelled = ([], [])
     for index, name in enumerate(system.names):
         if rows.calibrate.get(name):
-            batches, order = _read(system, reader, _pairs(rows.calibrate[name]))
-            held[0].extend(batches)
-            held[1].extend([index] * len(order))
+            _label(held, *_read(system, reader, _pairs(rows.calibrate[name])), index)
         advance(1)
     base = system.bases[system.router_base]
     calibrate = held if held[0] else None
@@ -125,14 +101,57 @@ def fit_system_router(
     return skills, notes
 
 
+def _to_fit_on(
+    system: System,
+    reader: Router,
+    rows: Mapping[str, Sequence[Record]],
+    *,
+    share: float,
+    advance: Callable[[int], None],
+) -> tuple[list[Labelled], list[float], dict[str, Skill]]:
+    """Read the rows of every expert, a share of its pairs also as one run of text, and what is remembered of others.
+
+    Returns:
+        Batches with their experts; a complexity for each of their rows, NaN where none is known; new skills.
+    """
+    train: list[Labelled] = []
+    scores: list[float] = []
+    skills: dict[str, Skill] = {}
+    for index, name in enumerate(system.names):
+        if rows.get(name):
+            batches, order = _read(system, reader, _pairs(rows[name]))
+            train.append((batches, [index] * len(order)))
+            known = complexities(rows[name])
+            scores += [known[row] for row in order]
+            places = {row: place for place, row in enumerate(order)}
+            skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
+            if skill is not None:
+                skills[name] = skill
+            runs = joined(_pairs(rows[name]))
+            if runs and share:
+                more, order = _read(system, reader, runs[: round(share * len(runs))])
+                train.append((more, [index] * len(order)))
+                paired = complexities([record for record in rows[name] if record.pair is not None])
+                scores += [paired[row] for row in order]
+        else:
+            train.append(_remembered(system, reader, name, index))
+            scores += [math.nan] * len(train[-1][1])
+        advance(1)
+    return train, scores, skills
+
+
+def _label(held: Labelled, batches: Sequence[RouterInput], order: Sequence[int], expert: int) -> None:
+    """Add batches whose rows are all of one expert."""
+    held[0].extend(batches)
+    held[1].extend([expert] * len(order))
+
+
 def keep_better_router(system: System, before: System, rows: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Calibrate a system's router, and put the one from before back where that routes held-out rows better."""
     assert system.router is not None and before.router is not None
     held: Labelled = ([], [])
     for index, name in enumerate(system.names):
-        batches, order = _read(system, system.router, _pairs(rows[name]))
-        held[0].extend(batches)
-        held[1].extend([index] * len(order))
+        _label(held, *_read(system, system.router, _pairs(rows[name])), index)
     device = system.bases[system.router_base].device
     system.router.calibrate(held[0], torch.tensor(held[1], device=device))
     old, new = _judge(before.router, held), _judge(system.router, held)

@@ -139,16 +139,7 @@ def prepare_tiers(
     leaks = remove_leaks(spec, pools, fail=options.leaks == "fail")
     advance = begin(sum(len(pool.rows) for pool in pools.values()))
     splits = {split: measured(pool.records, analyzer, options.score, advance=advance) for split, pool in pools.items()}
-    train = splits["train"]
-    rule = fit_tiers(
-        options.method,
-        train.table(),
-        np.array(train.scores),
-        count=len(tasks),
-        thresholds=options.thresholds,
-        quantiles=options.quantiles,
-        seed=options.seed,
-    )
+    rule = _rule(splits["train"], options, count=len(tasks))
     tiers = {split: rule.assign(part.table(), np.array(part.scores)).tolist() for split, part in splits.items()}
     counts = {split: {name: tiers[split].count(i) for i, name in enumerate(names)} for split in splits}
     _enough(counts, rule, options)
@@ -166,6 +157,19 @@ def prepare_tiers(
     }
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _rule(train: Measured, options: TierOptions, *, count: int) -> Tiers:
+    """Fit how rows get their tier, on train rows alone."""
+    return fit_tiers(
+        options.method,
+        train.table(),
+        np.array(train.scores),
+        count=count,
+        thresholds=options.thresholds,
+        quantiles=options.quantiles,
+        seed=options.seed,
+    )
 
 
 def _common(tasks: Sequence[TaskSpec], source: str) -> TaskSpec:

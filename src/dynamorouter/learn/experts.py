@@ -15,7 +15,7 @@ from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert, fresh_factors, install_experts, seeded
 from dynamorouter.model.heads import build_head
 
-__all__ = ["CacheOptions", "Examiner", "Gates", "collect", "fit_experts", "fresh_expert"]
+__all__ = ["CacheOptions", "Examiner", "Gates", "collect", "fit_experts", "fresh_expert", "learners"]
 
 
 def fit_experts(
@@ -50,15 +50,7 @@ def fit_experts(
     cache = cache or CacheOptions()
     depth = min(plan.lora.trunk_depth for plan in plans)
     experts = list(start) if start else [fresh_expert(base, plan, seed=options.seed) for plan in plans]
-    install_experts(base, experts)
-    heads = [expert.head.to(base.device) for expert in experts]
-    examples: list[Example] = []
-    trainees = []
-    for index, (plan, head) in enumerate(zip(plans, heads, strict=True)):
-        own = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
-        positions = range(len(examples), len(examples) + len(own))
-        examples += own
-        trainees.append(Trainee(index, plan, head, base, positions, seed=options.seed))
+    trainees, examples = learners(base, experts, plans, train, seed=options.seed)
     budget = options.tokens_per_batch
     examiners = [
         Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
@@ -83,6 +75,27 @@ def fit_experts(
     for held in (trunk, *(examiner.cache for examiner in examiners)):
         held.close()
     return [collect(base, expert, index, trainees[index]) for index, expert in enumerate(experts)]
+
+
+def learners(
+    base: Base,
+    experts: Sequence[Expert],
+    plans: Sequence[ExpertPlan],
+    train: Mapping[str, Sequence[Record]],
+    *,
+    seed: int,
+) -> tuple[list[Trainee], list[Example]]:
+    """Put experts into the banks, and return a trainee for each with the examples of all."""
+    install_experts(base, experts)
+    examples: list[Example] = []
+    trainees: list[Trainee] = []
+    for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
+        head = expert.head.to(base.device).requires_grad_(True)
+        own = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
+        positions = range(len(examples), len(examples) + len(own))
+        examples += own
+        trainees.append(Trainee(index, plan, head, base, positions, seed=seed))
+    return trainees, examples
 
 
 def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:

@@ -21,14 +21,14 @@ from torch import Tensor
 from dynamorouter.data.records import Record
 from dynamorouter.errors import ConfigError
 from dynamorouter.learn.bystander import bystander
-from dynamorouter.learn.examples import Example, TrunkCache, make_examples
-from dynamorouter.learn.experts import CacheOptions, Examiner, collect
+from dynamorouter.learn.examples import Example, TrunkCache
+from dynamorouter.learn.experts import CacheOptions, Examiner, collect, learners
 from dynamorouter.learn.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.learn.trainee import ExpertPlan, Trainee
 from dynamorouter.model.bank import Gate, RowGate, SoftGate
 from dynamorouter.model.base import Base
 from dynamorouter.model.encode import Batch
-from dynamorouter.model.expert import Expert, install_experts
+from dynamorouter.model.expert import Expert
 from dynamorouter.routing.base import GradientRouter, Router, RouterInput
 
 Gates = Literal["hard", "soft"]
@@ -205,21 +205,10 @@ def fit_joint(
         saved: called after each checkpoint.
         begin: called with the number of windows to come; what it returns is called as they are done.
     """
-    depth = _depth(base, experts)
-    trainees, examples = _learners(base, experts, plans, train, seed=options.seed)
-    examiners = {
-        i: Examiner(
-            base,
-            plan.task,
-            select[plan.task.name],
-            depth=depth,
-            budget=options.tokens_per_batch,
-            cache=cache or CacheOptions(),
-            select_by=plan.select_by,
-        )
-        for i, plan in enumerate(plans)
-        if experts[i].base == base.spec.name
-    }
+    depth, budget = _depth(base, experts), options.tokens_per_batch
+    placed = [expert if expert.base == base.spec.name else bystander(expert, base) for expert in experts]
+    trainees, examples = learners(base, placed, plans, train, seed=options.seed)
+    examiners = _examiners(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
     for i, examiner in examiners.items():
         trainees[i].progress.best = examiner(trainees[i].head, i)
     writers = [i for i in examiners if plans[i].task.head == "causal_lm"]
@@ -227,7 +216,7 @@ def fit_joint(
         base,
         trainees,
         examples,
-        TrunkCache(base, examples, depth=0, limit=0, budget=options.tokens_per_batch),
+        TrunkCache(base, examples, depth=0, limit=0, budget=budget),
         evaluate=lambda trainee: _judged(examiners.get(trainee.index), trainee),
         options=options,
         log=log,
@@ -249,26 +238,22 @@ def _depth(base: Base, experts: Sequence[Expert]) -> int:
     return min((expert.lora.trunk_depth for expert in experts if expert.base == base.spec.name), default=0)
 
 
-def _learners(
+def _examiners(
     base: Base,
     experts: Sequence[Expert],
     plans: Sequence[ExpertPlan],
-    train: Mapping[str, Sequence[Record]],
+    select: Mapping[str, Sequence[Record]],
     *,
-    seed: int,
-) -> tuple[list[Trainee], list[Example]]:
-    """Put the experts into the banks, and return a trainee for each with the examples of all."""
-    placed = [expert if expert.base == base.spec.name else bystander(expert, base) for expert in experts]
-    install_experts(base, placed)
-    examples: list[Example] = []
-    trainees: list[Trainee] = []
-    for index, (expert, plan) in enumerate(zip(placed, plans, strict=True)):
-        own = make_examples(base, expert.head, expert.task, train[plan.task.name], expert=index)
-        positions = range(len(examples), len(examples) + len(own))
-        examples += own
-        head = expert.head.requires_grad_(True)
-        trainees.append(Trainee(index, plan, head, base, positions, seed=seed))
-    return trainees, examples
+    budget: int,
+    cache: CacheOptions,
+) -> dict[int, Examiner]:
+    """Return what scores each expert on its held-out rows; one that sits elsewhere has none."""
+    depth = _depth(base, experts)
+    return {
+        i: Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
+        for i, p in enumerate(plans)
+        if experts[i].base == base.spec.name
+    }
 
 
 def _judged(examiner: Examiner | None, trainee: Trainee) -> float:

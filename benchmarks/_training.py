@@ -222,31 +222,36 @@ def by_trainer(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=whole,
-            args=TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=plan.epochs,
-                per_device_train_batch_size=BATCH,
-                learning_rate=rate,
-                weight_decay=0.01,
-                warmup_steps=WARMUP,
-                lr_scheduler_type="linear",
-                max_grad_norm=1.0,
-                seed=seed,
-                train_sampling_strategy="group_by_length" if grouped else "random",
-                length_column_name="length",
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                dataloader_num_workers=0,
-                dataloader_pin_memory=False,
-            ),
+            args=trainer_arguments(folder, epochs=plan.epochs, rate=rate, seed=seed, grouped=grouped),
             train_dataset=Items(packed.examples[index]),
             data_collator=collate,
         )
         _, seconds = timed(trainer.train)
     return whole.eval(), seconds
+
+
+def trainer_arguments(folder: str, *, epochs: int, rate: float, seed: int, grouped: bool = True) -> TrainingArguments:
+    """Return the Trainer's settings that correspond to ours, with nothing written or logged."""
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=BATCH,
+        learning_rate=rate,
+        weight_decay=0.01,
+        warmup_steps=WARMUP,
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        seed=seed,
+        train_sampling_strategy="group_by_length" if grouped else "random",
+        length_column_name="length",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
 
 
 def examine(base: Base, task: Task, records: Sequence[Record], trained: WithHead | Trainee) -> float:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer
 
 from _common import arguments, finish, row
-from _training import BATCH, DEFAULT_DATA, RATE, WARMUP, Items, Packed, plans, sample, timed
+from _training import BATCH, DEFAULT_DATA, RATE, Items, Packed, plans, sample, timed, trainer_arguments
 from dynamorouter.builders import base_spec
 from dynamorouter.config import compose
 from dynamorouter.devices import pick_device
@@ -86,26 +86,7 @@ def by_trainer(packed: Packed, index: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=get_peft_model(model, lora),
-            args=TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=plan.epochs,
-                per_device_train_batch_size=BATCH,
-                learning_rate=RATE,
-                weight_decay=0.01,
-                warmup_steps=WARMUP,
-                lr_scheduler_type="linear",
-                max_grad_norm=1.0,
-                seed=0,
-                train_sampling_strategy="group_by_length",
-                length_column_name="length",
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                dataloader_num_workers=0,
-                dataloader_pin_memory=False,
-            ),
+            args=trainer_arguments(folder, epochs=plan.epochs, rate=RATE, seed=0),
             train_dataset=Items(packed.examples[index]),
             data_collator=collate,
         )

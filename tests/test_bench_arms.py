@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ def test_a_killed_bench_goes_on_as_if_nothing_had_happened(
     assert kills >= 2
     assert [stable(row) for row in lines(broken / ROWS)] == [stable(row) for row in lines(whole / ROWS)]
     assert contents(broken / ITEMS) == contents(whole / ITEMS)
+
+
+def test_a_comparison_grows_by_arms_and_seeds(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    chosen = words(home, *SMALL, *NO_STUDIES)
+    assert call("bench", *chosen, "bench.arms=[base,oracle]", "--out", out).exit_code == 0
+    before = (out / ROWS).read_bytes()
+    more = "bench.arms=[base,oracle,majority]", "bench.seeds=2"
+    refused(call("bench", *more, "experts.rank=3", "--out", out, "--resume"))  # would be other experts
+    assert call("bench", *more, "--out", out, "--resume").exit_code == 0
+    found = json.loads((out / "bench.json").read_text())
+    assert (out / ROWS).read_bytes().startswith(before)
+    assert found["seeds"] == [0, 1] and {arm["arm"] for arm in found["arms"]} == {"base", "oracle", "majority"}
+    assert len(lines(out / ROWS)) == 3 * 2 * len(found["tasks"])
+    assert call("bench", "bench.arms=[oracle]", "bench.seeds=1", "--out", out, "--resume").exit_code == 0
+    assert [arm["arm"] for arm in json.loads((out / "bench.json").read_text())["arms"]] == ["oracle"]
 
 
 def test_all_mistakes_are_named_at_once(home: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dynamorouter.bench.page import Heading, Picture, Table, Text, to_html, to_m
 from dynamorouter.bench.pictures import front
 from dynamorouter.bench.pictures_studies import losses
 from dynamorouter.bench.report import answers, report, write_reports
-from dynamorouter.bench.rows import ITEMS, ROWS, RowFile, item_path, read_items, write_items
+from dynamorouter.bench.rows import ITEMS, ROWS, RowFile, item_path, read_items, row_digest, write_items
 from dynamorouter.bench.summary import chosen, summarise
 from dynamorouter.data.records import Record
 from dynamorouter.errors import DataError
@@ -80,9 +80,9 @@ def row(config: Config, out: Path, arm: str, task: str, seed: int, share: float)
         "select": SELECT.get(arm),
         "options": {},
         "notes": {"router": router} if arm.startswith("router") else {},
-        "seconds": {"fit": 1.0, "answer": 0.1},
+        "seconds": {"fit": 1.0, "prepare": 0.5, "answer": 0.1},
         "peak_memory_mb": 1.0,
-        "config_hash": config.digest(),
+        "config_hash": row_digest(config),
         "experts": {},
         "data_fingerprint": "0" * 16,
         "versions": {"torch": "2"},
@@ -98,6 +98,7 @@ def test_measures_by_hand(home: Path, tmp_path: Path) -> None:
     assert routed["tasks"]["mood"]["seeds"] == [0.9, 0.8]
     assert routed["relative"] == pytest.approx(0.85 / 0.9)
     assert routed["gap"] == pytest.approx((0.85 - 0.4) / 0.5)
+    assert routed["fit_seconds"] == pytest.approx(1.0 + 2 * 0.5)  # once, and then for each of two tasks
     assert routed["worst"]["value"] == pytest.approx(0.85 / 0.9)
     assert by_name["base"]["gap"] == pytest.approx(0.0)
     assert found["arms"][0]["arm"] in ("oracle", "expert/mood")

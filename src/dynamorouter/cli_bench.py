@@ -34,10 +34,12 @@ def bench(arguments: Words = None, *, out: Out, resume: Resume = False) -> None:
     from dynamorouter.runs import saved_config
 
     words = list(arguments or [])
-    settings = saved_config(out) if not words and resume else None
+    named = words[:1] if words and "=" not in words[0] else []
+    saved = out / "config.yaml"
+    goes_on = resume and not named and saved.is_file()
+    settings = saved_config(out) if goes_on and not words else None
     if settings is None:
-        named = words[:1] if words and "=" not in words[0] else []
-        file = Path(named[0]) if named and named[0].endswith(FILES) else None
+        file = Path(named[0]) if named and named[0].endswith(FILES) else saved if goes_on else None
         recipe = named[0] if named and file is None else None
         settings = compose(
             recipe, [*words[len(named) :], "bench.enabled=true"], config_file=file, more_checks=arm_checks
@@ -48,14 +50,16 @@ def bench(arguments: Words = None, *, out: Out, resume: Resume = False) -> None:
 def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     """Open the folder, do what is left of the comparison, write the reports, and print the main table."""
     from dynamorouter.bench.report import write_reports
+    from dynamorouter.bench.rows import FREE
     from dynamorouter.bench.run import bench as compare
     from dynamorouter.bench.run import check
-    from dynamorouter.runs import check_places, open_run
+    from dynamorouter.runs import check_places, keep_settings, open_run
 
     check(settings)
     if not (out / "config.yaml").is_file():
         check_places(settings)
-    open_run(settings, out, resume=resume)
+    open_run(settings, out, resume=resume, free=FREE)
+    keep_settings(settings, out)
     compare(settings, out)
     found = write_reports(settings, out)
     print_main(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,9 @@ def check_places(config: Config) -> None:
         )
 
 
-def open_run(config: Config, out: Path, *, resume: bool, fresh: bool = True) -> None:
+def open_run(
+    config: Config, out: Path, *, resume: bool, fresh: bool = True, free: Collection[str] = NO_INFLUENCE
+) -> None:
     """Make sure that ``out`` may take this run, and write ``out/config.yaml`` if it is not there.
 
     Args:
@@ -120,6 +122,7 @@ def open_run(config: Config, out: Path, *, resume: bool, fresh: bool = True) -> 
         out: its folder.
         resume: go on with what is there.
         fresh: without ``resume`` the folder must be new or empty; false for a phase that builds on earlier ones.
+        free: settings, or groups of them, that may differ from those that the run was started with.
 
     Raises:
         ConfigError: the folder holds something else, a run without ``resume``, or a run with other settings.
@@ -135,12 +138,11 @@ def open_run(config: Config, out: Path, *, resume: bool, fresh: bool = True) -> 
                 f"--out {str(out)!r} holds {state}; add --resume to go on with it, or name another folder "
                 "(nothing was changed)"
             )
-        _same(load(settings), config, settings)
+        _same(load(settings), config, settings, free=free)
         return
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"--out {str(out)!r} is not empty and holds no run; name a new folder (nothing was changed)")
-    with writing(settings) as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    keep_settings(config, out)
 
 
 def saved_config(out: Path) -> Config | None:
@@ -149,12 +151,18 @@ def saved_config(out: Path) -> Config | None:
     return load(settings) if settings.is_file() else None
 
 
-def _same(old: Config, new: Config, path: Path) -> None:
+def keep_settings(config: Config, out: Path) -> None:
+    """Write ``out/config.yaml`` anew, for a run that goes on with other settings of the free ones."""
+    with writing(out / "config.yaml") as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _same(old: Config, new: Config, path: Path, *, free: Collection[str]) -> None:
     before, after = dict(_leaves(old.to_json())), dict(_leaves(new.to_json()))
     changed = [
         f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and key.partition(".")[0] not in NO_INFLUENCE
+        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{group}.") for group in free)
     ]
     if changed:
         raise ConfigError(

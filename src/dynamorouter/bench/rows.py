@@ -16,6 +16,9 @@ import numpy as np
 from dynamorouter.data.records import Record
 from dynamorouter.errors import DataError
 from dynamorouter.files import writing
+from dynamorouter.runs import NO_INFLUENCE
+from dynamorouter.settings import Config
+from dynamorouter.settings_bench import BenchSettings
 from dynamorouter.tasks.statistics import Array
 from dynamorouter.tasks.task import Answer
 
@@ -50,6 +53,17 @@ VOLATILE = ("seconds", "peak_memory_mb", "versions")
 """What may differ between two runs of the same settings."""
 TIMES = ("merge_seconds",)
 """Notes that may differ too."""
+GROWS = ("arms", "seeds", "resamples", "permutations", "level", "diagram")
+"""Settings of a comparison that change no row: with others of them it can go on."""
+FREE = (*NO_INFLUENCE, *(f"bench.{name}" for name in GROWS))
+"""The same as ``open_run`` takes them."""
+
+
+def row_digest(config: Config) -> str:
+    """Return the ``config_hash`` of rows: it changes with every setting that may change a row."""
+    fixed = BenchSettings()
+    bench = config.bench.model_copy(update={name: getattr(fixed, name) for name in GROWS})
+    return config.model_copy(update={"bench": bench}).digest()
 
 
 class RowFile:

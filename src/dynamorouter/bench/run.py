@@ -15,14 +15,14 @@ from typing import Any
 from dynamorouter import pipeline
 from dynamorouter.bench.arms.base import Arm, build_arm, match_arms
 from dynamorouter.bench.contest import FLOAT, Contest, check_one_base, headline
-from dynamorouter.bench.rows import ROWS, RowFile, item_path, write_items
+from dynamorouter.bench.rows import ROWS, RowFile, item_path, row_digest, write_items
 from dynamorouter.bench.studies import check_studies, study
 from dynamorouter.builders import run_tasks
 from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError
 from dynamorouter.evaluate import peak_memory_mb, versions
 from dynamorouter.files import sweep
-from dynamorouter.runs import Run, open_run
+from dynamorouter.runs import NO_INFLUENCE, Run, open_run
 from dynamorouter.settings import Config
 from dynamorouter.tasks.metrics import get_metric, score
 from dynamorouter.tasks.task import Task
@@ -61,7 +61,7 @@ def bench(config: Config, out: Path) -> list[dict[str, Any]]:
         missing = [name for name in names if not _done(file, name, own, seed)]
         if missing:
             contest = Contest.open(own, folder, load_prepared(folder / "data", list(config.task)))
-            _arms(contest, missing, file, out, config_hash=config.digest())
+            _arms(contest, missing, file, out, config_hash=row_digest(config))
     first = out / SEEDS / str(config.seed)
     study(Contest.open(config, first, load_prepared(first / "data", list(config.task))), out)
     return list(file)
@@ -87,7 +87,7 @@ def _headlines(config: Config) -> list[str]:
 
 def _train(config: Config, folder: Path, *, first: Path) -> None:
     """Train a seed's experts and router, on the rows of the first seed."""
-    open_run(config, folder, resume=True)
+    open_run(config, folder, resume=True, free=(*NO_INFLUENCE, "bench"))
     run = Run(config, folder)
     if folder != first and not run.is_done("prepare"):
         sweep(folder)
@@ -157,7 +157,11 @@ def _row(contest: Contest, arm: Arm, name: str, task_name: str, out: Path, *, fi
         "select": facts.select,
         "options": dict(facts.options),
         "notes": dict(facts.notes),
-        "seconds": {"fit": round(fit + ready - before, 3), "answer": round(done - ready, 3)},
+        "seconds": {
+            "fit": round(fit, 3),  # once for all tasks
+            "prepare": round(ready - before, 3),
+            "answer": round(done - ready, 3),
+        },
         "peak_memory_mb": peak_memory_mb(),
         "items": place,
     }

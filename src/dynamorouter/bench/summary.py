@@ -14,7 +14,7 @@ import numpy as np
 
 from dynamorouter.bench.arms.base import arms as families
 from dynamorouter.bench.arms.base import match_arms
-from dynamorouter.bench.rows import ROWS, RowFile, read_items
+from dynamorouter.bench.rows import ROWS, RowFile, read_items, row_digest
 from dynamorouter.bench.statistics import Logs, holm, mcnemar, rank_arms
 from dynamorouter.errors import DataError
 from dynamorouter.settings import Config
@@ -27,7 +27,14 @@ BINARY = ("accuracy", "exact_match")
 
 def summarise(config: Config, out: Path) -> dict[str, Any]:
     """Return everything that the reports show of the arms."""
-    rows = [row for row in RowFile(out / ROWS) if row["config_hash"] == config.digest()]
+    wanted, _ = match_arms(config.bench.arms, list(config.task))
+    seeds = range(config.seed, config.seed + config.bench.seeds)
+    digest = row_digest(config)
+    rows = [
+        row
+        for row in RowFile(out / ROWS)
+        if row["config_hash"] == digest and row["seed"] in seeds and row["arm"] in wanted
+    ]
     if not rows:
         raise DataError(f"{out} holds no rows of this comparison; run 'dynamorouter bench' first")
     logs = read_logs(config, rows, out)
@@ -37,7 +44,7 @@ def summarise(config: Config, out: Path) -> dict[str, Any]:
     reference = f"router/{config.router.kind}"
     return {
         "recipe": config.recipe,
-        "config_hash": config.digest(),
+        "config_hash": digest,
         "seeds": sorted({row["seed"] for row in rows}),
         "tasks": logs.tasks,
         "metrics": dict(logs.metrics),
@@ -138,9 +145,10 @@ def _arm(logs: Logs, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def _fit_seconds(rows: Sequence[dict[str, Any]]) -> float:
-    """Return the seconds that fitting took, mean over seeds: what is fitted once is part of every task's row."""
+    """Return the seconds that fitting took, mean over seeds: once for all tasks, and then for each task."""
     seeds = {row["seed"] for row in rows}
-    return float(np.mean([max(row["seconds"]["fit"] for row in rows if row["seed"] == seed) for seed in seeds]))
+    own = [[row["seconds"] for row in rows if row["seed"] == seed] for seed in seeds]
+    return float(np.mean([max(each["fit"] for each in one) + sum(each["prepare"] for each in one) for one in own]))
 
 
 def _measures(logs: Logs, name: str, task: str) -> dict[str, Any]:

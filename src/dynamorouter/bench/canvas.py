@@ -75,7 +75,7 @@ def heat(
     columns: list[str],
     low: float | None = None,
     high: float | None = None,
-    form: str = ".2f",
+    digits: int = 2,
     bar: bool = False,
     colours: str = MAP,
 ) -> None:
@@ -84,11 +84,12 @@ def heat(
     import seaborn as sns
 
     values = np.array(table, dtype=float)
+    shown = values.round(digits) + 0.0  # no minus before a zero
     sns.heatmap(
         values,
         ax=axis,
-        annot=True,
-        fmt=form,
+        annot=shown,
+        fmt=f".{digits}f",
         vmin=low,
         vmax=high,
         cmap=colours,

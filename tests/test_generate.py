@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -229,15 +229,62 @@ def test_draws_follow_the_distribution_that_the_options_leave() -> None:
     ):
         own = GenerationOptions(temperature=1.5, **options)  # type: ignore[arg-type]
         sampler = Sampler([own] * 4000, [[i] for i in range(4000)], ends=[])
-        drawn = sampler.choose(logits.expand(4000, -1), range(4000), said=0)
+        drawn = sampler.choose(logits.expand(4000, -1), range(4000), written=[[]] * 4000)
         want = torch.zeros(5)
         want[kept] = shares[kept] / shares[kept].sum()
         torch.testing.assert_close(drawn.bincount(minlength=5) / 4000, want, atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_penalties_are_those_of_transformers_on_what_is_written(size: int) -> None:
+    from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    generator = torch.Generator().manual_seed(size)
+    rows = [torch.randint(0, 6, (length,), generator=generator).tolist() for length in (0, 1, 2, 9, 30)]
+    logits = torch.randn(len(rows), 40, generator=generator)
+    own = GenerationOptions(no_repeat_ngram=size, repetition_penalty=1.7)
+    options = [own, own, own, own, GenerationOptions()]  # the last row is left as it is
+    theirs = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(size)])
+    want = [
+        theirs(torch.tensor([said]), logits[i : i + 1])[0] if said and i < 4 else logits[i]
+        for i, said in enumerate(rows)
+    ]
+    asked = Sampler(options, [[1]] * len(rows), ends=[])
+    at = range(len(rows))
+    assert asked.choose(logits, at, written=rows).tolist() == torch.stack(want).argmax(1).tolist()
+    leads = logits.clone()
+    leads[:, :6] += 9.0  # what was written before is what the model wants
+    assert [int(t) for t in asked.choose(leads, at, written=rows)] == [
+        int((theirs(torch.tensor([said]), leads[i : i + 1])[0] if said and i < 4 else leads[i]).argmax())
+        for i, said in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_no_run_of_tokens_is_written_twice(architecture: str, lm_folder: Folder, tmp_path: Path) -> None:
+    base = load_lm(lm_folder(architecture))
+    add_experts(base, tmp_path, architecture, 3)
+    prompts, gate = make_prompts(), RowGate(torch.tensor(CHOSEN))
+    free = generate(base, prompts, gate, GenerationOptions(max_new_tokens=30))
+    assert any(_repeats(each.ids, 2) for each in free)
+    own = GenerationOptions(max_new_tokens=30, no_repeat_ngram=2, repetition_penalty=1.1)
+    kinds = [own if i % 2 else GenerationOptions(max_new_tokens=30) for i in range(len(prompts))]
+    mixed = generate(base, prompts, gate, kinds)
+    for i, (chosen, found) in enumerate(zip(kinds, mixed, strict=True)):
+        assert generate(base, [prompts[i]], RowGate(torch.tensor([CHOSEN[i]])), chosen) == [found]
+        assert found == free[i] if chosen is not own else not _repeats(found.ids, 2)
+
+
+def _repeats(ids: Sequence[int], size: int) -> bool:
+    runs = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+    return len(runs) > len(set(runs))
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"min_new_tokens": 65}, "min_new_tokens=65"),
         ({"temperature": -1.0}, "temperature=-1.0"),

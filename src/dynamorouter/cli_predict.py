@@ -44,6 +44,12 @@ def predict(
     top_k: Annotated[
         int | None, typer.Option("--top-k", metavar="K", min=0, help="Draw among so many of the likeliest tokens.")
     ] = None,
+    no_repeat_ngram: Annotated[
+        int | None, typer.Option("--no-repeat-ngram", metavar="N", min=0, help="Write no run of N tokens twice.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", metavar="F", help="Above 1: repeat less.")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="A text that ends the writing; may be repeated.")
     ] = None,
@@ -64,6 +70,8 @@ def predict(
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "no_repeat_ngram": no_repeat_ngram,
+        "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
     generation = {key: value for key, value in asked.items() if value is not None}

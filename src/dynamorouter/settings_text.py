@@ -28,5 +28,9 @@ class GenerationSettings(Settings):
     """Draw among so many of the likeliest tokens; 0 for all."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Draw among the likeliest tokens that make up this share of the probability."""
+    no_repeat_ngram: Size = 0
+    """No run of so many tokens is written twice; 0 allows all. The prompt does not count."""
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    """Above 1 what is written already becomes less likely."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end the writing; they are left out of the answer."""

@@ -204,7 +204,8 @@ class System:
             prompts: texts or instructions.
             pairs: inputs that go with them; ``None`` where there is none.
             tasks: names of experts to use instead of routing.
-            **generation: ``max_new_tokens``, ``temperature``, ``top_k``, ``top_p``, ``stop``, ``seed``.
+            **generation: ``max_new_tokens``, ``temperature``, ``top_k``, ``top_p``, ``no_repeat_ngram``,
+                ``repetition_penalty``, ``stop``, ``seed``.
 
         Raises:
             ConfigError: no expert of the system writes, or a task names one that does not.

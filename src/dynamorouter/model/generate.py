@@ -151,7 +151,7 @@ def stream(
                 batch.keep(at)
                 tokens, live = tokens[at], [live[place] for place in left]
             logits = base.logits(batch.step(tokens))
-            tokens = sampler.choose(logits, [row.index for row in live], said=batch.said)
+            tokens = sampler.choose(logits, [row.index for row in live], written=[row.ids for row in live])
 
 
 def _open(base: Base, index: int, prompt: Sequence[int], options: GenerationOptions) -> _Row:
@@ -169,7 +169,7 @@ def _first(base: Base, hidden: Tensor, sampler: Sampler, rows: Sequence[_Row]) -
     """Choose the first token of each row, where the base does not force one."""
     if base.kind == "seq2seq" and base.forced_id is not None:
         return torch.full((len(rows),), base.forced_id, device=hidden.device)
-    return sampler.choose(base.logits(hidden), [row.index for row in rows], said=0)
+    return sampler.choose(base.logits(hidden), [row.index for row in rows], written=[row.ids for row in rows])
 
 
 def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[Piece]:

@@ -29,6 +29,10 @@ class GenerationOptions:
         temperature: 0 for the likeliest token each time; above that tokens are drawn, the more freely the higher.
         top_k: draw among so many of the likeliest tokens; 0 for all.
         top_p: draw among the likeliest tokens that make up this share of the probability (Holtzman et al., 2020).
+        no_repeat_ngram: no run of so many tokens is written twice (Paulus et al., 2018); 0 allows all. The prompt does
+            not count, so that names can be copied from it.
+        repetition_penalty: above 1 what is written already becomes less likely (Keskar et al., 2019); its logits are
+            divided by it, negative ones multiplied. The prompt does not count here either.
         stop: texts that end the writing; they are left out of it.
         seed: what is drawn depends on it and on the prompt.
 
@@ -41,6 +45,8 @@ class GenerationOptions:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    no_repeat_ngram: int = 0
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
 
@@ -53,6 +59,8 @@ class GenerationOptions:
             f"temperature={self.temperature} (0 or more)": not 0 <= self.temperature < float("inf"),
             f"top_k={self.top_k} (0 or more)": self.top_k < 0,
             f"top_p={self.top_p} (above 0, at most 1)": not 0 < self.top_p <= 1,
+            f"no_repeat_ngram={self.no_repeat_ngram} (0 or more)": self.no_repeat_ngram < 0,
+            f"repetition_penalty={self.repetition_penalty} (above 0)": not 0 < self.repetition_penalty < float("inf"),
             f"stop={self.stop!r} (texts that are not empty)": isinstance(self.stop, str) or not all(self.stop),
         }
         named = [what for what, holds in wrong.items() if holds]
@@ -79,20 +87,26 @@ class Sampler:
             for chosen, prompt in zip(options, prompts, strict=True)
         ]
 
-    def choose(self, logits: Tensor, rows: Sequence[int], *, said: int) -> Tensor:
+    def choose(self, logits: Tensor, rows: Sequence[int], *, written: Sequence[Sequence[int]]) -> Tensor:
         """Return the next token of each row, ``(B,)``.
 
         Args:
             logits: float32 ``(B, V)``.
             rows: whose logits they are.
-            said: tokens that each of them has said already.
+            written: what each of them has written so far.
         """
-        early = [place for place, row in enumerate(rows) if said < self._options[row].min_new_tokens]
-        known = [end for end in self._ends if end < logits.shape[1]]
-        if early and known:
-            ends = torch.tensor(known, device=logits.device)
-            places = torch.tensor(early, device=logits.device)
-            logits = logits.index_put((places[:, None], ends[None]), logits.new_tensor(-torch.inf))
+        options = [self._options[row] for row in rows]
+        if any(chosen.repetition_penalty != 1.0 for chosen in options):
+            logits = _penalised(logits, options, written)
+        banned = [
+            [end for end in self._ends if end < logits.shape[1]] * (len(said) < chosen.min_new_tokens)
+            + repeated(said, chosen.no_repeat_ngram)
+            for chosen, said in zip(options, written, strict=True)
+        ]
+        if any(banned):
+            pairs = [(place, token) for place, own in enumerate(banned) for token in own]
+            row, column = torch.tensor(pairs, device=logits.device).unbind(1)
+            logits = logits.index_put((row, column), logits.new_tensor(-torch.inf))
         tokens = logits.argmax(dim=-1)
         drawn = [place for place, row in enumerate(rows) if self._draws[row] is not None]
         for filtered in (False, True):
@@ -121,6 +135,26 @@ class Sampler:
         aim = torch.minimum(uniform * whole, torch.nextafter(whole, torch.zeros_like(whole)))
         place = torch.searchsorted(reached, aim, right=True)  # the first whose sum is beyond the aim
         return (place if order is None else order.gather(1, place))[:, 0]
+
+
+def repeated(written: Sequence[int], size: int) -> list[int]:
+    """Return the tokens that would complete a run of ``size`` tokens which was written before."""
+    if not 0 < size <= len(written):
+        return []
+    last = tuple(written[len(written) - size + 1 :])
+    runs = (tuple(written[i : i + size]) for i in range(len(written) - size + 1))
+    return sorted({run[-1] for run in runs if run[:-1] == last})
+
+
+def _penalised(logits: Tensor, options: Sequence[GenerationOptions], written: Sequence[Sequence[int]]) -> Tensor:
+    """Make what is written already less likely, row by row of ``(B, V)``."""
+    logits = logits.clone()
+    for place, (chosen, said) in enumerate(zip(options, written, strict=True)):
+        if chosen.repetition_penalty != 1.0 and said:
+            at = torch.tensor(sorted(set(said)), device=logits.device)
+            old = logits[place, at]
+            logits[place, at] = torch.where(old < 0, old * chosen.repetition_penalty, old / chosen.repetition_penalty)
+    return logits
 
 
 def _keep(shares: Tensor, options: Sequence[GenerationOptions]) -> Tensor:

@@ -168,6 +168,8 @@ def _generation(mapping: Mapping[str, Any]) -> list[str]:
         "top_k": (int, 0, math.inf),
         "temperature": ((int, float), 0, math.inf),
         "top_p": ((int, float), 0, 1),
+        "no_repeat_ngram": (int, 0, math.inf),
+        "repetition_penalty": ((int, float), 0, math.inf),
     }
     for key, (kind, low, high) in limits.items():
         value = given.get(key)

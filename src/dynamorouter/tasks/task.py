@@ -20,6 +20,8 @@ class Generation:
         temperature: 0 for greedy; above that the logits are divided by it and a token is drawn.
         top_k: draw among so many of the likeliest tokens; 0 for all.
         top_p: draw among the likeliest tokens that make up this share of the probability.
+        no_repeat_ngram: no run of so many tokens is written twice; 0 allows all.
+        repetition_penalty: above 1 what is written already becomes less likely.
         stop: texts that end the writing; they are left out of the answer.
     """
 
@@ -27,6 +29,8 @@ class Generation:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    no_repeat_ngram: int = 0
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
 
 

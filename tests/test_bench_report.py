@@ -26,7 +26,7 @@ from tinyrun import settings
 RIGHT = {  # share of ten rows that are right, by arm and seed
     "oracle": (0.9, 0.9),
     "base": (0.4, 0.4),
-    "router/mlp": (0.9, 0.8),
+    "router/own": (0.9, 0.8),
     "merge/factor_average": (0.4, 0.4),
     "merge/linear": (0.7, 0.7),
     "merge/ties": (0.6, 0.6),
@@ -93,7 +93,7 @@ def row(config: Config, out: Path, arm: str, task: str, seed: int, share: float)
 def test_measures_by_hand(home: Path, tmp_path: Path) -> None:
     found = summarise(made(home, tmp_path), tmp_path)
     by_name = {arm["arm"]: arm for arm in found["arms"]}
-    routed = by_name["router/mlp"]
+    routed = by_name["router/own"]
     assert routed["mean"]["value"] == pytest.approx(0.85)
     assert routed["tasks"]["mood"]["seeds"] == [0.9, 0.8]
     assert routed["relative"] == pytest.approx(0.85 / 0.9)
@@ -110,7 +110,7 @@ def test_the_best_merge_is_chosen_on_select_rows_alone(home: Path, tmp_path: Pat
     assert found["best"] == {"merge": "merge/ties", "tuned": "tuned/ties"}  # merge/linear is better on report rows
     assert chosen([], "merge/") is None
     pairs = {(test["first"], test["second"]) for test in found["comparisons"]["router"]["overall"]}
-    assert ("router/mlp", "merge/ties") in pairs and ("router/mlp", "oracle") in pairs
+    assert ("router/own", "merge/ties") in pairs and ("router/own", "oracle") in pairs
     said = " ".join(answers(found))
     assert "merge/ties" in said and "94.44 % of the oracle" in said
 

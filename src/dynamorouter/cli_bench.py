@@ -76,7 +76,7 @@ def print_main(found: dict[str, Any]) -> None:
         span = f"{mean['low']:.4f} - {mean['high']:.4f}" if mean else "-"
         told = "told" if arm["told"] else "routed"
         rows.append([arm["arm"], told, mean.get("value"), span, arm["relative"], arm["worst"]["value"]])
-    print_rows(["arm", "task", "mean", "95 %", "of the experts", "worst task"], rows)
+    print_rows(["arm", "task", "mean", f"{100 * found['level']:g} %", "of the experts", "worst task"], rows)
 
 
 def arm_checks(tree: dict[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ class BenchSettings(Settings):
     """Level of intervals; tests are called significant below one minus it."""
     diagram: Names = (
         "oracle",
-        "router/mlp",
+        "router/own",
         "router/knn",
         "joint",
         "full",

@@ -23,6 +23,7 @@ from dynamorouter.library import Library
 from dynamorouter.model.bank import Factors, Gate
 from dynamorouter.model.base import Base
 from dynamorouter.model.expert import Expert, install_experts
+from dynamorouter.runs import Run
 from dynamorouter.settings import Config
 from dynamorouter.system import System
 from dynamorouter.tasks.metrics import get_metric, row_statistics
@@ -54,8 +55,8 @@ class Contest:
 
     @staticmethod
     def open(config: Config, run: Path, data: PreparedData) -> Contest:
-        """Load a seed's system and a second copy of its base."""
-        system = System.load(run / "system", device=config.device, precision=config.precision)
+        """Load a seed's system, as its router's phase left it, and a second copy of its base."""
+        system = System.load(Run(config, run).phase("router"), device=config.device, precision=config.precision)
         system.tokens_per_batch = config.experts.tokens_per_batch
         return Contest(config, system, data, fresh_base(config))
 

@@ -106,8 +106,8 @@ def answers(found: Mapping[str, Any]) -> list[str]:
     if (router, ORACLE, None) in compared:
         oracle = next(arm for arm in found["arms"] if arm["arm"] == ORACLE)["mean"]["value"]
         test = compared[router, ORACLE, None]
-        share = 100 * (1 + test["value"] / oracle)
-        said.append(f"{router}, not told the task, gets {share:.2f} % of the oracle's mean score: {_test(test)}.")
+        share = f"{100 * (1 + test['value'] / oracle):.2f} % of " if oracle else ""
+        said.append(f"{router}, not told the task, gets {share}the oracle's mean score: {_test(test)}.")
     for kind, label in (("merge", "best merge without data"), ("tuned", "best tuned merge")):
         other = best[kind]
         if (router, other, None) not in compared:

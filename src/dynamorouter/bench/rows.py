@@ -53,7 +53,7 @@ VOLATILE = ("seconds", "peak_memory_mb", "versions")
 """What may differ between two runs of the same settings."""
 TIMES = ("merge_seconds",)
 """Notes that may differ too."""
-GROWS = ("arms", "seeds", "resamples", "permutations", "level", "diagram")
+GROWS = ("arms", "seeds", "permutations", "diagram")
 """Settings of a comparison that change no row: with others of them it can go on."""
 FREE = (*NO_INFLUENCE, *(f"bench.{name}" for name in GROWS))
 """The same as ``open_run`` takes them."""
@@ -133,7 +133,8 @@ def read_items(path: Path) -> tuple[list[str], Array]:
         DataError: the file is missing or damaged.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # not splitlines, which also parts at U+2028 and its like, and answers may hold them
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return [line["id"] for line in lines], np.array([line["numbers"] for line in lines], dtype=float)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(

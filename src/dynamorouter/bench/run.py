@@ -22,6 +22,7 @@ from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError
 from dynamorouter.evaluate import peak_memory_mb, versions
 from dynamorouter.files import sweep
+from dynamorouter.merge.output import Output
 from dynamorouter.runs import NO_INFLUENCE, Run, open_run
 from dynamorouter.settings import Config
 from dynamorouter.tasks.metrics import get_metric, score
@@ -40,6 +41,7 @@ def check(config: Config) -> None:
     _, mistakes = match_arms(config.bench.arms, list(config.task))
     _, more = match_arms(config.bench.diagram, list(config.task))
     found = [f"bench.arms: {mistake}" for mistake in mistakes] + [f"bench.diagram: {mistake}" for mistake in more]
+    found += [*_impossible(config)]
     found += [*check_one_base(config), *check_studies(config), *_headlines(config)]
     if found:
         raise ConfigError("\n".join(found))
@@ -61,10 +63,35 @@ def bench(config: Config, out: Path) -> list[dict[str, Any]]:
         missing = [name for name in names if not _done(file, name, own, seed)]
         if missing:
             contest = Contest.open(own, folder, load_prepared(folder / "data", list(config.task)))
+            _same_experts(contest, file, out)
             _arms(contest, missing, file, out, config_hash=row_digest(config))
     first = out / SEEDS / str(config.seed)
     study(Contest.open(config, first, load_prepared(first / "data", list(config.task))), out)
     return list(file)
+
+
+def _impossible(config: Config) -> list[str]:
+    """Return settings under which arms would fail after everything has been trained."""
+    found = []
+    try:
+        Output.parse(config.bench.output)
+    except ConfigError as error:
+        found.append(f"bench.output: {error}")
+    if config.experts.fusion:
+        named = ", ".join(config.experts.fusion)
+        found.append(f"experts.fusion names {named}; fused experts cannot be merged: leave it out of a comparison")
+    return found
+
+
+def _same_experts(contest: Contest, file: RowFile, out: Path) -> None:
+    """Make sure that the rows of this seed were made of the same experts."""
+    digests = contest.digests()
+    other = [row["arm"] for row in file if row["seed"] == contest.seed and row["experts"] != digests]
+    if other:
+        raise ConfigError(
+            f"the experts of seed {contest.seed} are not those that {other[0]!r} was made with: "
+            f"{str(out / SEEDS / str(contest.seed))!r} has changed since; begin a new comparison in another folder"
+        )
 
 
 def judged(task: Task) -> list[str]:

@@ -49,8 +49,8 @@ def study(contest: Contest, out: Path) -> None:
             if not file.has(**key):
                 file.append({**key, **_scores(contest, options)})
             progress.advance()
-        if settings.layers and not file.has(study="layers"):
-            for row in layers(contest):
+        for row in layers(contest) if settings.layers else ():
+            if not file.has(study="layers", layer=row["layer"]):
                 file.append(row)
         if settings.unseen_rows and len(contest.names) > 2:
             for task in contest.names:

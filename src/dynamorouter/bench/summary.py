@@ -14,6 +14,7 @@ import numpy as np
 
 from dynamorouter.bench.arms.base import arms as families
 from dynamorouter.bench.arms.base import match_arms
+from dynamorouter.bench.arms.routers import OWN
 from dynamorouter.bench.rows import ROWS, RowFile, read_items, row_digest
 from dynamorouter.bench.statistics import Logs, holm, mcnemar, rank_arms
 from dynamorouter.errors import DataError
@@ -21,7 +22,7 @@ from dynamorouter.settings import Config
 from dynamorouter.tasks.statistics import Array
 
 ORACLE, BASE, NAIVE = "oracle", "base", "merge/factor_average"
-BINARY = ("accuracy", "exact_match")
+BINARY = ("accuracy", "squad_em", "text_match", "final_number")
 """Headline metrics that are right or wrong for each item, so that McNemar's test applies."""
 
 
@@ -41,7 +42,7 @@ def summarise(config: Config, out: Path) -> dict[str, Any]:
     order = [name for name in dict.fromkeys(row["arm"] for row in rows) if name in logs.numbers]
     found = [_arm(logs, name, [row for row in rows if row["arm"] == name]) for name in order]
     best = {"merge": chosen(found, "merge/", data_free=True), "tuned": chosen(found, "tuned/")}
-    reference = f"router/{config.router.kind}"
+    reference = next((name for name in (f"router/{OWN}", f"router/{config.router.kind}") if name in order), None)
     return {
         "recipe": config.recipe,
         "config_hash": digest,
@@ -58,7 +59,7 @@ def summarise(config: Config, out: Path) -> dict[str, Any]:
         "arms": sorted(found, key=lambda arm: -(arm["mean"]["value"] if arm["mean"] else -1)),
         "matrix": _matrix(logs),
         "best": best,
-        "reference": reference if reference in order else None,
+        "reference": reference,
         "comparisons": _comparisons(logs, order, best, reference),
         "ranking": _ranking(config, logs),
         "routers": {
@@ -175,7 +176,7 @@ def _matrix(logs: Logs) -> dict[str, dict[str, float]]:
 
 
 def _comparisons(
-    logs: Logs, order: Sequence[str], best: dict[str, str | None], reference: str
+    logs: Logs, order: Sequence[str], best: dict[str, str | None], reference: str | None
 ) -> dict[str, dict[str, Any]]:
     """Compare what was planned to be compared; Holm's correction is over all tests of one family."""
     whole = [name for name in order if logs.complete(name)]

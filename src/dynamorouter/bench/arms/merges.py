@@ -86,15 +86,16 @@ class Tuned(Merged):
         more: dict[str, Any] = {}
         if method.needs in SEARCHES:
             points, more = [{}], {SEARCHES[method.needs]: settings.evaluations}
-        rows = {expert.name: contest.rows("select", expert.task.name) for expert in contest.system.experts}
+        experts, limit = contest.system.experts, settings.tune_rows
+        rows = {expert.name: contest.rows("select", expert.task.name, limit) for expert in experts}
         with ExitStack() as stack:
             if method.needs is not None:
                 seen = observed(
                     method.needs,
                     contest.base,
-                    contest.system.experts,
+                    experts,
                     rows,
-                    limit=settings.tune_rows,
+                    limit=limit,
                     budget=contest.config.experts.tokens_per_batch,
                     seed=contest.seed,
                 )

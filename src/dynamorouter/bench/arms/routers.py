@@ -19,26 +19,29 @@ from dynamorouter.settings import RouterSettings
 from dynamorouter.tasks.router_metrics import router_metrics
 from dynamorouter.tasks.task import Answer
 
+OWN = "own"
+"""The router as the run's settings have it: what the comparison is about."""
 NOT_ARMS = ("complexity", "oracle", "uniform")
 """Routers that are arms of another name ('oracle'; 'mixture', which has the row's own head), or need tiers as tasks."""
 
 
 @arms.register("router")
 class Routed(Arm):
-    """One of the routers that ``conf/router`` describes."""
+    """The run's own router, or one of those that ``conf/router`` describes."""
 
     told = False
     about = "the expert and head that this router chooses for each row of a mixed stream; the task is not told"
 
     @classmethod
     def variants(cls, tasks: Sequence[str]) -> list[str]:
-        """Return the router files there are."""
-        return [path.stem for path in sorted((CONF / "router").glob("*.yaml")) if path.stem not in NOT_ARMS]
+        """Return the run's own router, and the router files there are."""
+        return [OWN, *(path.stem for path in sorted((CONF / "router").glob("*.yaml")) if path.stem not in NOT_ARMS)]
 
     def fit(self, contest: Contest) -> None:
-        """Fit the router, and answer the report rows of all tasks in mixed batches."""
+        """Fit the router; rows are routed when the first task is to be answered."""
         config, system = contest.config, contest.system
-        settings = router_settings(self.variant, config.router)
+        own_settings = self.variant == OWN
+        settings = config.router.model_dump() if own_settings else router_settings(self.variant, config.router)
         own = config.router.expert_rows
         rows = RouterRows(
             train={n: contest.rows("router", n) + contest.rows("train", n, own) for n in contest.names},
@@ -52,13 +55,13 @@ class Routed(Arm):
         self.facts.work = 1 + factor_work(contest, experts) / len(experts)
         self.facts.train_rows = sum(len(own) for own in rows.train.values())
         self.facts.options = {"kind": settings["kind"], "layers": notes["layers"], "router_parameters": stored}
-        self._route(contest)
+        self._answers: list[Answer | None] = []
 
     def _route(self, contest: Contest) -> None:
         system = contest.system
         records = [record for name in contest.names for record in contest.rows("report", name)]
         true = [i for i, name in enumerate(contest.names) for _ in contest.rows("report", name)]
-        self._answers: list[Answer | None] = [None] * len(records)
+        self._answers = [None] * len(records)
         chances = np.zeros((len(records), len(system.experts)))
         chosen = np.full(len(records), -1)
         with torch.inference_mode():
@@ -79,7 +82,9 @@ class Routed(Arm):
         self._first = {name: true.index(i) for i, name in enumerate(contest.names)}
 
     def answer(self, contest: Contest, task: str) -> list[Answer | None]:
-        """Return the answers to a task's rows."""
+        """Return the answers to a task's rows; all tasks' rows are routed and answered at once, in mixed batches."""
+        if not self._answers:
+            self._route(contest)
         first = self._first[task]
         return self._answers[first : first + len(contest.rows("report", task))]
 

@@ -122,7 +122,7 @@ class FullFineTuning(Arm):
         scores = fit_shared(
             WholeBody(base, examples), [pupil], examples, options=options, judge=lambda: select(self._head, 0)
         )
-        self.facts.evaluations = len(scores)
+        self.facts.evaluations = len(scores) * len(contest.names)
         self._answers: list[Answer | None] = list(examiner("report").answers(self._head, 0))
 
     def answer(self, contest: Contest, task: str) -> list[Answer | None]:

@@ -102,7 +102,7 @@ class Probe(Arm):
         select = contest.examiner("select", task)
         options = as_experts(own, seed=contest.seed)
         scores = fit_shared(body, [pupil], examples, options=options, judge=lambda: judged(contest, select, self._head))
-        self.facts.evaluations = len(scores)
+        self.facts.evaluations = len(scores) * len(contest.names)
         body.cache.close()
 
     def answer(self, contest: Contest, task: str) -> list[Answer | None]:

@@ -40,26 +40,30 @@ class Words(Arm):
         return task.head in ("classification", "tags") or task.metrics[0] == "text_match"
 
     def fit(self, contest: Contest) -> None:
-        """Count the rows; each task's classifier is fitted when it is wanted."""
+        """Fit a classifier for each task on the experts' own train rows."""
         self.facts.work = 0.0
         wanted = [task.name for task in contest.tasks if self.applies(task)]
         self.facts.train_rows = sum(len(contest.rows("train", name)) for name in wanted)
+        self._fitted = {name: self._fit(contest, name) for name in wanted}
+        self.facts.parameters = sum(len(names) * len(model.classes_) for _, model, names in self._fitted.values())
 
-    def prepare(self, contest: Contest, task: str) -> None:
-        """Fit a task's classifier on the experts' own train rows."""
+    def _fit(self, contest: Contest, task: str) -> tuple[Any, Any, Any]:
         records = contest.rows("train", task)
         tags = contest.expert(task).task.head == "tags"
-        self._features = _tag_features() if tags else _text_features(pairs=any(r.pair for r in records))
+        features = _tag_features() if tags else _text_features(pairs=any(r.pair for r in records))
         if tags:
-            given: list[Any] = [features for record in records for features in word_features(record.text.split())]
+            given: list[Any] = [named for record in records for named in word_features(record.text.split())]
             targets = [str(tag) for record in records if isinstance(record.target, list) for tag in record.target]
         else:
             given, targets = [_joined(record) for record in records], [_label(record) for record in records]
-        matrix = self._features.fit_transform(given)
-        self._model = _classifier(self.variant).fit(matrix, targets)
-        self.facts.parameters = int(matrix.shape[1] * len(self._model.classes_))
-        self.facts.options = {"features": int(matrix.shape[1])}
-        self.facts.notes = {"top_features": self._top()}
+        model = _classifier(self.variant).fit(features.fit_transform(given), targets)
+        return features, model, features.get_feature_names_out()
+
+    def prepare(self, contest: Contest, task: str) -> None:
+        """Take up a task's classifier."""
+        self._features, self._model, names = self._fitted[task]
+        self.facts.options = {"features": len(names)}
+        self.facts.notes = {"top_features": self._top(names)}
 
     def answer(self, contest: Contest, task: str) -> list[Answer | None]:
         """Label each row, or each of its words."""
@@ -79,9 +83,8 @@ class Words(Arm):
             found.append(Answer("tags", tags, float(np.exp(np.log(chances.max(axis=1)).mean()))))
         return found
 
-    def _top(self) -> dict[str, list[str]]:
+    def _top(self, names: Any) -> dict[str, list[str]]:
         """Return the features that speak most for each label, against the mean of the others."""
-        names = self._features.get_feature_names_out()
         if self.variant == "bayes":
             weights = self._model.feature_log_prob_
         else:

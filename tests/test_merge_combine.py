@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import MOOD
 from dynamorouter.errors import ConfigError, MergeError
-from dynamorouter.merge.combine import MergeResult, check_experts, merge_experts
+from dynamorouter.merge.combine import MergeResult, check_experts, merge_experts, merge_factors
 from dynamorouter.merge.deltas import LayerDeltas, LowRank
 from dynamorouter.merge.diagnose import diagnose
 from dynamorouter.merge.output import Output, singular, truncated, write
@@ -22,7 +23,7 @@ from dynamorouter.model.bank import Factors
 from dynamorouter.model.expert import Expert, LoraSettings
 from dynamorouter.model.fusion import Fusion
 from dynamorouter.model.heads import build_head
-from mergecases import SHAPES, change, dense, make_experts, needed
+from mergecases import SHAPES, Case, change, dense, make_experts, needed
 
 HEAD = build_head(MOOD, 12)
 
@@ -230,3 +231,44 @@ def test_the_diagnosis_tells_alike_from_orthogonal() -> None:
     assert pair.cosine == 0 and pair.outputs == 0 and pair.inputs == 0 and pair.angle == pytest.approx(90)
     with pytest.raises(ConfigError, match="needs grams"):
         diagnose(EXPERTS, methods=["regmean"])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "word"),
+    [
+        ("ties", {"density": "abc"}, "density is 'abc'"),
+        ("ties", {"density": None}, "density is None"),
+        ("task_arithmetic", {"scale": float("nan")}, "scale is nan"),
+        ("svd", {"rank": 2.5}, "rank is 2.5"),
+        ("svd", {"rank": -1}, "rank is -1"),
+        ("lego", {"rank": 0}, "rank is 0"),
+        ("knots", {"inner": 3}, "inner is 3"),
+    ],
+)
+def test_values_of_options_are_looked_at(method: str, options: dict[str, Any], word: str) -> None:
+    experts = make_experts({"one": 3, "two": 2})
+    with pytest.raises(ConfigError, match=re.escape(word)):
+        case = merges.get(method)
+        case.check(options)
+        merge_factors(experts, case, torch.ones(2).double(), Output(), options=options)
+
+
+def test_a_merge_too_large_for_its_numbers_is_refused() -> None:
+    with pytest.raises(MergeError, match="beyond 1e"):
+        merge_factors(
+            make_experts({"one": 3, "two": 2}), merges.get("linear"), torch.tensor([1e300, 1.0]).double(), Output()
+        )
+
+
+@pytest.mark.parametrize("method", ["ties", "ties_mergekit", "dare_ties", "della", "knots", "core_space"])
+def test_an_expert_can_be_taken_away(method: str) -> None:
+    experts = make_experts({"one": 3, "two": 3})
+    both = Case(method).merge(experts, weights=[1.0, 1.0])
+    less = Case(method).merge(experts, weights=[1.0, -0.99])
+    assert all(float(less[layer].norm()) < 3 * float(both[layer].norm()) for layer in both)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher", "lego"])
+def test_shares_of_a_mean_are_not_negative(method: str) -> None:
+    with pytest.raises(ConfigError, match="must not be negative"):
+        Case(method).merge(make_experts({"one": 3, "two": 3}), weights=[1.0, -0.5])

@@ -6,13 +6,14 @@ A first word that is none of the commands is the system of a merge; one called l
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from dynamorouter.errors import ConfigError
+from dynamorouter.errors import ConfigError, one_of
 
 DEFAULT = "experts"
 
@@ -224,7 +225,11 @@ def _weights(text: str | None) -> list[float] | dict[str, float] | None:
     parts = [part.strip() for part in text.split(",")]
     try:
         if "=" in text:
-            return {key: float(value) for key, value in (_pair(part, "--weights", "sst2=0.5") for part in parts)}
+            pairs = [_pair(part, "--weights", "sst2=0.5") for part in parts]
+            twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            if twice:
+                raise ConfigError(f"--weights {text!r} names {one_of(twice)} more than once; give one weight each")
+            return {key: float(value) for key, value in pairs}
         return [float(part) for part in parts]
     except ValueError:
         raise ConfigError(

@@ -119,7 +119,8 @@ def agreed(
     total = weighted.where(agree, 0.0).sum(dim=0)
     if aggregate == "sum":
         return total
-    share_of = agree.to(pruned.dtype) if aggregate == "mean" else agree * column
+    # the size of the weights, since those of an expert that is to be taken away would cancel the others out
+    share_of = agree.to(pruned.dtype) if aggregate == "mean" else agree * column.abs()
     divisor = share_of.sum(dim=0)
     return total / divisor.where(divisor != 0, 1.0)
 

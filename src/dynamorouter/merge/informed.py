@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError, MergeError, one_of
 from dynamorouter.merge.deltas import LayerDeltas, LowRank
-from dynamorouter.merge.registry import merge_method
+from dynamorouter.merge.registry import check_shares, merge_method
 
 Observed = Mapping[str, Mapping[str, Tensor]]
 """By expert, then by layer."""
@@ -37,6 +37,7 @@ def regmean(
         raise ConfigError(
             f"off_diagonal is {off_diagonal}; it shrinks entries off the diagonal, by a factor from 0 to 1"
         )
+    check_shares("regmean", weights)
     moments = []
     for seen, weight in zip(_of_layer(grams, deltas, "grams"), weights.tolist(), strict=True):
         moments.append(weight * (off_diagonal * seen + (1 - off_diagonal) * torch.diag(seen.diagonal())))
@@ -62,6 +63,7 @@ def fisher(
     """
     if floor <= 0:
         raise ConfigError(f"floor is {floor}; it must be above 0, or entries without any weight have no value")
+    check_shares("fisher", weights)
     total = torch.zeros(deltas.shape, dtype=torch.float64)
     share = torch.zeros_like(total)
     found = _of_layer(fisher, deltas, "fisher")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError
 from dynamorouter.merge.deltas import LayerDeltas, LowRank
-from dynamorouter.merge.registry import merge_method
+from dynamorouter.merge.registry import check_shares, merge_method
 from dynamorouter.model.expert import seeded
 
 
@@ -41,8 +41,9 @@ def lego(
         scale: factor on the result.
         seed: of the first centres.
     """
-    if (weights < 0).any() or not (weights > 0).any():
-        raise ConfigError(f"lego's weights are {weights.tolist()}; they must not be negative, nor all zero")
+    check_shares("lego", weights)
+    if rank is not None and rank < 1:
+        raise ConfigError(f"rank is {rank}; it is the number of clusters, from 1")
     width = deltas.shape[1]
     roots = [math.sqrt(abs(scaling)) for scaling in deltas.scalings]
     signs = [math.copysign(root, scaling) for root, scaling in zip(roots, deltas.scalings, strict=True)]

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dynamorouter.errors import ConfigError
+from dynamorouter.errors import ConfigError, MergeError
 from dynamorouter.merge.deltas import Delta, LowRank
 from dynamorouter.model.bank import Factors
 
@@ -86,6 +86,10 @@ class Written:
     total: float
 
 
+LARGEST = 1e30
+"""What a merged change may grow to, well within 32-bit numbers."""
+
+
 def singular(delta: Delta) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``left (O, K)``, singular values from the largest and ``right (K, D)`` of a change.
 
@@ -111,7 +115,16 @@ def singular(delta: Delta) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def write(delta: Delta, output: Output) -> Written:
-    """Make factors of a change, keeping what the policy says."""
+    """Make factors of a change, keeping what the policy says.
+
+    Raises:
+        MergeError: its numbers are too large for 32 bits, or none.
+    """
+    parts = (delta.left, delta.core, delta.right) if isinstance(delta, LowRank) else (delta,)
+    if any(part.numel() and not float(part.abs().max()) < LARGEST for part in parts):
+        raise MergeError(
+            f"a merged change holds numbers beyond {LARGEST:g}, or none at all; lower the weights or the scale"
+        )
     left, values, right = singular(delta)
     kept = output.keep(values)
     before = delta.lost if isinstance(delta, LowRank) else 0.0
@@ -127,7 +140,13 @@ def write(delta: Delta, output: Output) -> Written:
 
 
 def truncated(delta: Delta, rank: int) -> LowRank:
-    """Return the nearest change of a given rank; what it leaves out is kept in ``lost``."""
+    """Return the nearest change of a given rank; what it leaves out is kept in ``lost``.
+
+    Raises:
+        ConfigError: the rank is below 1.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank is {rank}; keep at least 1")
     left, values, right = singular(delta)
     before = delta.lost if isinstance(delta, LowRank) else 0.0
     kept = Output("rank", rank).keep(values)

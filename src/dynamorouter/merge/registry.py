@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError, one_of, suggest
@@ -123,12 +124,26 @@ class Method:
                 raise ConfigError(
                     f"merge method {self.name!r} has no option {name!r}{suggest(name, known)}; its options: {listed}"
                 )
+            if name in known:
+                self._check_value(name, options[name])
         if self.needs and options.get(self.needs) is None:
             raise ConfigError(
                 f"merge method {self.name!r} needs {self.needs}: {NEEDS[self.needs]}; "
                 "give rows with --data DIR, or see dynamorouter.merge.collect, or take a method that needs no data: "
                 f"{one_of(name for name in merges if merges.get(name).needs is None)}"
             )
+
+    def _check_value(self, name: str, value: Any) -> None:
+        """Refuse a value that is not of the type that the option is declared with, or no finite number."""
+        hint = {**_hints(self.function), **(_hints(self.survey) if self.survey else {})}[name]
+        strict = ConfigDict(strict=True, allow_inf_nan=False)
+        try:
+            TypeAdapter(hint, config=strict).validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(
+                f"merge method {self.name!r}: option {name} is {value!r}: {error.errors()[0]['msg'].lower()}; its "
+                f"default is {self.options[name]!r}"
+            ) from error
 
     def _surveyed(self) -> dict[str, Any]:
         return _keywords(self.survey) if self.survey else {}
@@ -137,6 +152,10 @@ class Method:
 def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
     found = inspect.signature(function).parameters.values()
     return {each.name: each.default for each in found if each.kind is each.KEYWORD_ONLY}
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function)
 
 
 F = TypeVar("F", bound=Callable[..., Delta])
@@ -163,3 +182,13 @@ def merge_method(
         return function
 
     return add
+
+
+def check_shares(method: str, weights: Tensor) -> None:
+    """Refuse weights ``(E,)`` that are no shares of a mean.
+
+    Raises:
+        ConfigError: one is negative, or all are zero.
+    """
+    if (weights < 0).any() or not (weights > 0).any():
+        raise ConfigError(f"{method}'s weights are {weights.tolist()}; they must not be negative, nor all zero")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from dynamorouter.errors import ConfigError
 from dynamorouter.evaluate import score_system
 from dynamorouter.files import read_json
 from dynamorouter.model.bank import RowGate
+from dynamorouter.model.expert import fresh_factors
 from dynamorouter.runs import open_run
 from dynamorouter.settings import Config
 from dynamorouter.system import System
@@ -230,6 +232,39 @@ def test_generate_streams_and_takes_settings(mixed: Path, alone: Path) -> None:
         system.generate(["say cat"], temperature=-1.0)
     both = System.load(alone / "system")
     assert len(both.generate(["say cat dog 3000", "SHOUT hen"])) == 2
+
+
+def test_generate_and_stream_mix_and_abstain_as_predict_does(alone: Path) -> None:
+    system = System.load(alone / "system")
+    asked = ["say cat dog 3000", "SHOUT hen", "say owl bee 3001"]
+    one = system.generate(asked)
+    assert system.router is not None
+    system.router.top_k = 2  # type: ignore[attr-defined]
+    mixed = system.generate(asked)
+    assert mixed == [str(p.answer.value) for p in system.predict(asked) if p.answer is not None] != one
+    assert [("".join(system.stream(text))).strip() for text in asked] == mixed
+    system.router.abstain_below = 1.0  # type: ignore[attr-defined]
+    assert system.generate(asked) == ["", "", ""] and list(system.stream(asked[0])) == []
+    assert system.generate(asked, tasks=["say"] * 3) != ["", "", ""]  # a task that is named is not doubted
+
+
+def test_a_mixture_begins_where_the_lowest_of_its_experts_does(alone: Path) -> None:
+    system = System.load(alone / "system")
+    say, shout = system.experts
+    base = system.bases[say.base]
+    deep = dataclasses.replace(say.lora, trunk_depth=0)
+    factors = fresh_factors(base, deep, seed=1, name="deep")
+    torch.manual_seed(0)
+    factors = {layer: dataclasses.replace(own, b=torch.randn_like(own.b)) for layer, own in factors.items()}
+    system.experts[1] = dataclasses.replace(shout, factors=factors, lora=deep)
+    system.refresh()
+    rows = [("say cat dog 3000", None)] * 2
+    mixture = torch.tensor([[0, 1], [0, 1]]), torch.tensor([[0.6, 0.4], [1.0, 0.0]])
+    found = []
+    for read in (True, False):
+        for _, chunk in system.chunks(rows, read=read):
+            found.append(system.answer_chunk(chunk, [0, 0], mixture=mixture))
+    assert found[0] == found[1]
 
 
 def test_a_wrongly_routed_row_is_scored_on_what_the_chosen_expert_answers(mixed: Path) -> None:

@@ -20,6 +20,7 @@ from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.model.expert import Expert, LoraSettings
 from dynamorouter.prediction import Prediction, entity_list
 from dynamorouter.routing.base import Route, Router, RouterInput
+from dynamorouter.routing.store import build
 from dynamorouter.routing_phase import RouterRows, fit_system_router
 from dynamorouter.system import System
 from dynamorouter.tasks.metrics import score
@@ -106,6 +107,16 @@ def test_the_trunk_runs_once(system: System, monkeypatch: pytest.MonkeyPatch) ->
     for hook in hooks:
         hook.remove()
     assert passes == [1, 1, 1, 1]
+
+
+def test_baselines_that_do_not_look_at_rows_are_not_narrowed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"row {i}" for i in range(40)]
+    router = build("random", {})
+    router.count = len(system.experts)  # type: ignore[attr-defined]
+    monkeypatch.setattr(system, "router", router)
+    for _, chunk in system.chunks([(text, "a second text") for text in texts], read=True):
+        drawn = system.route_chunk(chunk).experts[:, 0].tolist()
+        assert drawn == router.route(system.router_input(chunk)).experts[:, 0].tolist() and len(set(drawn)) > 1
 
 
 def test_a_pair_goes_only_to_experts_that_read_pairs_and_a_single_text_to_any(system: System) -> None:

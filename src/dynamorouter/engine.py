@@ -175,7 +175,7 @@ class Engine:
                 home = name == self.router_base
                 read = {i: chunk.windows[i][0].encoding.ids for i in wanted.rows} if home else {}
                 written.update(write_rows(wanted, chunk.reading if home else None, read, self.budget))
-            first, later = self._plan(chunk, experts, mine, name)
+            first, later = self._plan(chunk, experts, mine, name, mixture)
             for rows in self._alike(first, experts):
                 self._finish(chunk, experts, rows, mixture, parts)
             self._full(base, later, experts, mixture, parts, chunk)
@@ -184,10 +184,17 @@ class Engine:
             for i, (e, part, row) in enumerate(zip(experts, parts, chunk.rows, strict=True))
         ]
 
-    def stream(self, chunk: Chunk, expert: int, *, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
+    def stream(
+        self,
+        chunk: Chunk,
+        expert: int,
+        *,
+        mixture: Mixture | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> Iterator[str]:
         """Write the answer to the only row of a chunk and yield it piece by piece; the expert is one that writes."""
         name = self.experts[expert].base
-        wanted = self._wanted(chunk, [expert], [0], name, None, generation)
+        wanted = self._wanted(chunk, [expert], [0], name, mixture, generation)
         home = name == self.router_base
         yield from stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids)
 
@@ -225,9 +232,20 @@ class Engine:
             base,
             {i: chunk.rows[i] for i in rows},
             {i: self.experts[experts[i]] for i in rows},
+            {i: self._begins(i, experts, mixture) for i in rows},
             self._gates(experts, mixture, base),
             generation,
         )
+
+    def _begins(self, row: int, experts: Sequence[int], mixture: Mixture | None) -> int:
+        """Return the block where a row's experts begin: the lowest of those that are mixed for it on its base."""
+        own = experts[row]
+        if mixture is None or own in self._sources:
+            return self._depths[own]
+        pairs = zip(mixture[0][row].tolist(), mixture[1][row].tolist(), strict=True)
+        base = self.experts[own].base
+        mixed = [self._depths[e] for e, weight in pairs if weight > 0 and self.experts[e].base == base]
+        return min(mixed, default=self._depths[own])
 
     def _gates(self, experts: Sequence[int], mixture: Mixture | None, base: Base) -> Gates:
         return lambda rows: self._gate(rows, experts, mixture, base.device)
@@ -238,14 +256,14 @@ class Engine:
         return head
 
     def _plan(
-        self, chunk: Chunk, experts: Sequence[int], mine: Sequence[int], name: str
+        self, chunk: Chunk, experts: Sequence[int], mine: Sequence[int], name: str, mixture: Mixture | None
     ) -> tuple[list[int], list[tuple[int, Window]]]:
         """Split a base's rows into those that go on from the trunk and windows that take a whole pass."""
         if name != self.router_base or self.bases[name].kind != "encoder":  # there a router reads prompts
             base = self.bases[name]
             found = base.encoder.windows([chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride)
             return [], [(mine[window.row], window) for window in found]
-        on = [i for i in mine if chunk.depth and self._depths[experts[i]] >= chunk.depth]
+        on = [i for i in mine if chunk.depth and self._begins(i, experts, mixture) >= chunk.depth]
         whole = set(mine) - set(on)
         later = [(i, window) for i in mine for window in chunk.windows[i] if window.part or i in whole]
         return on, later

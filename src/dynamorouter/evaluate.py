@@ -175,7 +175,10 @@ def _routing_report(
     known = {system.index(name) for name in system.names if name in system.classes}
     kept = [ratio for name, row in tasks.items() if system.index(name) in known and (ratio := _kept(row)) is not None]
     fair = [i for i, expert in enumerate(experts) if expert in known]
-    router = router_metrics([experts[i] for i in fair], found.probabilities[fair], system.names) if fair else {}
+    router = {}
+    if fair:
+        true, chances, chosen = [experts[i] for i in fair], found.probabilities[fair], found.chosen[fair]
+        router = router_metrics(true, chances, system.names, chosen=chosen)
     return {**router, "abstained": float((found.chosen < 0).mean())}, float(np.mean(kept)) if kept else 0.0
 
 

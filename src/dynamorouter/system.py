@@ -198,7 +198,9 @@ class System:
         tasks: Sequence[str | None] | None = None,
         **generation: Any,
     ) -> list[str]:
-        """Write a text for each prompt with the likeliest of the experts that write.
+        """Write a text for each prompt with the likeliest of the experts that write, or a mixture of the first k.
+
+        A prompt of which the router is less sure than ``abstain_below`` gets an empty text.
 
         Args:
             prompts: texts or instructions.
@@ -211,25 +213,26 @@ class System:
             ConfigError: no expert of the system writes, or a task names one that does not.
         """
         found = [""] * len(prompts)
-        for positions, chunk, experts in self._writers_of(prompts, pairs, tasks):
-            answers = self.answer_chunk(chunk, experts, generation=generation)
+        for positions, chunk, experts, mixture in self._writers_of(prompts, pairs, tasks):
+            answers = self.answer_chunk(chunk, experts, mixture=mixture, generation=generation)
             for position, answer in zip(positions, answers, strict=True):
                 found[position] = "" if answer is None else str(answer.value)
         return found
 
     def stream(self, prompt: str, pair: str | None = None, task: str | None = None, **generation: Any) -> Iterator[str]:
-        """Write a text as ``generate`` does, and yield it piece by piece.
+        """Write a text as ``generate`` does, and yield it piece by piece, with the white space around it.
 
         Raises:
             ConfigError: no expert of the system writes, or ``task`` names one that does not.
         """
-        ((_, chunk, (expert,)),) = self._writers_of([prompt], [pair], [task])
-        yield from self.engine.stream(chunk, expert, generation=generation)
+        ((_, chunk, (expert,), mixture),) = self._writers_of([prompt], [pair], [task])
+        if expert >= 0:
+            yield from self.engine.stream(chunk, expert, mixture=mixture, generation=generation)
 
     def _writers_of(
         self, prompts: Sequence[str], pairs: Sequence[str | None] | None, tasks: Sequence[str | None] | None
-    ) -> Iterator[tuple[list[int], Chunk, list[int]]]:
-        """Yield chunks of prompts with the expert that writes each."""
+    ) -> Iterator[tuple[list[int], Chunk, list[int], Mixture | None]]:
+        """Yield chunks of prompts with the expert that writes each, -1 for none, and what is mixed under it."""
         can = [index for index, expert in enumerate(self.experts) if writes(expert)]
         rows, names = check_rows(prompts, pairs), one_of(self.names[index] for index in can)
         known = self._known(tasks, len(rows))
@@ -239,19 +242,28 @@ class System:
                 f"{f'expert {wrong[0]!r} does' if wrong else 'the experts of this system do'} not write text; "
                 + (f"those that do: {names}" if can else "train one with head: causal_lm or seq2seq")
             )
-        route = len(can) > 1 and any(k < 0 for k in known)
-        for positions, chunk in self.chunks(rows, read=route):
-            chosen = [can[0]] * len(chunk)
-            if route:
-                chosen = [can[i] for i in self.route_chunk(chunk).probabilities[:, can].argmax(dim=1).tolist()]
-            yield (
-                positions,
-                chunk,
-                [
-                    known[position] if known[position] >= 0 else expert
-                    for position, expert in zip(positions, chosen, strict=True)
-                ],
-            )
+        routed = len(can) > 1 and any(k < 0 for k in known)
+        for positions, chunk in self.chunks(rows, read=routed):
+            own = [known[position] for position in positions]
+            if routed:
+                route = self._among(can, self.route_chunk(chunk))
+                yield positions, chunk, self._first(route, own), self._mixture(route, own)
+            else:
+                yield positions, chunk, [can[0] if k < 0 else k for k in own], None
+
+    def _among(self, can: Sequence[int], route: Route) -> Route:
+        """Choose anew among some of the experts."""
+        if len(can) == len(self.experts):
+            return route
+        kept = torch.zeros_like(route.probabilities)
+        kept[:, list(can)] = route.probabilities[:, list(can)].clamp_min(1e-12)
+        return self._rebuilt(kept, route)
+
+    @staticmethod
+    def _first(route: Route, known: Sequence[int]) -> list[int]:
+        """Return the expert of each row: the one that was given, the first of the route, or -1 where it abstains."""
+        best, away = route.experts[:, 0].tolist(), route.abstained.tolist()
+        return [k if k >= 0 else (-1 if gone else e) for k, e, gone in zip(known, best, away, strict=True)]
 
     def route(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[dict[str, float]]:
         """Return the probability of every expert for each text, without answering.
@@ -314,7 +326,7 @@ class System:
             route = self._rebuilt(wide[:, :-1], route)
         takes = torch.tensor([e.task.columns.pair is not None for e in self.experts], device=route.experts.device)
         paired = torch.tensor([pair is not None for _, pair in chunk.rows], device=route.experts.device)
-        if bool(takes.all()) or not bool(takes.any()) or not bool(paired.any()):
+        if not self.router.restrained or bool(takes.all()) or not bool(takes.any()) or not bool(paired.any()):
             return route
         narrow = torch.where(takes, route.probabilities.clamp_min(1e-12), 0.0)
         return self._rebuilt(narrow, route).where(paired, route)
@@ -347,9 +359,7 @@ class System:
             experts, mixture, route = list(known), None, None
         else:
             route = self.route_chunk(chunk)
-            best, away = route.experts[:, 0].tolist(), route.abstained.tolist()
-            experts = [k if k >= 0 else (-1 if gone else e) for k, e, gone in zip(known, best, away, strict=True)]
-            mixture = self._mixture(route, known)
+            experts, mixture = self._first(route, known), self._mixture(route, known)
         answers = self.answer_chunk(chunk, experts, mixture=mixture, generation=generation)
         probabilities = None if route is None else route.probabilities.tolist()
         predictions = []

@@ -38,6 +38,7 @@ class Wanted:
         base: where.
         rows: texts and pairs, by their place in a chunk.
         experts: the expert of each, by the same.
+        begins: the block where each row's experts begin, by the same.
         gates: makes the gate of some places.
         changes: settings of generation that differ from the tasks' own.
     """
@@ -45,6 +46,7 @@ class Wanted:
     base: Base
     rows: Mapping[int, TextPair]
     experts: Mapping[int, Expert]
+    begins: Mapping[int, int]
     gates: Gates
     changes: Mapping[str, Any] | None = None
 
@@ -108,9 +110,8 @@ def _goes_on(
     reading: Reading,
     read: Mapping[int, Sequence[int]],
 ) -> bool:
-    """Tell whether a row's expert reads what the router has read, and begins no lower."""
-    begins = wanted.experts[place].lora.trunk_depth
-    return list(read.get(place, ())) == list(prompts[place]) and begins >= reading.depth
+    """Tell whether a row's expert reads what the router has read, and what is mixed for it begins no lower."""
+    return list(read.get(place, ())) == list(prompts[place]) and wanted.begins[place] >= reading.depth
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,8 @@ class Router(ABC):
     """
 
     layers: tuple[int, ...] = ()
+    restrained: ClassVar[bool] = True
+    """Whether a system takes experts away that cannot answer a row; baselines that do not look at it are left alone."""
 
     @abstractmethod
     def fit(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class _Counted(Router):
     """What the baselines share: all that they keep is the number of experts."""
 
     count: int = 0
+    restrained: ClassVar[bool] = False
 
     def fit(
         self,

@@ -28,13 +28,17 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(right))
 
 
-def router_metrics(true: ArrayLike, probabilities: ArrayLike, names: Sequence[str]) -> dict[str, Any]:
+def router_metrics(
+    true: ArrayLike, probabilities: ArrayLike, names: Sequence[str], *, chosen: ArrayLike | None = None
+) -> dict[str, Any]:
     """Return the ``router`` part of a report.
 
     Args:
         true: index of each row's own expert, ``(N,)``.
         probabilities: over the experts, ``(N, E)``.
         names: of the experts, in the order of the columns.
+        chosen: index of each row's first expert, ``(N,)``, since not every router takes the most probable; -1, or none
+            given at all, stands for the most probable.
 
     Returns:
         ``accuracy``, ``macro_f1`` (over the experts that occur), ``ece``, ``majority`` (share of the largest class),
@@ -52,13 +56,14 @@ def router_metrics(true: ArrayLike, probabilities: ArrayLike, names: Sequence[st
             f"got targets {wanted.shape} and probabilities {over.shape} for {len(names)} experts; "
             "expected (N,) and (N, E) with at least one row"
         )
-    chosen = over.argmax(axis=1)
-    right = chosen == wanted
+    likeliest = over.argmax(axis=1)
+    first = likeliest if chosen is None else np.where(np.asarray(chosen) < 0, likeliest, chosen)
+    right = first == wanted
     return {
         "accuracy": float(right.mean()),
-        "macro_f1": float(f1_score(wanted, chosen, average="macro", zero_division=0)),
-        "ece": expected_calibration_error(right, over.max(axis=1)),
+        "macro_f1": float(f1_score(wanted, first, average="macro", zero_division=0)),
+        "ece": expected_calibration_error(right, over[np.arange(len(first)), first]),
         "majority": float(np.bincount(wanted).max() / len(wanted)),
         "tasks": list(names),
-        "confusion": confusion_matrix(wanted, chosen, labels=range(len(names))).tolist(),
+        "confusion": confusion_matrix(wanted, first, labels=range(len(names))).tolist(),
     }

@@ -74,7 +74,7 @@ class Routed(Arm):
                     self._answers[position] = answer
                 chances[positions] = route.probabilities.cpu().numpy()
                 chosen[positions] = best
-        measured = router_metrics(true, chances, contest.names)
+        measured = router_metrics(true, chances, contest.names, chosen=chosen)
         right = chosen == np.array(true)
         self.facts.notes = {
             "router": {**measured, "accuracy": float(right.mean()), "reliability": reliability(chances, np.array(true))}

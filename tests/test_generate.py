@@ -235,6 +235,13 @@ def test_draws_follow_the_distribution_that_the_options_leave() -> None:
         torch.testing.assert_close(drawn.bincount(minlength=5) / 4000, want, atol=0.03, rtol=0)
 
 
+def test_a_temperature_near_zero_is_greedy() -> None:
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 10
+    own = GenerationOptions(temperature=1e-38)
+    drawn = Sampler([own] * 5, [[i] for i in range(5)], ends=[]).choose(logits, range(5), written=[[]] * 5)
+    assert drawn.tolist() == logits.argmax(1).tolist()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_penalties_are_those_of_transformers_on_what_is_written(size: int) -> None:
     from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor

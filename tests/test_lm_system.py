@@ -228,6 +228,9 @@ def test_generate_streams_and_takes_settings(mixed: Path, alone: Path) -> None:
     assert len(short) <= 2 and whole.startswith(short)
     with pytest.raises(ConfigError, match=r"'mood' does not write text; those that do: say"):
         system.generate(["say cat"], tasks=["mood"])
+    for wrong, word in (({"max_tokens": 3}, "unknown option 'max_tokens'"), ({"top_k": "5"}, "top_k is '5'")):
+        with pytest.raises(ConfigError, match=word):
+            system.generate(["say cat"], **wrong)
     with pytest.raises(ConfigError, match="temperature=-1"):
         system.generate(["say cat"], temperature=-1.0)
     both = System.load(alone / "system")
@@ -283,6 +286,7 @@ def test_a_wrongly_routed_row_is_scored_on_what_the_chosen_expert_answers(mixed:
     system.router.__class__ = Wrong
     scores = score_system(system, records, resamples=5)["tasks"]["say"]
     assert scores["routed"] == 0.0 and scores["all"]["oracle"]["lm_loss"] > 0
+    assert scores["all"]["routed"]["lm_loss"] > scores["all"]["oracle"]["lm_loss"]  # it costs what the base would
 
 
 def test_the_command_line_writes_and_streams(mixed: Path, tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def test_a_right_program_passes_and_a_wrong_one_does_not() -> None:
     assert found.detail == "test 2: AssertionError: three"
 
 
+def test_a_program_inherits_nothing_of_ours() -> None:
+    tests = ["assert f([1, 2]) == 3"]
+    assert not run_tests("def f(x: List[int]) -> int:\n    return sum(x)", tests).passed
+    assert run_tests("def f(x: 'List[int]') -> int:\n    return sum(x)", tests).passed
+
+
 def test_setup_runs_between_program_and_tests() -> None:
     assert run_tests("def f():\n    return A", ["assert f() == 3"], setup="A = 3").passed
 
@@ -246,6 +252,10 @@ def test_a_target_without_tests_is_refused(target: Target) -> None:
 
 
 def test_programs_are_taken_out_of_fences() -> None:
-    assert program_of("a\n```python\nx = 1\n```\nb\n```\ny\n```") == "x = 1"
+    assert program_of("a\n```python\nx = 1\n```\nb\n```\ny\n```") == "x = 1\n"
     assert program_of("```\nx = 1") == "x = 1"
+    assert program_of("```python3.10\nx = 1\n```\nThis is it.") == "x = 1\n"
+    assert program_of("```bash\npip\n```\nThen:\n```Python\nx = 1\n```") == "x = 1\n"
+    assert program_of("```Python\r\nx = 1\r\n```") == "x = 1\n"
+    assert program_of("```text\nx = 1\n```") == "x = 1\n"
     assert program_of("x = 1") == "x = 1"

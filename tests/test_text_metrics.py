@@ -120,6 +120,12 @@ def test_a_number_is_read_however_it_is_written(value: int, cents: int) -> None:
         assert final_number(f"The answer is {written}.") == exact
 
 
+def test_a_number_without_end_is_none() -> None:
+    assert final_number("1" * 5000) is None
+    assert final_number("#### 7\n" + "1" * 5000) == 7
+    assert final_number("3\n####\n5") == 5  # none follows on its line, so the last number is taken
+
+
 def test_final_answers_are_compared_as_numbers() -> None:
     targets: list[Target] = ["1 + 1 = 2\n#### 2"] * 4
     assert of("final_number", ["#### 2.0", "it is 2", "#### 3", None], targets) == 0.5

@@ -10,7 +10,6 @@ Letters: N rows, E tiers, K experts per row.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from dynamorouter.builders import cache_options, expert_plan, load_bases, loop_o
 from dynamorouter.complexity.rows import complexities
 from dynamorouter.data.prepare import PreparedData
 from dynamorouter.data.records import Record
+from dynamorouter.devices import now
 from dynamorouter.learn.examples import make_examples
 from dynamorouter.learn.experts import fit_experts
 from dynamorouter.learn.layout import Layout, last_states
@@ -198,18 +198,18 @@ def one_lora(
 def route_rows(system: System, rows: Sequence[Record]) -> Routed:
     """Route rows in batches, and some of them one at a time for the latency."""
     pairs = [(record.text, record.pair) for record in rows]
-    router = system.router
+    router, device = system.router, system.bases[system.router_base].device
     parts: list[tuple[list[int], Any, Tensor]] = []
-    alone, before = 0.0, time.perf_counter()
+    alone, before = 0.0, now(device)
     for places, chunk in system.chunks(pairs):
-        begun = time.perf_counter()
+        begun = now(device)
         route = system.route_chunk(chunk)
-        alone += time.perf_counter() - begun
+        alone += now(device) - begun
         estimates = torch.full((len(places),), math.nan)
         if isinstance(router, TierRouter):
             estimates = router.complexity(system.router_input(chunk)).cpu()
         parts.append((places, route, estimates))
-    whole = time.perf_counter() - before
+    whole = now(device) - before
     order = torch.tensor([place for places, _, _ in parts for place in places]).argsort()
     single, single_alone = _one_at_a_time(system, pairs[:SINGLE])
     count = max(1, len(pairs))
@@ -229,16 +229,17 @@ def route_rows(system: System, rows: Sequence[Record]) -> Routed:
 
 def _one_at_a_time(system: System, pairs: Sequence[tuple[str, str | None]]) -> tuple[float, float]:
     """Return the median milliseconds of routing one prompt: tokens and base included, and the router alone."""
+    device = system.bases[system.router_base].device
     whole, alone = [], []
-    for pair in pairs:
-        before = time.perf_counter()
+    for pair in [*pairs[:1], *pairs]:  # the first warms up
+        before = now(device)
         ((_, chunk),) = system.chunks([pair])
-        begun = time.perf_counter()
+        begun = now(device)
         system.route_chunk(chunk)
-        ended = time.perf_counter()
+        ended = now(device)
         whole.append(1000 * (ended - before))
         alone.append(1000 * (ended - begun))
-    return float(np.median(whole)), float(np.median(alone))
+    return float(np.median(whole[1:])), float(np.median(alone[1:]))
 
 
 def routing_scores(

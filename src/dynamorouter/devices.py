@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from dynamorouter.errors import ConfigError, one_of
@@ -20,6 +22,13 @@ def pick_device(name: str = "auto") -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no CUDA device; use device=cpu, or install a CUDA build")
     return torch.device(name)
+
+
+def now(device: torch.device) -> float:
+    """Return the seconds of a clock once all that was asked of a device is done; a GPU works on by itself."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from dynamorouter import __version__
 from dynamorouter.data.records import Record
+from dynamorouter.devices import now
 from dynamorouter.model.encode import TextPair
+from dynamorouter.model.writing import text_answer
 from dynamorouter.routing.baselines import Oracle
 from dynamorouter.system import System
 from dynamorouter.tasks.metrics import Metric, get_metric, row_statistics
@@ -78,19 +80,20 @@ def answer_all(
     chosen = np.full(len(rows), -1, dtype=np.int64)
     mixed: dict[int, tuple[Tensor, Tensor]] = {}
     seconds = dict.fromkeys(("trunk", "route", "answer"), 0.0)
-    before = time.perf_counter()
+    device = system.bases[system.router_base].device
+    before = now(device)
     for positions, chunk in system.chunks(rows):
-        at = _lap(seconds, "trunk", before)
+        at = _lap(seconds, "trunk", before, device)
         true = [experts[i] for i in positions]
         if isinstance(system.router, Oracle):
             system.router.known = torch.tensor(true)
         route = system.route_chunk(chunk)
         first = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
         best = [-1 if gone else expert for expert, gone in first]
-        at = _lap(seconds, "route", at)
+        at = _lap(seconds, "route", at, device)
         mute = {place for place, i in enumerate(positions) if i in silent}
         right = system.answer_chunk(chunk, true, silent=mute)
-        at = _lap(seconds, "answer", at)
+        at = _lap(seconds, "answer", at, device)
         if route.experts.shape[1] > 1:
             given = system.answer_chunk(chunk, best, mixture=(route.experts, route.weights), silent=mute)
             mixed.update(zip(positions, zip(route.experts, route.weights, strict=True), strict=True))
@@ -211,6 +214,13 @@ def _add_losses(
     right = system.engine.losses(records, list(experts[part]))
     mixed = None if found.mixture is None else (found.mixture[0][part], found.mixture[1][part])
     given = system.engine.losses(records, chosen, mixture=mixed)
+    lost = [i for i, cost in enumerate(given) if cost is None and chosen[i] >= 0]
+    if lost:  # sent to an expert that does not write: what the base alone would have cost
+        own = [experts[part][i] for i in lost]
+        nothing = torch.tensor(own)[:, None], torch.zeros(len(own), 1)
+        bare = system.engine.losses([records[i] for i in lost], own, mixture=nothing)
+        for i, cost in zip(lost, bare, strict=True):
+            given[i], found.routed[_places(part)[i]] = cost, text_answer("")
     for answers, costs in ((found.own, right), (found.routed, given)):
         for i, cost in zip(_places(part), costs, strict=True):
             answer = answers[i]
@@ -288,7 +298,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _lap(seconds: dict[str, float], name: str, before: float) -> float:
-    now = time.perf_counter()
-    seconds[name] += now - before
-    return now
+def _lap(seconds: dict[str, float], name: str, before: float, device: torch.device) -> float:
+    at = now(device)
+    seconds[name] += at - before
+    return at

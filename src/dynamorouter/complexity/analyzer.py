@@ -67,7 +67,7 @@ class Analyzer:
                     name = f"{meta.get('lang', 'en')}_{meta.get('name', 'own')}-{meta.get('version', '0')}"
                     return Analyzer(spacy.load(folder, exclude=_UNUSED), name=name)
             nlp = spacy.load(pipeline, exclude=_UNUSED)
-        except OSError as error:
+        except (OSError, ValueError, ImportError) as error:  # not there, of other parts, or of another version
             raise ConfigError(
                 f"complexity.pipeline is {pipeline!r}, which spaCy cannot load ({error}); allowed: "
                 f"{', '.join(PIPELINES)}, or the folder of a pipeline"

@@ -95,10 +95,12 @@ class WritingHead(Head):
 
     def _errors(self, hidden: Tensor, gold: Tensor) -> Tensor:
         """Return the cross-entropy of gold tokens ``(N,)`` at hidden states ``(N, D)``."""
-        if hidden.shape[0] * self._vocabulary <= LOGITS or not torch.is_grad_enabled():
+        if hidden.shape[0] * self._vocabulary <= LOGITS:
             return self._cross_entropy(hidden, gold)
         size = max(1, LOGITS // self._vocabulary)
         parts = zip(torch.split(hidden, size), torch.split(gold, size), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._cross_entropy(h, g) for h, g in parts])
         return torch.cat([checkpoint(self._cross_entropy, h, g, use_reentrant=False) for h, g in parts])
 
     def _cross_entropy(self, hidden: Tensor, gold: Tensor) -> Tensor:

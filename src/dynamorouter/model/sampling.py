@@ -18,6 +18,9 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError
 
+COLDEST = 1e-6
+"""Temperatures below this draw as this one does, which is the likeliest token: nothing overflows."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
@@ -122,8 +125,9 @@ class Sampler:
     def _draw(self, logits: Tensor, rows: Sequence[int], filtered: bool) -> Tensor:
         """Draw from each row of ``(B, V)`` by one uniform number, through the inverse of the distribution."""
         options = [self._options[row] for row in rows]
-        heat = logits.new_tensor([chosen.temperature for chosen in options])[:, None]
-        shares = (logits / heat).softmax(dim=-1).double()  # (B, V)
+        heat = logits.new_tensor([chosen.temperature for chosen in options], dtype=torch.float64)[:, None]
+        falls = (logits - logits.amax(dim=-1, keepdim=True)).double()
+        shares = (falls / heat.clamp_min(COLDEST)).softmax(dim=-1)  # (B, V)
         order: Tensor | None = None
         if filtered:
             shares, order = shares.sort(dim=-1, descending=True, stable=True)

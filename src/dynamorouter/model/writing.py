@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.model.bank import Gate
 from dynamorouter.model.base import Base
 from dynamorouter.model.encode import TextPair
@@ -31,9 +32,19 @@ def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> Gen
         changes: what is otherwise this time; it may name a ``seed`` too.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: an option is unknown, or a value of the wrong type or out of range.
     """
-    return GenerationOptions(**{**asdict(task.generation), **(changes or {})})
+    known = {each.name: type(each.default) for each in fields(GenerationOptions)}
+    wrong = [f"unknown option {name!r}{suggest(name, known)}" for name in changes or {} if name not in known]
+    for name, value in (changes or {}).items():
+        kind = known.get(name, object)
+        fits = isinstance(value, int | float if kind is float else list | tuple if kind is tuple else kind)
+        if not fits or (isinstance(value, bool) and kind is not object):
+            wrong.append(f"{name} is {value!r}, not a {'list of texts' if kind is tuple else kind.__name__}")
+    if wrong:
+        raise ConfigError(f"generation: {'; '.join(wrong)}; allowed options: {one_of(known)}")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in (changes or {}).items()}
+    return GenerationOptions(**{**asdict(task.generation), **given})
 
 
 def text_answer(text: str) -> Answer:

@@ -23,13 +23,15 @@ from dynamorouter.tasks.sandbox import Limits, run_tests
 from dynamorouter.tasks.statistics import Array
 from dynamorouter.tasks.task import Answer, Task
 
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([^`\n]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def program_of(text: str) -> str:
-    """Return the program in a written text: its first fenced block, else all of it."""
-    found = _FENCE.search(text)
-    return text if found is None else found[1]
+    """Return the program in a written text: its first fenced block of Python, else the first block, else all of it."""
+    text = text.replace("\r\n", "\n")
+    blocks = [(tag.strip().lower(), code) for tag, code in _FENCE.findall(text)]
+    named = [code for tag, code in blocks if not tag or tag.startswith("py")]
+    return next(iter(named or [code for _, code in blocks]), text)
 
 
 def pass_at(k: int, samples: int, right: int) -> float:
@@ -51,7 +53,6 @@ class _PassAt(Metric):
     """The mean over rows of the unbiased chance that one of k programs passes all of its tests."""
 
     head = "text"
-    k: ClassVar[int]
     limits: ClassVar[Limits] = Limits()
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
@@ -59,8 +60,8 @@ class _PassAt(Metric):
         tests = _lines(target.get("tests")) if isinstance(target, dict) else []
         if not isinstance(target, dict) or not tests:
             raise DataError(
-                f"task {task.name!r}: pass@{self.k} needs tests in the target, got {str(target)[:60]!r}; name their "
-                "column in the task: columns.extra={tests: COLUMN}"
+                f"task {task.name!r}: pass@{self.samples} needs tests in the target, got {str(target)[:60]!r}; name "
+                "their column in the task: columns.extra={tests: COLUMN}"
             )
         if answer is None:
             return 0.0, 1.0
@@ -69,7 +70,7 @@ class _PassAt(Metric):
         verdicts: dict[str, bool] = {}
         for code in dict.fromkeys(map(program_of, samples)):
             verdicts[code] = run_tests(code, tests, setup=setup, limits=self.limits).passed
-        return pass_at(self.k, len(samples), sum(verdicts[program_of(text)] for text in samples)), 1.0
+        return pass_at(self.samples, len(samples), sum(verdicts[program_of(text)] for text in samples)), 1.0
 
     def rows(self, answers: Sequence[Answer | None], targets: Sequence[Target], task: Task) -> Array:
         """Judge rows side by side, as many at a time as there are processors: the threads only wait."""
@@ -86,18 +87,18 @@ class _PassAt(Metric):
 class PassAt1(_PassAt):
     """pass@1: the share of programs that pass their tests."""
 
-    k = 1
+    samples = 1
 
 
 @metrics.register("pass_at_5")
 class PassAt5(_PassAt):
     """pass@5: the chance that one of five samples passes."""
 
-    k = 5
+    samples = 5
 
 
 @metrics.register("pass_at_10")
 class PassAt10(_PassAt):
     """pass@10: the chance that one of ten samples passes."""
 
-    k = 10
+    samples = 10

@@ -18,7 +18,7 @@ import numpy as np
 
 from dynamorouter.data.records import Record, Target
 from dynamorouter.data.spec import AnswerKind, answer_kind
-from dynamorouter.errors import DataError
+from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.statistics import Array
 from dynamorouter.tasks.task import Answer, Task
@@ -34,11 +34,13 @@ class Metric(ABC):
         head: the kind of answer that it judges.
         higher_is_better: whether a larger value is a better one.
         reads_loss: whether it judges the loss of the target's text (``Answer.nll``) and not what was written.
+        samples: how many texts of a row it judges at least.
     """
 
     head: ClassVar[AnswerKind]
     higher_is_better: ClassVar[bool] = True
     reads_loss: ClassVar[bool] = False
+    samples: ClassVar[int] = 1
 
     @abstractmethod
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
@@ -114,10 +116,15 @@ def check_metrics(tasks: Sequence[Task]) -> None:
 
     Raises:
         MissingExtraError: one needs a package that is not installed.
-        ConfigError: there is no metric of a name.
+        ConfigError: there is no metric of a name, or one needs more texts of a row than a run writes.
     """
     for name in sorted({name for task in tasks for name in task.metrics}):
-        get_metric(name)
+        samples = get_metric(name).samples
+        if samples > 1:
+            raise ConfigError(
+                f"metric {name!r} needs {samples} texts of each row, but a run writes one; take pass_at_1 there, and "
+                f"score lists of {samples} or more of your own with dynamorouter.tasks.metrics.score"
+            )
 
 
 def _of_kind(answer: Answer | None, task: Task) -> Answer | None:

@@ -33,7 +33,7 @@ _X86_64 = {
     "utimes": 235, "mq_open": 240, "add_key": 248, "keyctl": 250, "fchownat": 260, "futimesat": 261, "fchmodat": 268,
     "unshare": 272, "utimensat": 280, "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "prlimit64": 302, "setns": 308,
     "process_vm_readv": 310, "process_vm_writev": 311, "memfd_create": 319, "bpf": 321, "execveat": 322,
-    "userfaultfd": 323,
+    "userfaultfd": 323, "truncate": 76,
 }  # fmt: skip
 _AARCH64 = {
     "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
@@ -43,7 +43,7 @@ _AARCH64 = {
     "bind": 200, "listen": 201, "accept": 202, "connect": 203, "sendto": 206, "add_key": 217, "keyctl": 219,
     "clone": 220, "execve": 221, "rt_tgsigqueueinfo": 240, "perf_event_open": 241, "prlimit64": 261, "setns": 268,
     "process_vm_readv": 270, "process_vm_writev": 271, "memfd_create": 279, "bpf": 280, "execveat": 281,
-    "userfaultfd": 282,
+    "userfaultfd": 282, "truncate": 45,
 }  # fmt: skip
 _NEWER = {
     "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426, "pidfd_open": 434, "pidfd_getfd": 438,
@@ -88,7 +88,10 @@ def no_network(libc: Any) -> bool:
 
 
 def writes_only_in(folder: str, libc: Any) -> bool:
-    """Forbid by Landlock to change or execute any file outside ``folder``; whether the kernel can."""
+    """Forbid by Landlock to change or execute any file outside ``folder``; whether the kernel can, truncation included.
+
+    Kernels before Linux 6.2 leave truncation alone: what they can forbid is forbidden, and the answer is no.
+    """
     if sys.platform != "linux":
         return False
     version = libc.syscall(444, None, 0, 1)
@@ -107,7 +110,7 @@ def writes_only_in(folder: str, libc: Any) -> bool:
         os.close(beneath)
     done = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and libc.syscall(446, rules, 0) == 0
     os.close(rules)
-    return bool(done)
+    return bool(done) and version >= 3
 
 
 def filter_calls(libc: Any) -> bool:
@@ -187,12 +190,12 @@ def judge(code: str, setup: str, tests: list[str]) -> dict[str, Any]:
     space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
     stage = "program"
     try:
-        exec(compile(code, "<program>", "exec"), space)
+        exec(compile(code, "<program>", "exec", dont_inherit=True), space)
         stage = "setup"
-        exec(compile(setup, "<setup>", "exec"), space)
+        exec(compile(setup, "<setup>", "exec", dont_inherit=True), space)
         for number, test in enumerate(tests, start=1):
             stage = f"test {number}"
-            exec(compile(test, f"<test {number}>", "exec"), space)
+            exec(compile(test, f"<test {number}>", "exec", dont_inherit=True), space)
             passed += 1
     except MemoryError:
         return {"outcome": "memory", "passed": passed, "detail": f"{stage}: MemoryError"}

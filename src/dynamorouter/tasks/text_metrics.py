@@ -25,6 +25,7 @@ from dynamorouter.tasks.statistics import Array
 from dynamorouter.tasks.task import Answer, Task
 
 FINAL = "####"
+DIGITS = 1000
 """What stands before the final answer of a worked solution, as in GSM8K."""
 
 _SIGN = r"(?<![0-9A-Za-z_)\]%.])(?P<{}>[-\u2212])"
@@ -174,17 +175,20 @@ def final_number(text: str) -> Fraction | None:
 
     It is the first number after the first ``####`` that one follows on its line, as in the official evaluation of
     GSM8K, else the last number of the text. Thousands separators, signs, decimals, currency signs and percent signs
-    are read; a dash between two numbers or in a word is no sign, and 50 % is 50.
+    are read; a dash between two numbers or in a word is no sign, and 50 % is 50. A number of more than 1,000 digits, as
+    a text that runs in circles may hold, is none.
     """
     for part in text.split(FINAL)[1:]:
-        found = _NUMBER.search(part.lstrip().partition("\n")[0])
+        found = _NUMBER.search(part.partition("\n")[0])
         if found is not None:
             return _value(found)
     numbers = deque(_NUMBER.finditer(text), maxlen=1)
     return _value(numbers[0]) if numbers else None
 
 
-def _value(found: re.Match[str]) -> Fraction:
+def _value(found: re.Match[str]) -> Fraction | None:
+    if len(found["digits"]) > DIGITS:
+        return None
     value = Fraction(found["digits"].replace(",", ""))
     return -value if found["sign"] or found["inner"] else value
 

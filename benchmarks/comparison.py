@@ -23,11 +23,12 @@ LEFT_OUT = ("words", "studies")
 """Too long to commit whole: features are in the run's own report, and spectra are cut below."""
 
 
-def take(run: Path) -> Path:
-    """Copy a comparison's figures without what is long, and return the file."""
+def take(run: Path, command: str) -> Path:
+    """Copy a comparison's figures without what is long, and the command that made them; returns the file."""
     found: dict[str, Any] = json.loads((run / "bench.json").read_text(encoding="utf-8"))
     studies = [row for row in found["studies"] if row["study"] != "layers"]
     small = {key: value for key, value in found.items() if key not in LEFT_OUT} | {"words": {}, "studies": studies}
+    small["command"] = command
     path = RESULTS / f"{found['recipe'].replace('-', '_')}.json"
     path.write_text(json.dumps(_rounded(small), indent=1) + "\n", encoding="utf-8")
     return path
@@ -62,6 +63,7 @@ def section(found: dict[str, Any]) -> str:
     }
     parts = [
         f"### `{found['recipe']}`",
+        f"`{found['command']}`",
         report.what(found),
         "\n".join(f"- {answer}" for answer in report.answers(found)),
         *(f"![{about[kind]}](assets/{name}_{kind}.svg)" for kind in drawn),
@@ -85,9 +87,12 @@ def main() -> None:
     """Take over a run if one is given, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished folder of 'dynamorouter bench'")
+    parser.add_argument("--command", default="", help="the command that made it, kept with the figures")
     args = parser.parse_args()
+    if args.run and not args.command:
+        parser.error("--run needs --command, so that a reader can make the figures again")
     if args.run:
-        print(f"written to {take(args.run)}")
+        print(f"written to {take(args.run, args.command)}")
     there = [path for name in RECIPES if (path := RESULTS / f"{name.replace('-', '_')}.json").is_file()]
     text = PAGE.read_text(encoding="utf-8").partition(MARK)[0].rstrip()
     parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in there]

@@ -34,7 +34,8 @@ router: {hidden: 8, epochs: 2, train_rows: 8}
 evaluation: {select_rows: 4, calibrate_rows: 4, report_rows: 6}
 device: cpu
 bench: {enabled: true, seeds: 1, evaluations: 2, tune_rows: 3, resamples: 50, permutations: 50,
-  arms: [majority, words/*, base, oracle, mixture, router/knn, merge/linear, tuned/ties, joint, full, calibration_lora],
+  arms: [majority, words/*, base, oracle, mixture, router/knn, merge/linear, joint, full, calibration_lora,
+    tuned/ties, tuned/adamerging, tuned/fisher, tuned/regmean, tuned/lorahub],
   studies: {coefficients: [0.5], densities: [], ranks: [], layers: true}}
 """
 
@@ -79,6 +80,8 @@ def test_arms_answer_in_text(config: Config, tmp_path: Path) -> None:
     assert {task for arm, task in rows if arm == "oracle"} == {"topic", "adding"}
     assert {task for arm, task in rows if arm.startswith("words/")} == {"topic"}  # a number is no label
     assert rows["words/logistic", "topic"]["value"] == 1.0
+    tuned = {arm for arm, _ in rows if arm.startswith("tuned/")}
+    assert tuned == {"tuned/ties", "tuned/fisher", "tuned/regmean", "tuned/lorahub"}  # texts have no entropy of classes
     assert set(rows["majority", "topic"]["metrics"]) == {"text_match"}  # the loss of a text is no answer
     assert rows["majority", "topic"]["value"] > 0.5 and rows["majority", "adding"]["value"] == 0.0
     assert set(rows["words/bayes", "topic"]["notes"]["top_features"]) == {"Business", "Sports"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def test_every_declared_extra_is_explained() -> None:
     if not declared:
         pytest.skip("the package is not installed")
     assert set(declared) == set(doctor.FEATURES)
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(doctor.FEATURES) == set(project["optional-dependencies"]) - {"all"}
 
 
 def test_a_missing_extra_names_feature_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

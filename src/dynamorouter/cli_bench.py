@@ -49,6 +49,7 @@ def bench(arguments: Words = None, *, out: Out, resume: Resume = False) -> None:
 
 def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     """Open the folder, do what is left of the comparison, write the reports, and print the main table."""
+    from dynamorouter.bench.canvas import plotting
     from dynamorouter.bench.report import write_reports
     from dynamorouter.bench.rows import FREE
     from dynamorouter.bench.run import bench as compare
@@ -56,6 +57,7 @@ def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     from dynamorouter.runs import check_places, keep_settings, open_run
 
     check(settings)
+    plotting()
     if not (out / "config.yaml").is_file():
         check_places(settings)
     open_run(settings, out, resume=resume, free=FREE)

@@ -15,6 +15,11 @@ JSON, PICTURE = "complexity.json", "complexity"
 
 
 def explore_complexity(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[complexity.KEY=VALUE]...", help="Weights, caps and thresholds as a run has them."),
+    ] = None,
+    *,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where numbers and picture are written; else nowhere.")
     ] = None,
@@ -26,15 +31,18 @@ def explore_complexity(
         str, typer.Option("--task", metavar="NAME|FILE", help="Columns and folder: that of a tier, or another task's.")
     ] = "simple",
     pipeline: Annotated[
-        str, typer.Option("--pipeline", metavar="NAME|DIR", help="auto, own, en_core_web_sm, or a folder.")
-    ] = "auto",
+        str | None, typer.Option("--pipeline", metavar="NAME|DIR", help="auto, own, en_core_web_sm, or a folder.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=3, help="Most rows, the first.")] = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the distributions (extra 'plots').")] = True,
     image: Annotated[str, typer.Option("--format", metavar="png|svg", help="Format of the picture.")] = "png",
 ) -> None:
     """Distribution of every complexity feature, the score, the tiers in three ways, and examples at the edges."""
+    from dataclasses import replace
+
+    from dynamorouter.builders import tier_options
     from dynamorouter.complexity.explore import survey
-    from dynamorouter.complexity.prepare import TierOptions
+    from dynamorouter.config import compose
     from dynamorouter.errors import ConfigError
     from dynamorouter.tracking import Progress
 
@@ -45,12 +53,15 @@ def explore_complexity(
         from dynamorouter.complexity.plots import require
 
         require()
+    config = compose("complexity", list(settings or []))
+    assert config.complexity is not None
+    options = tier_options(config, config.complexity)
     records = _records(task, data)[:limit]
     with Progress("complexity", len(records)) as progress:
         found = survey(
             records,
             ("simple", "medium", "complex"),
-            options=TierOptions(pipeline=pipeline),
+            options=options if pipeline is None else replace(options, pipeline=pipeline),
             advance=progress.advance,
         )
     values = found.to_json()

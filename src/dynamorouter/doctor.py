@@ -21,8 +21,9 @@ FEATURES = {
     "parquet": "local data in Parquet files",
     "track": "tracking.tensorboard=true and tracking.wandb=true",
     "plots": "figures of the reports",
+    "complexity": "the recipe complexity, and explore complexity",
     "text": "ROUGE and BLEU of written text",
-    "bench": "the comparisons with PEFT and the Hugging Face Trainer",
+    "bench": "merge verify, and the benchmarks beside PEFT, mergekit and the Hugging Face Trainer",
     "docs": "building the documentation",
     "dev": "running the tests and checks",
 }

@@ -25,8 +25,9 @@ from dynamorouter.merge.collect import observed
 from dynamorouter.merge.combine import MergeResult, check_experts, merge_experts
 from dynamorouter.merge.diagnose import METHODS, Diagnosis, diagnose
 from dynamorouter.merge.registry import NEEDS, merges
-from dynamorouter.model.bank import RowGate
+from dynamorouter.model.bank import Gate, RowGate
 from dynamorouter.model.base import Base
+from dynamorouter.model.encode import Batch
 from dynamorouter.model.expert import Expert, install_experts
 from dynamorouter.system import EXPERTS, System
 
@@ -317,11 +318,18 @@ def _compare(base: Base, other: Base, expert: Expert) -> dict[str, Any]:
     install_experts(base, [expert])
     windows = base.encoder.windows([(text, None) for text in TEXTS], max_tokens=32, stride=8)
     batch = base.encoder.collate([window.encoding for window in windows], base.device)
-    here = batch.mask.bool()
+    gate = RowGate(torch.zeros(len(windows), dtype=torch.long, device=base.device))
     with torch.inference_mode():
-        ours = base.full(batch, RowGate(torch.zeros(len(windows), dtype=torch.long, device=base.device)))[here]
-        bare = base.full(batch, None)[here]
-        theirs = other.full(batch, None)[here]
+        ours, bare, theirs = (_outputs(which, batch, own) for which, own in ((base, gate), (base, None), (other, None)))
     size = float(theirs.abs().max())
     difference = float((ours - theirs).abs().max()) / size
     return {"difference": difference, "change": float((ours - bare).abs().max()) / size, "ok": difference <= TOLERANCE}
+
+
+def _outputs(base: Base, batch: Batch, gate: Gate | None) -> torch.Tensor:
+    """Return the last hidden states of all tokens, ``(N, D)``; of an encoder-decoder those of both stacks."""
+    here = batch.mask.bool()
+    states = base.full(batch, gate)
+    if base.kind != "seq2seq":
+        return states[here]
+    return torch.cat([states[here], base.decode_hidden(states, batch.mask, batch.ids, gate)[here]])

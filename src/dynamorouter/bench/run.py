@@ -80,6 +80,8 @@ def _impossible(config: Config) -> list[str]:
     if config.experts.fusion:
         named = ", ".join(config.experts.fusion)
         found.append(f"experts.fusion names {named}; fused experts cannot be merged: leave it out of a comparison")
+    if config.joint.enabled:
+        found.append("joint.enabled is true, but a comparison has no joint phase; set joint.enabled=false")
     return found
 
 
@@ -130,8 +132,8 @@ def _done(file: RowFile, name: str, config: Config, seed: int) -> bool:
 
 
 def _answerable(name: str, config: Config) -> list[str]:
-    arm = build_arm(name)
-    return [task.name for task in run_tasks(config) if arm.applies(task)]
+    arm, tasks = build_arm(name), run_tasks(config)
+    return [task.name for task in tasks if arm.applies(task)] if arm.suits(tasks) else []
 
 
 def _arms(contest: Contest, names: Sequence[str], file: RowFile, out: Path, *, config_hash: str) -> None:

@@ -22,7 +22,7 @@ from dynamorouter.settings import Config
 from dynamorouter.tasks.statistics import Array
 
 ORACLE, BASE, NAIVE = "oracle", "base", "merge/factor_average"
-BINARY = ("accuracy", "squad_em", "text_match", "final_number")
+BINARY = ("accuracy", "squad_em", "text_match", "final_number", "pass_at_1")
 """Headline metrics that are right or wrong for each item, so that McNemar's test applies."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 TITLES = {
@@ -50,6 +50,15 @@ def page(figures: Mapping[str, Any], answers: Sequence[Said], pictures: Sequence
                 for part, s in own["words"].items()
             ),
         ),
+        "## Do lengths go together?\n",
+        table(
+            ("task", "lengths of", "rows", "Pearson", "95 %", "Spearman", "95 %"),
+            (
+                (name, pair.replace("/", " and "), own_pair["n"], *_correlation(own_pair))
+                for name, own in figures["tasks"].items()
+                for pair, own_pair in own["length_relations"].items()
+            ),
+        ),
         *_balances(figures["tasks"]),
         "## Duplicates\n",
         "Equal but for case, punctuation and spaces; near ones share "
@@ -67,6 +76,14 @@ def page(figures: Mapping[str, Any], answers: Sequence[Said], pictures: Sequence
         *(f"![{TITLES[name]}]({name})\n" for name in pictures),
     ]
     return "\n".join(sections).rstrip() + "\n"
+
+
+def _correlation(relation: Mapping[str, Any]) -> Iterator[object]:
+    """Yield each correlation with its interval; nothing where there is none."""
+    for name in ("pearson", "spearman"):
+        found = relation[name]
+        yield None if found is None else found["value"]
+        yield None if found is None else "{:.3f} to {:.3f}".format(*found["ci95"])
 
 
 _COUNTS = ("rows", "again", "contradicting", "near_again", "in_train", "near_in_train")

@@ -65,6 +65,10 @@ class Arm(ABC):
         """Tell whether the arm can answer a task; a task that it cannot answer has no row."""
         return True
 
+    def suits(self, tasks: Sequence[Task]) -> bool:
+        """Tell whether the arm can be made of the experts of these tasks; one that cannot has no rows at all."""
+        return True
+
     @abstractmethod
     def fit(self, contest: Contest) -> None:
         """Do what is done once for all tasks; the same seed gives the same arm."""

@@ -30,7 +30,7 @@ def _place_all(contest: Contest) -> None:
 class OneExpert(Arm):
     """One expert's factors under the head of every task."""
 
-    about = "one expert's factors for every task, under that task's head: a column of the expert x task matrix"
+    about = "one expert's factors for every task, under that task's head: a row of the expert x task matrix"
 
     @classmethod
     def variants(cls, tasks: Sequence[str]) -> list[str]:

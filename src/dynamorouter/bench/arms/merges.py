@@ -12,10 +12,11 @@ from typing import Any
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.contest import Contest, head_count
+from dynamorouter.data.spec import WRITERS
 from dynamorouter.merge.collect import observed
 from dynamorouter.merge.combine import MergeResult, merge_experts
 from dynamorouter.merge.registry import merges
-from dynamorouter.tasks.task import Answer
+from dynamorouter.tasks.task import Answer, Task
 
 FACTOR = (0.25, 4.0)
 """Range of the factor on the weights, drawn evenly on a logarithmic scale."""
@@ -78,6 +79,10 @@ class Tuned(Merged):
     def variants(cls, tasks: Sequence[str]) -> list[str]:
         """Return the methods, those that need data too."""
         return methods(len(tasks), data_free=False)
+
+    def suits(self, tasks: Sequence[Task]) -> bool:
+        """Tell whether every task has classes, where certainty of the answers is what is searched for."""
+        return merges.get(self.variant).needs != "entropy" or not any(task.head in WRITERS for task in tasks)
 
     def fit(self, contest: Contest) -> None:
         """Try the defaults and points of the sequence, and keep the best on the select rows."""

@@ -157,6 +157,26 @@ def test_a_comparison_grows_by_arms_and_seeds(home: Path, tmp_path: Path) -> Non
     assert [arm["arm"] for arm in json.loads((out / "bench.json").read_text())["arms"]] == ["oracle"]
 
 
+def test_experts_that_are_there_are_compared_as_they_are(compared: Path, home: Path, tmp_path: Path) -> None:
+    system, out = compared / "seeds" / "0" / "system", tmp_path / "out"
+    chosen = words(
+        home, *SMALL, *NO_STUDIES, "bench.arms=[base,oracle,merge/linear,router/own]", f"bench.system={system}"
+    )
+    before = contents(system)
+    assert call("bench", *chosen, "--out", out).exit_code == 0
+    assert contents(system) == before and not (out / "seeds" / "0" / "phases" / "experts").exists()
+    old = {(row["arm"], row["task"]): row for row in lines(compared / ROWS)}
+    for row in lines(out / ROWS):
+        there = old[row["arm"], row["task"]]
+        assert (row["value"], row["experts"]) == (there["value"], there["experts"])
+    for wrong, word in (
+        ("bench.system=nowhere", "no saved system"),
+        (f"bench.system={system / 'experts'}", "no saved system"),
+    ):
+        assert word in refused(call("bench", *chosen[:-1], wrong, "--out", tmp_path / "no"))
+    assert "bench.seeds=1" in refused(call("bench", *chosen, "bench.seeds=2", "--out", tmp_path / "no"))
+
+
 def test_all_mistakes_are_named_at_once(home: Path, tmp_path: Path) -> None:
     wrong = ("bench.arms=[merge/tyes,oracel,router/*]", "bench.seeds=0", "bench.evalutions=3", "experts.rank=0")
     said = refused(call("bench", *words(home, *wrong), "--out", tmp_path / "out"))

@@ -34,6 +34,8 @@ class BenchSettings(Settings):
 
     enabled: bool = False
     """Whether ``run`` is the comparison."""
+    system: str | None = None
+    """Folder of a saved system whose experts are compared; ``None`` trains experts for every seed."""
     arms: Names = ARMS
     """Names of arms or patterns such as ``merge/*``; one that begins with ``-`` takes away."""
     seeds: Count = 3

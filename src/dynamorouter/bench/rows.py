@@ -53,7 +53,7 @@ VOLATILE = ("seconds", "peak_memory_mb", "versions")
 """What may differ between two runs of the same settings."""
 TIMES = ("merge_seconds",)
 """Notes that may differ too."""
-GROWS = ("arms", "seeds", "permutations", "diagram")
+GROWS = ("system", "arms", "seeds", "permutations", "diagram")
 """Settings of a comparison that change no row: with others of them it can go on."""
 FREE = (*NO_INFLUENCE, *(f"bench.{name}" for name in GROWS))
 """The same as ``open_run`` takes them."""

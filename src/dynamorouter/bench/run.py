@@ -15,6 +15,7 @@ from typing import Any
 from dynamorouter import pipeline
 from dynamorouter.bench.arms.base import Arm, build_arm, match_arms
 from dynamorouter.bench.contest import FLOAT, Contest, check_one_base, headline
+from dynamorouter.bench.given import check_given, take_experts
 from dynamorouter.bench.rows import ROWS, RowFile, item_path, row_digest, write_items
 from dynamorouter.bench.studies import check_studies, study
 from dynamorouter.builders import run_tasks
@@ -41,7 +42,7 @@ def check(config: Config) -> None:
     _, mistakes = match_arms(config.bench.arms, list(config.task))
     _, more = match_arms(config.bench.diagram, list(config.task))
     found = [f"bench.arms: {mistake}" for mistake in mistakes] + [f"bench.diagram: {mistake}" for mistake in more]
-    found += [*_impossible(config)]
+    found += [*_impossible(config), *check_given(config)]
     found += [*check_one_base(config), *check_studies(config), *_headlines(config)]
     if found:
         raise ConfigError("\n".join(found))
@@ -115,7 +116,7 @@ def _headlines(config: Config) -> list[str]:
 
 
 def _train(config: Config, folder: Path, *, first: Path) -> None:
-    """Train a seed's experts and router, on the rows of the first seed."""
+    """Train a seed's experts and router on the rows of the first seed, or take those that are given."""
     open_run(config, folder, resume=True, free=(*NO_INFLUENCE, "bench"))
     run = Run(config, folder)
     if folder != first and not run.is_done("prepare"):
@@ -123,6 +124,9 @@ def _train(config: Config, folder: Path, *, first: Path) -> None:
         shutil.copytree(first / "data", folder / "data", dirs_exist_ok=True)
         run.note("prepare", seconds=0.0, log=0)
     pipeline.prepare(config, folder)
+    if config.bench.system is not None:
+        take_experts(config, run)
+        return
     pipeline.fit_experts(config, folder)
     pipeline.fit_router(config, folder)
 

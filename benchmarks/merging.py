@@ -129,7 +129,7 @@ def references() -> dict[str, float]:
 def main() -> None:
     """Measure and write."""
     parser = arguments("merging", __doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1, help="how often every side is run")
+    parser.add_argument("--rounds", type=int, default=3, help="how often every side is run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     blocks, width, experts, rank = (2, 256, 4, 8) if options.quick else (12, 768, 8, 16)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from dynamorouter.data.records import Record
@@ -15,6 +18,7 @@ from dynamorouter.files import read_json
 from dynamorouter.learn.experts import fit_experts
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
+from dynamorouter.merging import verify
 from dynamorouter.model.bank import RowGate
 from dynamorouter.model.expert import LoraSettings
 from dynamorouter.system import System
@@ -26,7 +30,7 @@ SHORT = Task("short", "seq2seq", Columns("a", "b"), metrics=("lm_loss",), genera
 
 
 @pytest.mark.parametrize("architecture", ["t5", "pegasus"])
-def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str) -> None:
+def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_lm(write_lm(tmp_path / architecture, architecture))
     tasks = [SHORT, dataclasses.replace(SHORT, name="other")]
     plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0), epochs=2, batch_rows=4) for task in tasks]
@@ -55,3 +59,23 @@ def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str) -> No
         want = oracle(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).logits
         got = base.logits(base.decode_hidden(base.encode(batch, gate), batch.mask, labels, gate))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+    (same,) = verify(tmp_path / "system", "short")
+    assert same["ok"] and same["change"] > 0
+    tensors = load_file(folder / "adapter_model.safetensors")
+    wrong = {key: value * (2 if ".decoder." in key else 1) for key, value in tensors.items()}
+    assert any(not torch.equal(wrong[key], tensors[key]) for key in tensors)
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", _with(PeftModel.from_pretrained, wrong))
+    (differs,) = verify(tmp_path / "system", "short")
+    assert not differs["ok"], "the decoder's half is compared too"
+
+
+def _with(load: Callable[..., PeftModel], tensors: Mapping[str, torch.Tensor]) -> Callable[..., PeftModel]:
+    """Return PEFT's loader with other weights put in."""
+
+    def loaded(model: Any, folder: str) -> PeftModel:
+        found = load(model, folder)
+        set_peft_model_state_dict(found, dict(tensors))
+        return found
+
+    return loaded

@@ -14,7 +14,7 @@ from conftest import MOOD, NAMES, make_rows
 from dynamorouter.bench.arms.base import arm_names, match_arms
 from dynamorouter.bench.arms.merges import search_points
 from dynamorouter.bench.arms.words import word_features
-from dynamorouter.bench.rows import ITEMS, KEYS, ROWS, RowFile, stable
+from dynamorouter.bench.rows import ITEMS, KEYS, ROWS, RowFile, row_digest, stable
 from dynamorouter.bench.run import bench
 from dynamorouter.bench.studies import STUDIES
 from dynamorouter.learn.shared import AdapterBody, FrozenBody, Pupil, SharedOptions, fit_shared, shared_examples
@@ -155,6 +155,14 @@ def test_a_comparison_grows_by_arms_and_seeds(home: Path, tmp_path: Path) -> Non
     assert len(lines(out / ROWS)) == 3 * 2 * len(found["tasks"])
     assert call("bench", "bench.arms=[oracle]", "bench.seeds=1", "--out", out, "--resume").exit_code == 0
     assert [arm["arm"] for arm in json.loads((out / "bench.json").read_text())["arms"]] == ["oracle"]
+
+
+def test_the_hash_of_rows_changes_with_what_changes_rows_alone(home: Path) -> None:
+    config = small(home)
+    same = small(home, "bench.arms=[base]", "bench.seeds=5", "bench.permutations=9", "tracking.tensorboard=true")
+    assert row_digest(same) == row_digest(config)
+    for other in ("experts.rank=3", "bench.resamples=51", "bench.tune_rows=5", "seed=3"):
+        assert row_digest(small(home, other)) != row_digest(config)
 
 
 def test_experts_that_are_there_are_compared_as_they_are(compared: Path, home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Beside each row lies the log of its items, so that paired tests can be made late
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,6 @@ from dynamorouter.errors import DataError
 from dynamorouter.files import writing
 from dynamorouter.runs import NO_INFLUENCE
 from dynamorouter.settings import Config
-from dynamorouter.settings_bench import BenchSettings
 from dynamorouter.tasks.statistics import Array
 from dynamorouter.tasks.task import Answer
 
@@ -60,10 +60,10 @@ FREE = (*NO_INFLUENCE, *(f"bench.{name}" for name in GROWS))
 
 
 def row_digest(config: Config) -> str:
-    """Return the ``config_hash`` of rows: it changes with every setting that may change a row."""
-    fixed = BenchSettings()
-    bench = config.bench.model_copy(update={name: getattr(fixed, name) for name in GROWS})
-    return config.model_copy(update={"bench": bench}).digest()
+    """Return the ``config_hash`` of rows: it changes with every setting that may change a row, and with no other."""
+    tree = {key: value for key, value in config.to_json().items() if key not in NO_INFLUENCE}
+    tree["bench"] = {key: value for key, value in tree["bench"].items() if key not in GROWS}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 class RowFile:

@@ -56,16 +56,16 @@ def bench(config: Config, out: Path) -> list[dict[str, Any]]:
     """
     check(config)
     names, _ = match_arms(config.bench.arms, list(config.task))
-    file = RowFile(out / ROWS)
+    file, digest = RowFile(out / ROWS), row_digest(config)
     for seed in range(config.seed, config.seed + config.bench.seeds):
         own = config.model_copy(update={"seed": seed})
         folder = out / SEEDS / str(seed)
         _train(own, folder, first=out / SEEDS / str(config.seed))
-        missing = [name for name in names if not _done(file, name, own, seed)]
+        missing = [name for name in names if not _done(file, name, own, digest)]
         if missing:
             contest = Contest.open(own, folder, load_prepared(folder / "data", list(config.task)))
             _same_experts(contest, file, out)
-            _arms(contest, missing, file, out, config_hash=row_digest(config))
+            _arms(contest, missing, file, out, config_hash=digest)
     first = out / SEEDS / str(config.seed)
     study(Contest.open(config, first, load_prepared(first / "data", list(config.task))), out)
     return list(file)
@@ -131,8 +131,9 @@ def _train(config: Config, folder: Path, *, first: Path) -> None:
     pipeline.fit_router(config, folder)
 
 
-def _done(file: RowFile, name: str, config: Config, seed: int) -> bool:
-    return all(file.has(arm=name, task=task, seed=seed) for task in _answerable(name, config))
+def _done(file: RowFile, name: str, config: Config, digest: str) -> bool:
+    wanted = {"arm": name, "seed": config.seed, "config_hash": digest}
+    return all(file.has(**wanted, task=task) for task in _answerable(name, config))
 
 
 def _answerable(name: str, config: Config) -> list[str]:
@@ -155,7 +156,8 @@ def _arms(contest: Contest, names: Sequence[str], file: RowFile, out: Path, *, c
             arm.fit(contest)
             fit = time.perf_counter() - before
             for task in contest.tasks:
-                if arm.applies(task) and not file.has(arm=name, task=task.name, seed=contest.seed):
+                key = {"arm": name, "task": task.name, "seed": contest.seed, "config_hash": config_hash}
+                if arm.applies(task) and not file.has(**key):
                     file.append({**_row(contest, arm, name, task.name, out, fit=fit), **shared})
             progress.advance(note=name)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from dynamorouter.complexity.prepare import TierOptions
     from dynamorouter.data.records import Record
 
 JSON, PICTURE = "complexity.json", "complexity"
@@ -38,11 +39,7 @@ def explore_complexity(
     image: Annotated[str, typer.Option("--format", metavar="png|svg", help="Format of the picture.")] = "png",
 ) -> None:
     """Distribution of every complexity feature, the score, the tiers in three ways, and examples at the edges."""
-    from dataclasses import replace
-
-    from dynamorouter.builders import tier_options
     from dynamorouter.complexity.explore import survey
-    from dynamorouter.config import compose
     from dynamorouter.errors import ConfigError
     from dynamorouter.tracking import Progress
 
@@ -53,15 +50,13 @@ def explore_complexity(
         from dynamorouter.complexity.plots import require
 
         require()
-    config = compose("complexity", list(settings or []))
-    assert config.complexity is not None
-    options = tier_options(config, config.complexity)
+    options = _tier_options(settings or [], pipeline)
     records = _records(task, data)[:limit]
     with Progress("complexity", len(records)) as progress:
         found = survey(
             records,
             ("simple", "medium", "complex"),
-            options=options if pipeline is None else replace(options, pipeline=pipeline),
+            options=options,
             advance=progress.advance,
         )
     values = found.to_json()
@@ -77,6 +72,19 @@ def explore_complexity(
 
         draw(found, out / f"{PICTURE}.{image}")
     print(f"written to {out}")
+
+
+def _tier_options(settings: Sequence[str], pipeline: str | None) -> TierOptions:
+    """Return how a run with these settings would part its rows."""
+    from dataclasses import replace
+
+    from dynamorouter.builders import tier_options
+    from dynamorouter.config import compose
+
+    config = compose("complexity", list(settings))
+    assert config.complexity is not None
+    options = tier_options(config, config.complexity)
+    return options if pipeline is None else replace(options, pipeline=pipeline)
 
 
 def _records(name: str, data: Path | None) -> list[Record]:

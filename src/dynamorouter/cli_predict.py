@@ -56,12 +56,7 @@ def predict(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of what is drawn.")] = None,
 ) -> None:
     """Answer a text, or each row of a file: chosen expert, confidence, answer."""
-    if (text is None) == (file is None):
-        raise ConfigError("give either a text or --file JSONL")
-    if file is not None and pair is not None:
-        raise ConfigError("--pair goes with a text; rows of a file hold their own 'pair'")
-    if stream and (file is not None or as_json or out is not None):
-        raise ConfigError("--stream shows one text as it is written; leave out --file, --json and --out")
+    _check_words(text, file, pair, stream=stream, elsewhere=as_json or out is not None)
     from dynamorouter.files import writing
     from dynamorouter.system import System
 
@@ -95,6 +90,16 @@ def predict(
         tasks = None if task is None else [task]
         values = loaded.predict([text], [pair], tasks, generation=generation)[0].to_json()
         print(_shown(values, as_json=as_json or out is not None), file=where)
+
+
+def _check_words(text: str | None, file: Path | None, pair: str | None, *, stream: bool, elsewhere: bool) -> None:
+    """Refuse words of the command line that do not go together."""
+    if (text is None) == (file is None):
+        raise ConfigError("give either a text or --file JSONL")
+    if file is not None and pair is not None:
+        raise ConfigError("--pair goes with a text; rows of a file hold their own 'pair'")
+    if stream and (file is not None or elsewhere):
+        raise ConfigError("--stream shows one text as it is written; leave out --file, --json and --out")
 
 
 def _predict_file(

@@ -6,7 +6,7 @@ Letters: B batch, S positions, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,12 +72,12 @@ class Examiner:
         self.task, self.records = task, records
         file = cache.folder / f"{task.name}.select" if cache.folder else None
         self.by_loss = task.head in WRITERS and select_by == "loss"
-        self._held: _Reading | _Writing
-        if task.head in WRITERS:
-            self._held = _Writing(base, task, records, depth=depth, budget=budget, limit=cache.limit, file=file)
-        else:
-            self._held = _Reading(base, task, records, depth=depth, budget=budget, limit=cache.limit, file=file)
-        self.cache = self._held.cache
+
+        def hold(examples: Sequence[Example]) -> _Passes:
+            return _Passes(base, examples, depth=depth, budget=budget, limit=cache.limit, file=file)
+
+        self._held = (_Writing if task.head in WRITERS else _Reading)(base, task, records, hold)
+        self.cache = self._held.passes.cache
 
     @torch.inference_mode()
     def answers(self, head: Head, expert: int, *, gates: Gates | None = None) -> list[Answer]:
@@ -96,39 +96,50 @@ class Examiner:
         return found if get_metric(headline).higher_is_better else -found
 
     def _own(self, expert: int) -> Gates:
-        device = self._held.base.device
+        device = self._held.passes.base.device
         return lambda rows: RowGate(torch.full((rows,), expert, device=device))
+
+
+class _Passes:
+    """Held-out examples in batches, from the cached trunk through the gated experts."""
+
+    def __init__(
+        self, base: Base, examples: Sequence[Example], *, depth: int, budget: int, limit: int, file: Path | None
+    ) -> None:
+        self.base, self.examples, self.budget = base, examples, budget
+        self.groups = token_batches([len(example) for example in examples], budget=budget)
+        self.cache = TrunkCache(base, examples, depth=depth, limit=limit, budget=budget, file=file)
+        self.cache.fill()
+
+    def run(self, gates: Gates) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield the places of some examples, their last hidden states ``(B, S, D)`` and the mask ``(B, S)``."""
+        depth = self.cache.depth
+        for group in self.groups:
+            layout = Layout.of(self.examples, [[i] for i in group])
+            batch = layout.batch(self.base)
+            states = self.cache.fetch(group, batch.mask.shape[1]) if depth else None
+            hidden, mask = last_states(self.base, layout, batch, gates(len(group)), states=states, depth=depth)
+            yield group, hidden, mask
+
+
+Hold = Callable[[Sequence[Example]], _Passes]
+"""Makes the passes of examples."""
 
 
 class _Reading:
     """Held-out rows as windows, answered from their hidden states."""
 
-    def __init__(
-        self,
-        base: Base,
-        task: Task,
-        records: Sequence[Record],
-        *,
-        depth: int,
-        budget: int,
-        limit: int,
-        file: Path | None,
-    ) -> None:
-        self.base, self.depth = base, depth
+    def __init__(self, base: Base, task: Task, records: Sequence[Record], hold: Hold) -> None:
         self.rows = [(record.text, record.pair) for record in records]
         self.windows = base.encoder.windows(self.rows, max_tokens=task.max_tokens, stride=task.stride)
-        self.examples = [_unlabelled(window) for window in self.windows]
-        self.groups = token_batches([len(w) for w in self.windows], budget=budget)
-        self.cache = TrunkCache(base, self.examples, depth=depth, limit=limit, budget=budget, file=file)
-        self.cache.fill()
+        self.passes = hold([_unlabelled(window) for window in self.windows])
 
     def answers(self, head: Head, gates: Gates) -> list[Answer]:
         """Decode every window, and merge those of each row."""
         assert isinstance(head, ReadingHead)
         parts: list[list[object]] = [[] for _ in self.rows]
         decoded: dict[int, object] = {}
-        for group in self.groups:
-            hidden, mask = _pass(self.base, self.examples, group, self.cache, gates)
+        for group, hidden, mask in self.passes.run(gates):
             windows = [self.windows[i] for i in group]
             rows = [self.rows[w.row] for w in windows]
             decoded.update(zip(group, decode(hidden, mask, windows, rows, [0] * len(group), [head]), strict=True))
@@ -140,32 +151,19 @@ class _Reading:
 class _Writing:
     """Held-out rows as prompts with the text that is wanted."""
 
-    def __init__(
-        self,
-        base: Base,
-        task: Task,
-        records: Sequence[Record],
-        *,
-        depth: int,
-        budget: int,
-        limit: int,
-        file: Path | None,
-    ) -> None:
-        self.base, self.task, self.records, self.budget = base, task, records, budget
+    def __init__(self, base: Base, task: Task, records: Sequence[Record], hold: Hold) -> None:
+        self.task, self.records = task, records
         self.head = build_head(task, base.width)
-        self.examples = make_examples(base, self.head, task, records, expert=0)
-        self.groups = token_batches([len(example) for example in self.examples], budget=budget)
-        self.cache = TrunkCache(base, self.examples, depth=depth, limit=limit, budget=budget, file=file)
-        self.cache.fill()
+        self.passes = hold(make_examples(base, self.head, task, records, expert=0))
 
     def losses(self, gates: Gates) -> list[tuple[float, int]]:
         """Return each row's summed loss of the wanted text in nats, and its number of tokens."""
         found: dict[int, float] = {}
-        for group in self.groups:
-            hidden, mask = _pass(self.base, self.examples, group, self.cache, gates)
-            losses = self.head.loss(hidden, mask, [self.examples[i].target for i in group])
+        examples = self.passes.examples
+        for group, hidden, mask in self.passes.run(gates):
+            losses = self.head.loss(hidden, mask, [examples[i].target for i in group])
             found.update(zip(group, losses.tolist(), strict=True))
-        return [(found[i], example.units) for i, example in enumerate(self.examples)]
+        return [(found[i], example.units) for i, example in enumerate(examples)]
 
     def answers(self, head: Head, gates: Gates) -> list[Answer]:
         """Write an answer to every row, where a metric reads it, with the loss of the wanted text."""
@@ -173,21 +171,11 @@ class _Writing:
             written = [Answer("text", "", 0.0)] * len(self.records)
         else:
             rows = [(record.text, record.pair) for record in self.records]
-            written = write(self.base, self.task, rows, gates=gates, budget=self.budget)
+            written = write(self.passes.base, self.task, rows, gates=gates, budget=self.passes.budget)
         return [
             dataclasses.replace(answer, nll=nll, tokens=tokens)
             for answer, (nll, tokens) in zip(written, self.losses(gates), strict=True)
         ]
-
-
-def _pass(
-    base: Base, examples: Sequence[Example], group: Sequence[int], cache: TrunkCache, gates: Gates
-) -> tuple[Tensor, Tensor]:
-    """Run some examples through the gated experts, from the cached trunk where there is one."""
-    layout = Layout.of(examples, [[i] for i in group])
-    batch = layout.batch(base)
-    states = cache.fetch(group, batch.mask.shape[1]) if cache.depth else None
-    return last_states(base, layout, batch, gates(len(group)), states=states, depth=cache.depth)
 
 
 def _unlabelled(window: Window) -> Example:

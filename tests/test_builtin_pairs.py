@@ -11,8 +11,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from dynamorouter.data.builtin import mnli, qqp
-from dynamorouter.data.builtin._cores import Core, normalise, read_cores, split_cores
+from builtin_data import mnli, qqp
+from builtin_data._cores import Core, normalise, read_cores, split_cores
 
 Rows = Callable[[str], list[dict[str, object]]]
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from dynamorouter.data.builtin import ag_news, sst2
+from builtin_data import ag_news, sst2
 
 MODULES = [pytest.param(sst2, id="sst2"), pytest.param(ag_news, id="ag_news")]
 MIN_ROWS = {"train": 400, "validation": 100}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dynamorouter.data.builtin import conll2003, squad
+from builtin_data import conll2003, squad
 
 SPLITS = ("train", "validation")
 

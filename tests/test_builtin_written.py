@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from builtin_data import gsm8k, mbpp, xsum
 from dynamorouter.config import task_settings
-from dynamorouter.data.builtin import gsm8k, mbpp, xsum
 from dynamorouter.explore.near import clusters
 from dynamorouter.explore.rows import read_rows, target_text
 from dynamorouter.tasks.load import task_from_config

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("spacy")
+from builtin_data import instructions
 from dynamorouter.complexity.analyzer import Analyzer
 from dynamorouter.complexity.explore import survey
 from dynamorouter.complexity.prepare import TierOptions, prepare_tiers
 from dynamorouter.complexity.rows import complexities
 from dynamorouter.complexity.tiers import Tiers, fit_tiers
-from dynamorouter.data.builtin import instructions
 from dynamorouter.data.prepare import PrepareOptions, prepare
 from dynamorouter.data.records import Record
 from dynamorouter.errors import ConfigError, DataError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_records_name_missing_keys_and_wrong_types(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*nothing.jsonl: No such file"):
         list(read_jsonl(tmp_path / "nothing.jsonl"))
+
+
+def test_compressed_lines_are_read_alike_and_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    packed = gzip.compress(b'{"a": 0}\n\n{"a": 2}\n')
+    path.write_bytes(packed)
+    assert list(read_jsonl(path)) == [(1, {"a": 0}), (3, {"a": 2})]
+    cut, wrong_sum, no_such_block, plain = packed[:-9], packed[:-8] + bytes(8), packed[:10] + b"\xff", b"not packed"
+    for damaged in (cut, wrong_sum, no_such_block, plain):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"rows\.jsonl\.gz is no whole gzip file \(.+\); fetch it again"):
+            list(read_jsonl(path))
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_hub_reads_a_local_folder_in_the_hubs_format(
         available_splits(NAMES, "hub", {})
 
 
-def test_builtin_gives_every_module_by_name() -> None:
+def test_builtin_gives_every_task_by_name() -> None:
     for name in builtin.names():
         task = Task(name, "classification", Columns("text", "label"), sources={"builtin": {}})
         assert available_splits(task, "builtin", {}) == ["train", "validation"]

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
 import mini_export
 import mini_text
 import pretrain_mini

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 spacy = pytest.importorskip("spacy")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
 import train_english  # noqa: E402
 
 SUBJECTS = (("Anna", "PROPN", "NNP"), ("Nobody", "PRON", "NN"), ("She", "PRON", "PRP"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,18 +51,18 @@ def read_jsonl(path: str | Path, *, skip_bad: SkipCount | None = None) -> Iterat
     """Read a file of JSON objects, one per line, holding one line in memory.
 
     Args:
-        path: the file, UTF-8; blank lines are passed over.
+        path: the file, UTF-8, compressed where its name ends in ``.gz``; blank lines are passed over.
         skip_bad: where given, broken lines are counted in it and left out.
 
     Yields:
         The line's number, from 1, and its object.
 
     Raises:
-        DataError: the file cannot be read; or a line, named by number, is not UTF-8 or not a JSON object.
+        DataError: the file cannot be read or unpacked; or a line, named by number, is not UTF-8 or not a JSON object.
     """
     path = Path(path)
     try:
-        with path.open("rb") as lines:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, raw in enumerate(lines, start=1):
                 if not raw.strip():
                     continue
@@ -69,6 +71,10 @@ def read_jsonl(path: str | Path, *, skip_bad: SkipCount | None = None) -> Iterat
                     yield number, row
                 else:
                     bad_row(f"{path}, line {number}: {row}", skip_bad)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is no whole gzip file ({error}); fetch it again, or install dynamorouter again where it is its own"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
 

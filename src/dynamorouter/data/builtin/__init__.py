@@ -1,17 +1,22 @@
-"""The data written for this project: one module per task, each with ``rows(split)``.
+"""The rows written for this project, as files ``TASK/SPLIT.jsonl.gz`` in each task's native columns.
 
-``rows("train")`` and ``rows("validation")`` return rows in the task's native columns, the same on every call. A module
-whose name starts with an underscore holds helpers. ``names()`` lists the tasks that there is built-in data for.
+``tools/write_builtin.py`` writes them from ``tools/builtin_data``; a test compares the two.
 """
 
 from __future__ import annotations
 
-import pkgutil
+from pathlib import Path
 
+FOLDER = Path(__file__).parent
 SPLITS = ("train", "validation")
-"""The splits that every module has."""
+"""The splits that every task has."""
 
 
 def names() -> list[str]:
-    """Return the tasks that there is built-in data for, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """Return the tasks that there are built-in rows for, sorted."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/train.jsonl.gz"))
+
+
+def rows_path(task: str, split: str, folder: Path = FOLDER) -> Path:
+    """Return the file that holds, or is to hold, a split of one task."""
+    return folder / task / f"{split}.jsonl.gz"

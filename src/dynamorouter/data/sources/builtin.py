@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import dynamorouter.data.builtin as builtin
-from dynamorouter.data.jsonl import SkipCount
+from dynamorouter.data.jsonl import SkipCount, read_jsonl
 from dynamorouter.data.sources import Options, Row, Source, source_split, sources
 from dynamorouter.data.spec import TaskSpec
 from dynamorouter.errors import DataError, one_of
@@ -17,11 +15,11 @@ from dynamorouter.errors import DataError, one_of
 
 @sources.register("builtin")
 class BuiltinSource(Source):
-    """Imports the task's module of ``dynamorouter.data.builtin``; option ``module`` names another one."""
+    """Reads the task's files of ``dynamorouter.data.builtin``; option ``module`` names another task's."""
 
     def splits(self, task: TaskSpec, options: Options) -> list[str]:
-        """Return the splits that every module has."""
-        _module(task, options)
+        """Return the splits that every task has."""
+        _name(task, options)
         return list(builtin.SPLITS)
 
     def rows(self, task: TaskSpec, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
@@ -30,26 +28,25 @@ class BuiltinSource(Source):
         Raises:
             DataError: there is no built-in data for the task, or no such split.
         """
-        own = source_split(split, options)
-        if own not in builtin.SPLITS:
-            raise DataError(f"built-in data has no split {own!r}; allowed: {one_of(builtin.SPLITS)}")
-        yield from enumerate(map(dict, _module(task, options).rows(own)), start=1)
+        builtin_split = source_split(split, options)
+        if builtin_split not in builtin.SPLITS:
+            raise DataError(f"built-in data has no split {builtin_split!r}; allowed: {one_of(builtin.SPLITS)}")
+        yield from read_jsonl(builtin.rows_path(_name(task, options), builtin_split), skip_bad=skip_bad)
 
     def fingerprint(self, task: TaskSpec, options: Options) -> str:
-        """Return a hash of all files of the built-in data, as modules may share helpers."""
-        _module(task, options)
+        """Return a hash of the task's rows, whatever compressed them."""
         digest = hashlib.sha256()
-        for folder in builtin.__path__:
-            for path in sorted(item for item in Path(folder).iterdir() if item.is_file()):
-                digest.update(path.read_bytes())
+        for split in builtin.SPLITS:
+            digest.update(gzip.decompress(builtin.rows_path(_name(task, options), split).read_bytes()))
         return digest.hexdigest()
 
 
-def _module(task: TaskSpec, options: Options) -> ModuleType:
+def _name(task: TaskSpec, options: Options) -> str:
+    """Return the name that the task's rows are filed under."""
     name = str(options.get("module") or task.name)
     if name not in builtin.names():
         raise DataError(
             f"there is no built-in data for task {task.name!r}, only for {one_of(builtin.names())}; "
             "use data=local data.root=FOLDER or data=hub"
         )
-    return importlib.import_module(f"{builtin.__name__}.{name}")
+    return name

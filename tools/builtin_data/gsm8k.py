@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from types import MappingProxyType
 
-from dynamorouter.data.builtin._cores import check_split, normalise
+from builtin_data._cores import check_split, normalise
 
 SEED = 20261121
 ROWS: Mapping[str, int] = MappingProxyType({"train": 720, "validation": 120})

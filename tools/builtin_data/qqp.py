@@ -6,7 +6,7 @@ import random
 from itertools import combinations
 from pathlib import Path
 
-from dynamorouter.data.builtin._cores import Core, normalise, read_cores, split_cores
+from builtin_data._cores import Core, normalise, read_cores, split_cores
 
 ROWS = {"train": 1040, "validation": 210}
 """Rows of each split, half of them duplicates."""

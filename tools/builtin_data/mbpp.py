@@ -11,7 +11,7 @@ import re
 from functools import cache
 from importlib import resources
 
-from dynamorouter.data.builtin._cores import check_split
+from builtin_data._cores import check_split
 
 SEED = 20261123
 VALIDATION_EVERY = 5

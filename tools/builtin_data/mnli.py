@@ -10,7 +10,7 @@ import random
 import re
 from pathlib import Path
 
-from dynamorouter.data.builtin._cores import Core, Line, normalise, read_cores, split_cores
+from builtin_data._cores import Core, Line, normalise, read_cores, split_cores
 
 LABELS = {"E": "entailment", "N": "neutral", "C": "contradiction"}
 ROWS = {"train": 1080, "validation": 210}

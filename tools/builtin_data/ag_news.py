@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dynamorouter.data.builtin._cores import normalise
-from dynamorouter.data.builtin._sections import read_sections, split_sections
+from builtin_data._cores import normalise
+from builtin_data._sections import read_sections, split_sections
 
 LABELS = ("World", "Sports", "Business", "Sci-Tech")
 SEED = 20240612

@@ -11,12 +11,12 @@ import random
 import re
 from pathlib import Path
 
+from dynamorouter.data.builtin import SPLITS
+
 Line = tuple[str, str]
 """The mark of a line and its text."""
 Core = list[list[Line]]
 """The variants of one core: the one written by hand, and the widened ones after it."""
-
-SPLITS = ("train", "validation")
 
 
 def normalise(text: str) -> str:

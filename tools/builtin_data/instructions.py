@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dynamorouter.data.builtin._cores import check_split, normalise
-from dynamorouter.data.builtin._sections import read_sections, split_sections
+from builtin_data._cores import check_split, normalise
+from builtin_data._sections import read_sections, split_sections
 
 FACTS, FRAMES = "instructions_facts.txt", "instructions_frames.txt"
 SEED = 20261121

@@ -6,7 +6,7 @@ import random
 from functools import cache
 from importlib.resources import files
 
-from dynamorouter.data.builtin._cores import check_split
+from builtin_data._cores import check_split
 
 
 @cache

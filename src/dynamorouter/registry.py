@@ -28,6 +28,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.package = package
         self._entries: dict[str, T] = {}
+        self._unfinished: set[str] = set()  # names from a load that failed; its modules may give them again
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -38,8 +39,9 @@ class Registry(Generic[T]):
         """
 
         def add(entry: T) -> T:
-            if name in self._entries:
+            if name in self._entries and name not in self._unfinished:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._unfinished.discard(name)
             self._entries[name] = entry
             return entry
 
@@ -71,9 +73,15 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def _load(self) -> None:
+        """Import the package's modules; where one cannot be imported, the next look-up tries again."""
         if self._loaded:
             return
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+        except BaseException:
+            self._unfinished.update(self._entries)
+            raise
+        self._unfinished.clear()
         self._loaded = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")

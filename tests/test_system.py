@@ -13,9 +13,11 @@ import torch
 from conftest import ASK, MOOD, NAMES, TASKS, make_rows
 from dynamorouter.errors import ConfigError, DataError, LibraryError, RouterError
 from dynamorouter.evaluate import answer_all, score_system
-from dynamorouter.learn.experts import fit_experts
+from dynamorouter.files import read_metadata, read_tensors
+from dynamorouter.learn.experts import fit_experts, fresh_expert
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
+from dynamorouter.library import Skill
 from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.model.expert import Expert, LoraSettings
 from dynamorouter.prediction import Prediction, entity_list
@@ -137,6 +139,48 @@ def test_saved_equals_loaded(system: System, tmp_path: Path) -> None:
     for one, other in zip(system.predict(texts, pairs), again.predict(texts, pairs), strict=True):
         same(one, other, tolerance=1e-6)
     assert [json.loads(json.dumps(p.to_json()))["route"].keys() for p in again.predict(["the film"])]
+
+
+def stored(folder: Path) -> dict[str, object]:
+    """Return what every file of a saved system says, by its path."""
+    said: dict[str, object] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            tensors = {key: (value.dtype, value.tolist()) for key, value in read_tensors(path).items()}
+            said[name] = (read_metadata(path), tensors)
+        else:
+            said[name] = json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+    return said
+
+
+def untrained(base: Base, *, seed: int = 0) -> System:
+    """Return a system whose experts and heads are drawn at random and whose router sends rows anywhere."""
+    plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=2)) for task in TASKS]
+    experts = []
+    for place, plan in enumerate(plans):
+        expert = fresh_expert(base, plan, seed=seed)
+        generator = torch.Generator().manual_seed(10 * seed + place)
+        for change in expert.factors.values():
+            change.b.normal_(std=0.5, generator=generator)
+        experts.append(expert)
+    names = tuple(expert.name for expert in experts)
+    return System({"tiny": base}, experts, Always(0), router_base="tiny", classes=names, tokens_per_batch=256)
+
+
+@pytest.mark.parametrize("same_folder", [True, False])
+def test_loading_and_saving_loses_nothing(tiny_base: Loader, tmp_path: Path, same_folder: bool) -> None:
+    system = untrained(tiny_base())
+    system.router = build("uniform", {})
+    system.router.count = 3  # type: ignore[attr-defined]
+    skills = {name: Skill({2: torch.randn(4, 32).half()}, "mean") for name in system.names}
+    folder = system.save(tmp_path / "s", skills=skills)
+    before = stored(folder)
+    assert {f"experts/{name}/skill.safetensors" for name in system.names} < set(before)
+    after = stored(System.load(folder).save(folder if same_folder else tmp_path / "other"))
+    assert after.keys() == before.keys()
+    for name, said in before.items():
+        assert after[name] == said, name
 
 
 def test_experts_learn_and_the_router_finds_them(system: System) -> None:

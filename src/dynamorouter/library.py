@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,10 @@ class Library:
         load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))
         own = {key: value for key, value in card.items() if key not in _DERIVED}
         fusion = _fusion(folder, task, base, card["fusion"]) if "fusion" in card else None
-        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), adapter.lora, own, fusion)
+        lora, targets = adapter.lora, card.get("lora", {}).get("targets")
+        if targets is not None:  # as they were asked for; the adapter lists every layer
+            lora = replace(lora, targets=targets if isinstance(targets, str) else tuple(targets))
+        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), lora, own, fusion)
 
     def skill(self, name: str) -> Skill | None:
         """Return what a router read of the expert's rows, if it was kept."""

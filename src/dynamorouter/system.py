@@ -128,11 +128,17 @@ class System:
         )
 
     def save(self, folder: str | Path, *, skills: Mapping[str, Skill] | None = None) -> Path:
-        """Write the system: experts that are not there yet or have changed, the router, and last the manifest."""
+        """Write the system: the experts, the router, and last the manifest.
+
+        Args:
+            folder: where; what is there of the same experts is replaced.
+            skills: what a router read of experts' rows, by expert; of the others, what was kept beside them stays.
+        """
         path = Path(folder)
         library = Library(path / EXPERTS)
+        kept = {} if self.library is None else {name: self.library.skill(name) for name in self.library.names()}
         for expert in self.experts:
-            skill = (skills or {}).get(expert.name)
+            skill = (skills or {}).get(expert.name) or kept.get(expert.name)
             library.add(expert, self.bases[expert.base], skill=skill, replace=True)
         self.library = library
         self.save_router(path)

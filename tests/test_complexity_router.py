@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dynamorouter.data.records import Record
-from dynamorouter.errors import RouterError
+from dynamorouter.errors import RouterError, TrainingError
 from dynamorouter.learn.experts import fresh_expert
-from dynamorouter.learn.joint import JointOptions, Order, fit_joint
+from dynamorouter.learn.joint import JointOptions, JointRouter, Order, fit_joint
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
 from dynamorouter.model.base import Base
@@ -191,6 +191,37 @@ def test_the_joint_phase_trains_router_and_experts_and_nothing_else(base: Base, 
 def test_each_side_stands_still_at_rate_zero_while_the_other_learns(base: Base) -> None:
     before, after, old, new = learn(base, order="alternating", router_rate=0.0)
     assert same(before, after) and not same(old, new)
+
+
+def test_a_router_whose_gradient_overflows_leaves_the_step_out(base: Base) -> None:
+    router = TierRouter(layers=(0, 1), hidden=8)
+    states = {layer: torch.randn(8, 3, base.width) for layer in (0, 1)}
+    batch = RouterInput(states, torch.ones(8, 3), [("", None)] * 8)
+    router.fit([batch], torch.arange(8) % 2, generator=torch.Generator().manual_seed(0))
+    learner = JointRouter(base, router, JointOptions(), depth=1)
+    before = [value.detach().clone() for value in learner.parameters]
+    for parameter in learner.parameters:
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    _, norm = learner.step(scale=2.0)
+    assert norm == torch.inf and same(before, learner.parameters)
+    for parameter in learner.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    _, norm = learner.step(scale=2.0)
+    assert norm == pytest.approx(0.5 * sum(value.numel() for value in before) ** 0.5)
+    assert not same(before, learner.parameters) and all(bool(p.isfinite().all()) for p in learner.parameters)
+
+
+def test_the_loop_hears_of_a_router_whose_gradient_overflows(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fp16 the norm lowers the loss scale, as an expert's does; otherwise the loop stops and names the router."""
+    step = JointRouter.step
+
+    def overflowing(self: JointRouter, *, scale: float) -> tuple[float, float]:
+        self.parameters[0].grad = torch.full_like(self.parameters[0], torch.inf)
+        return step(self, scale=scale)
+
+    monkeypatch.setattr(JointRouter, "step", overflowing)
+    with pytest.raises(TrainingError, match=r"'router'.*gradient norm inf"):
+        learn(base, order="together")
 
 
 def test_the_joint_phase_reads_the_prompt_without_the_answer(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ Letters: B batch, S positions, D width, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,23 +123,31 @@ class JointRouter:
         places = torch.arange(whole, device=mask.device)
         return mask * (places < torch.tensor(ends, device=mask.device)[:, None])
 
-    def skip(self) -> float:
-        """Leave a step out; returns the mean loss of the rows since the last one."""
+    def skip(self) -> tuple[float, float]:
+        """Leave a step out; returns the mean loss of the rows since the last one, and 0 for the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, self._loss = self._loss, 0.0
-        return loss
+        return loss, 0.0
 
-    def step(self, *, scale: float) -> float:
-        """Take an optimizer step; returns the mean loss of the rows since the last one."""
+    def step(self, *, scale: float) -> tuple[float, float]:
+        """Take an optimizer step, unless a gradient has overflowed.
+
+        Args:
+            scale: what the loss was multiplied by.
+
+        Returns:
+            The mean loss of the rows since the last step, and the gradient's norm before clipping, which is not finite
+            when the step was left out.
+        """
         if scale != 1:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad /= scale
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, self._loss = self._loss, 0.0
-        return loss
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        loss, _ = self.skip()
+        return loss, norm
 
     def state(self) -> dict[str, Tensor]:
         """Return weights and the optimizer's moments."""

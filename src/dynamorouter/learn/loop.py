@@ -37,8 +37,8 @@ class RouterTrainee(Protocol):
     def learns(self, turn: int) -> tuple[bool, bool]:
         """Tell whether the router, and whether the experts, step in a round."""
 
-    def skip(self) -> float:
-        """Leave a step out and return the mean loss since the last one."""
+    def skip(self) -> tuple[float, float]:
+        """Leave a step out and return the mean loss since the last one, and 0 for the gradient's norm."""
 
     def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
         """Return the gate, the router's summed loss, and the trunk's states ``(B, S, D)`` with their depth."""
@@ -46,8 +46,11 @@ class RouterTrainee(Protocol):
     def begin(self, rows: int) -> None:
         """Take note of the number of rows in the coming step."""
 
-    def step(self, *, scale: float) -> float:
-        """Take an optimizer step and return the mean loss since the last one."""
+    def step(self, *, scale: float) -> tuple[float, float]:
+        """Take an optimizer step and return the mean loss since the last one and the gradient's norm.
+
+        The step is left out where the norm is not finite.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a checkpoint needs."""
@@ -155,8 +158,8 @@ class PackedLoop:
         router, experts = (False, True) if self.router is None else self.router.learns(self.round)
         norms = {t.name: t.step(scale=self.scale) if experts else t.skip() for t in active}
         if self.router is not None:
-            losses["router"] = self.router.step(scale=self.scale) if router else self.router.skip()
-            norms["router"] = 0.0
+            stepped = self.router.step(scale=self.scale) if router else self.router.skip()
+            losses["router"], norms["router"] = stepped
         for bank in self.base.banks.values():
             bank.a.grad = bank.b.grad = None
         self._check(losses, norms)

@@ -49,7 +49,7 @@ $(VENV)/.bench: $(STAMP)
 	@touch $@
 
 docs: $(VENV)/.docs ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --progress-bar off -c constraints.txt -e ".[docs]"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ from dynamorouter.routing.store import build
 from dynamorouter.routing_phase import RouterRows, fit_system_router
 from dynamorouter.system import System
 from dynamorouter.tasks.metrics import score
+from dynamorouter.tasks.task import Columns, Task
+from tinylm import load_lm
 
 Loader = Callable[..., Base]
 ROWS = {task.name: make_rows(task, 40) for task in TASKS}
@@ -181,6 +185,49 @@ def test_loading_and_saving_loses_nothing(tiny_base: Loader, tmp_path: Path, sam
     assert after.keys() == before.keys()
     for name, said in before.items():
         assert after[name] == said, name
+
+
+def test_threads_that_predict_at_once_get_what_each_gets_alone(tiny_base: Loader) -> None:
+    system = untrained(tiny_base())
+    texts, pairs = questions()
+    names = [system.names[(i + len(texts)) % 3] for i in range(len(texts))]
+    calls = [list(range(first, len(texts), 2)) * 2 for first in (0, 1, 2, 3)]
+
+    def predict(rows: list[int]) -> list[Prediction]:
+        return system.predict([texts[i] for i in rows], [pairs[i] for i in rows], [names[i] for i in rows])
+
+    alone = [predict(rows) for rows in calls]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(predict, calls * 4))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(alone * 4, together, strict=True):
+        for serial, threaded in zip(one, other, strict=True):
+            same(serial, threaded, tolerance=1e-5)
+
+
+def test_a_stream_that_rests_keeps_nobody_waiting(lm_folder: Callable[[str], Path]) -> None:
+    base = load_lm(lm_folder("gpt2"))
+    task = Task("say", "causal_lm", Columns("text", target="said"), metrics=("perplexity",), max_tokens=32, stride=0)
+    lora = LoraSettings(rank=2, targets=("c_attn",), trunk_depth=1)
+    tasks = [dataclasses.replace(task, name=name) for name in ("say", "tell")]
+    experts = [fresh_expert(base, ExpertPlan(task, lora), seed=0) for task in tasks]
+    for place, expert in enumerate(experts):
+        for change in expert.factors.values():
+            change.b.normal_(std=0.5, generator=torch.Generator().manual_seed(place))
+    system = System({base.spec.name: base}, experts, None, router_base=base.spec.name)
+    options = {"max_new_tokens": 12}
+    whole = list(system.stream("a film", task="say", **options))
+    told = system.generate(["no joy"], tasks=["tell"], **options)
+    stream = system.stream("a film", task="say", **options)
+    begun = [next(stream)]
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(system.generate, ["no joy"], tasks=["tell"], **options)
+        assert other.result(timeout=60) == told == system.generate(["no joy"], tasks=["tell"], **options)
+    assert len(whole) > 2 and [*begun, *stream] == whole
 
 
 def test_experts_learn_and_the_router_finds_them(system: System) -> None:

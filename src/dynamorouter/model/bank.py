@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,22 +127,28 @@ def _drop(x: Tensor, dropout: Dropout) -> Tensor | None:
 
 
 class GateSlot:
-    """Where the banks of one base find the gate of the forward pass that is running."""
+    """Where the banks of one base find the gate of the forward pass that is running.
+
+    Attributes:
+        lock: held by the thread whose pass runs, since gate, hooks and the blocks that are shown belong to one pass.
+    """
 
     def __init__(self) -> None:
+        self.lock = RLock()
         self.gate: Gate | None = None
         self.dropout: Dropout = 0.0
 
     @contextmanager
     def hold(self, gate: Gate | None, *, dropout: Dropout = 0.0) -> Iterator[None]:
-        """Set the gate, and the dropout on the experts' input, for the duration of a ``with`` block."""
-        before = self.gate, self.dropout
-        self.gate = None if isinstance(gate, RowGate) and gate.empty else gate
-        self.dropout = dropout
-        try:
-            yield
-        finally:
-            self.gate, self.dropout = before
+        """Set the gate, and the dropout on the experts' input, for a ``with`` block that other threads wait for."""
+        with self.lock:
+            before = self.gate, self.dropout
+            self.gate = None if isinstance(gate, RowGate) and gate.empty else gate
+            self.dropout = dropout
+            try:
+                yield
+            finally:
+                self.gate, self.dropout = before
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,20 +239,22 @@ class Base:
             layers: name of a linear layer to the largest rank on it.
             experts: number of experts E.
         """
-        self.uninstall()
-        for name, rank in layers.items():
-            parent, leaf = self._parent(name)
-            bank = LoraBank(getattr(parent, leaf), self.slot, experts=experts, rank=rank, name=name)
-            setattr(parent, leaf, bank)
-            self.banks[name] = bank
-        return self.banks
+        with self.slot.lock:
+            self.uninstall()
+            for name, rank in layers.items():
+                parent, leaf = self._parent(name)
+                bank = LoraBank(getattr(parent, leaf), self.slot, experts=experts, rank=rank, name=name)
+                setattr(parent, leaf, bank)
+                self.banks[name] = bank
+            return self.banks
 
     def uninstall(self) -> None:
         """Give the frozen layers their places back."""
-        for name, bank in self.banks.items():
-            parent, leaf = self._parent(name)
-            setattr(parent, leaf, bank.base)
-        self.banks = {}
+        with self.slot.lock:
+            for name, bank in self.banks.items():
+                parent, leaf = self._parent(name)
+                setattr(parent, leaf, bank.base)
+            self.banks = {}
 
     def trunk(
         self, batch: Batch, depth: int, *, keep: Collection[int] = (), cache: Cache | None = None
@@ -272,7 +274,7 @@ class Base:
         self._admit(batch.positions)
         states: dict[int, Tensor] = {}
         recorded = self._cut.record({*keep, depth}, states)
-        with self._cut.only(0, max(depth, 1)), recorded, self.slot.hold(None), suppress(DeepEnough):
+        with self.slot.hold(None), self._cut.only(0, max(depth, 1)), recorded, suppress(DeepEnough):
             self._forward(batch, cache)
         return states
 
@@ -388,12 +390,13 @@ class Base:
 
     def _probe(self, what: int | str, check: Callable[[Base, Any], None], value: object) -> None:
         """Check once whether the architecture can do something; the check itself does it, too."""
-        self._probed.add(what)
-        try:
-            check(self, value)
-        except ConfigError:
-            self._probed.remove(what)
-            raise
+        with self.slot.lock:
+            self._probed.add(what)
+            try:
+                check(self, value)
+            except ConfigError:
+                self._probed.remove(what)
+                raise
 
     def _parent(self, name: str) -> tuple[nn.Module, str]:
         path, _, leaf = name.rpartition(".")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ class TextEncoder:
         self._fast: Tokenizer = Tokenizer.from_str(backend.to_str())
         self._fast.no_padding()
         self._fast.no_truncation()
+        self._lock = RLock()  # a text that is cut sets truncation for all who encode
         self._extra = (self._fast.num_special_tokens_to_add(False), self._fast.num_special_tokens_to_add(True))
 
     def windows(self, rows: Sequence[TextPair], *, max_tokens: int, stride: int) -> list[Window]:
@@ -96,13 +98,15 @@ class TextEncoder:
             if len(whole) <= room:
                 windows.append(Window(row, 0, whole))
                 continue
-            cut = self._cut(rows[row], room, stride)
+            with self._lock:
+                cut = self._cut(rows[row], room, stride)
             windows.extend(Window(row, part, piece) for part, piece in enumerate(cut))
         return windows
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
         """Encode texts whole, with the tokens that begin and end a text unless ``special`` is false."""
-        return list(self._fast.encode_batch(list(texts), add_special_tokens=special))
+        with self._lock:
+            return list(self._fast.encode_batch(list(texts), add_special_tokens=special))
 
     def lengths(self, rows: Sequence[TextPair]) -> list[int]:
         """Return the uncut length of each row in tokens, special tokens included."""
@@ -134,7 +138,8 @@ class TextEncoder:
 
     def _whole(self, rows: Sequence[TextPair]) -> list[Encoding]:
         inputs: list[Any] = [text if pair is None else (text, pair) for text, pair in rows]
-        return list(self._fast.encode_batch(inputs))
+        with self._lock:
+            return list(self._fast.encode_batch(inputs))
 
     def _cut(self, row: TextPair, room: int, stride: int) -> list[Encoding]:
         text, pair = row

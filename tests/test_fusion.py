@@ -231,8 +231,8 @@ def test_the_fusion_answers_in_the_experts_place(system: System) -> None:
     texts = [row.text for row in HELD["mood"]]
     scores = [p.answer.score for p in plain.predict(texts, tasks=["mood"] * len(texts)) if p.answer]
     assert scores == pytest.approx([0.5] * len(texts))  # its own head is zero
-    fused = System(system.bases, system.experts, None, router_base="tiny")
-    scores = [p.answer.score for p in fused.predict(texts, tasks=["mood"] * len(texts)) if p.answer]
+    system._place()
+    scores = [p.answer.score for p in system.predict(texts, tasks=["mood"] * len(texts)) if p.answer]
     assert all(score != pytest.approx(0.5, abs=1e-4) for score in scores)
 
 
@@ -286,13 +286,13 @@ def test_a_source_cannot_be_removed_or_missing(system: System, tmp_path: Path) -
         manage.remove_expert(tmp_path / "s", "ask")
     with pytest.raises(LibraryError, match=r"expert 'mood' mixes mood, names, but base 'tiny' has no expert 'names'"):
         System(system.bases, [system.experts[0]], None, router_base="tiny")
-    System(system.bases, system.experts, None, router_base="tiny")  # the banks of the others' tests
+    system._place()
 
 
 def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> None:
     """A new expert of larger rank in the first place, on more layers: sources are found by name."""
     texts = [row.text for row in HELD["names"]]
-    before = System(system.bases, system.experts, None, router_base="tiny").predict(texts, tasks=["names"] * len(texts))
+    before = system.predict(texts, tasks=["names"] * len(texts))
     lora = LoraSettings(rank=5, alpha=8, trunk_depth=0)
     new = dataclasses.replace(NAMES, name="more")
     plan = ExpertPlan(new, lora, epochs=1, batch_rows=8)
@@ -302,7 +302,7 @@ def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> Non
     grown = System(system.bases, [expert, *system.experts], None, router_base="tiny")
     for one, other in zip(before, grown.predict(texts, tasks=["names"] * len(texts)), strict=True):
         same(one, other)
-    System(system.bases, system.experts, None, router_base="tiny")
+    system._place()
 
 
 def test_experts_are_added_and_removed_on_disk(system: System, home: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -20,6 +21,7 @@ from dynamorouter.learn.experts import fit_experts, fresh_expert
 from dynamorouter.learn.loop import LoopOptions
 from dynamorouter.learn.trainee import ExpertPlan
 from dynamorouter.library import Skill
+from dynamorouter.merge.collect import borrowed
 from dynamorouter.model.base import Base, BaseSpec
 from dynamorouter.model.expert import Expert, LoraSettings
 from dynamorouter.prediction import Prediction, entity_list
@@ -230,6 +232,23 @@ def test_a_stream_that_rests_keeps_nobody_waiting(lm_folder: Callable[[str], Pat
     assert len(whole) > 2 and [*begun, *stream] == whole
 
 
+def test_a_system_whose_experts_were_displaced_says_so(tiny_base: Loader) -> None:
+    base = tiny_base()
+    first = untrained(base)
+    texts, tasks = ["the film was dull"], ["mood"]
+    before = first.predict(texts, tasks=tasks)
+    with borrowed(base, first.experts[::-1]):
+        with pytest.raises(LibraryError, match=r"no longer mounted on base 'tiny': ask.*System.load"):
+            first.predict(texts, tasks=tasks)
+        with borrowed(base, first.experts[:1]):
+            pass
+    same(first.predict(texts, tasks=tasks)[0], before[0])  # what was borrowed is given back
+    second = untrained(base, seed=1)
+    assert second.predict(texts, tasks=tasks)[0].answer is not None
+    with pytest.raises(LibraryError, match="no longer mounted"):
+        first.predict(texts, tasks=tasks)
+
+
 def test_experts_learn_and_the_router_finds_them(system: System) -> None:
     report = score_system(system, HELD, resamples=50)
     assert report["router"]["accuracy"] > 0.9 and report["router"]["majority"] == pytest.approx(1 / 3)
@@ -266,7 +285,11 @@ class Always(Router):
 
 
 def with_router(system: System, router: Router | None, classes: tuple[str, ...] = ("mood", "names", "ask")) -> System:
-    return System(system.bases, system.experts, router, router_base="tiny", classes=classes, tokens_per_batch=256)
+    """Return a system with another router over the experts that are mounted."""
+    other = copy.copy(system)
+    other.router, other.classes = router, list(classes)
+    other.refresh()
+    return other
 
 
 def test_a_wrongly_routed_row_gets_the_chosen_experts_answer_and_its_score(system: System) -> None:

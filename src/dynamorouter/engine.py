@@ -72,6 +72,9 @@ class Engine:
 
     Raises:
         LibraryError: an expert sits on a base, or a fusion mixes an expert, that is not there.
+
+    Attributes:
+        banks: what it put over the layers of each base; it answers as long as they are there.
     """
 
     def __init__(self, bases: Mapping[str, Base], experts: Sequence[Expert], *, router_base: str, budget: int) -> None:
@@ -85,6 +88,7 @@ class Engine:
             install_experts(base, list(own.values()))  # factors that several share, as after a merge, are held once
             for bank in base.banks.values():
                 bank.requires_grad_(False)
+        self.banks = {name: base.banks for name, base in self.bases.items()}
         places: dict[str, dict[int, int]] = {name: {} for name in self.bases}
         for expert in self.experts:
             if expert.base not in self.bases:
@@ -106,6 +110,19 @@ class Engine:
         if home and self.bases[router_base].kind == "decoder":  # it has to hold the text beside the prompt
             self.max_tokens = max(1, min(self.max_tokens, self.bases[router_base].positions - max(home)))
         self.stride = max((expert.task.stride for expert in self.experts), default=32)
+
+    def _check_mounted(self, name: str) -> None:
+        """Refuse to answer through the experts of somebody else.
+
+        Raises:
+            LibraryError: other banks lie over the base's layers.
+        """
+        if self.bases[name].banks is not self.banks[name]:
+            own = (expert.name for expert in self.experts if expert.base == name)
+            raise LibraryError(
+                f"these experts are no longer mounted on base {name!r}: {one_of(own)}; another system or training put "
+                "others in their place; load the system again (System.load), or give each system a base of its own"
+            )
 
     def _place_fusion(self, index: int, expert: Expert, fusion: Fusion) -> None:
         """Find a fusion's sources; its rows leave the trunk where the first of them does."""
@@ -171,6 +188,8 @@ class Engine:
             mine = [i for i in mine if i not in set(texts)]
             written.update({i: text_answer("") for i in texts if i in silent})
             wanted = self._wanted(chunk, experts, [i for i in texts if i not in silent], name, mixture, generation)
+            if mine or wanted.rows:
+                self._check_mounted(name)
             if wanted.rows:
                 home = name == self.router_base
                 read = {i: chunk.windows[i][0].encoding.ids for i in wanted.rows} if home else {}
@@ -179,6 +198,8 @@ class Engine:
             for rows in self._alike(first, experts):
                 self._finish(chunk, experts, rows, mixture, parts)
             self._full(base, later, experts, mixture, parts, chunk)
+            if mine or wanted.rows:  # nobody has put others there meanwhile
+                self._check_mounted(name)
         return [
             self._reader(e).merge(part, row) if part else written.get(i)
             for i, (e, part, row) in enumerate(zip(experts, parts, chunk.rows, strict=True))
@@ -196,7 +217,10 @@ class Engine:
         name = self.experts[expert].base
         wanted = self._wanted(chunk, [expert], [0], name, mixture, generation)
         home = name == self.router_base
-        yield from stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids)
+        self._check_mounted(name)
+        for piece in stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids):
+            self._check_mounted(name)
+            yield piece
 
     def losses(
         self, records: Sequence[Record], experts: Sequence[int], *, mixture: Mixture | None = None
@@ -211,6 +235,7 @@ class Engine:
                 i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name and writes(self.experts[e])
             ]
             if mine:
+                self._check_mounted(name)
                 own = {i: self.experts[experts[i]] for i in mine}
                 gates = self._gates(experts, mixture, base)
                 costs = target_losses(base, {i: records[i] for i in mine}, own, gates, budget=self.budget)

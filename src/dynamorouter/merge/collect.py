@@ -78,17 +78,18 @@ def observed(
 
 @contextmanager
 def borrowed(base: Base, experts: Sequence[Expert]) -> Iterator[None]:
-    """Put experts into banks of their own for the duration of a ``with`` block."""
-    before = dict(base.banks)
-    install_experts(base, experts)
-    try:
-        yield
-    finally:
-        base.uninstall()
-        for name, bank in before.items():
-            path, _, leaf = name.rpartition(".")
-            setattr(base.model.get_submodule(path), leaf, bank)
-        base.banks = before
+    """Put experts into banks of their own for a ``with`` block, for whose end other threads' passes wait."""
+    with base.slot.lock:
+        before = base.banks
+        try:
+            install_experts(base, experts)
+            yield
+        finally:
+            base.uninstall()
+            for name, bank in before.items():
+                path, _, leaf = name.rpartition(".")
+                setattr(base.model.get_submodule(path), leaf, bank)
+            base.banks = before
 
 
 def second_moments(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int) -> dict[str, dict[str, Tensor]]:

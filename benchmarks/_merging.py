@@ -53,12 +53,13 @@ def ours(work: Path, out: Path, rank: int) -> dict[str, float]:
     import torch
     from transformers import LlamaForCausalLM
 
-    from dynamorouter.merge.combine import merge_factors
-    from dynamorouter.merge.output import Output
-    from dynamorouter.merge.registry import merges
-    from dynamorouter.model.base import Base, BaseSpec
-    from dynamorouter.model.expert import LoraSettings
-    from dynamorouter.model.peft_format import load_adapter, save_adapter
+    from dynamorouter.merging.merge import merge_factors
+    from dynamorouter.merging.registry import merges
+    from dynamorouter.merging.truncate import Output
+    from dynamorouter.model.base.base import Base
+    from dynamorouter.model.base.config import BaseSpec
+    from dynamorouter.model.lora.factors import LoraSettings
+    from dynamorouter.model.lora.peft import load_adapter, save_adapter
 
     method = merges.get("linear")  # all methods are imported here
     assert LlamaForCausalLM

@@ -16,22 +16,24 @@ from torch import Tensor, nn
 from transformers import AutoModel, Trainer, TrainingArguments
 
 import _common  # noqa: F401 - sets the environment before transformers is imported
-from dynamorouter.builders import base_spec
-from dynamorouter.config import compose
-from dynamorouter.data.jsonl import SkipCount
-from dynamorouter.data.records import Record
-from dynamorouter.data.spec import WRITERS
+from dynamorouter.config.compose import compose
+from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.split import draw
-from dynamorouter.learn.examples import Example, TrunkCache, make_examples
-from dynamorouter.learn.experts import CacheOptions, Examiner, fresh_expert
-from dynamorouter.learn.loop import LoopOptions, PackedLoop
-from dynamorouter.learn.trainee import ExpertPlan, Trainee
-from dynamorouter.manage import has_split, read_split
-from dynamorouter.model.base import Base
-from dynamorouter.model.expert import Expert, LoraSettings, install_experts
-from dynamorouter.model.heads import Head, build_head
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import base_spec
+from dynamorouter.model.heads.base import Head, build_head
+from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.load import task_from_config
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.spec import WRITERS
 from dynamorouter.tasks.task import Task
+from dynamorouter.training.experts import CacheOptions, Examiner, fresh_expert
+from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.loop import LoopOptions, PackedLoop
+from dynamorouter.utils.jsonl import SkipCount
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

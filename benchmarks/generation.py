@@ -20,13 +20,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from _common import arguments, finish, in_turn, row
-from dynamorouter.builders import base_spec
-from dynamorouter.config import compose
-from dynamorouter.model.bank import RowGate
-from dynamorouter.model.base import Base, BaseSpec
-from dynamorouter.model.decoding import read_prompts
-from dynamorouter.model.generate import generate
-from dynamorouter.model.sampling import GenerationOptions
+from dynamorouter.config.compose import compose
+from dynamorouter.inference.generation.decoding import read_prompts
+from dynamorouter.inference.generation.generate import generate
+from dynamorouter.inference.generation.sampling import GenerationOptions
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import BaseSpec, base_spec
+from dynamorouter.model.lora.gates import RowGate
 
 TARGETS = {"all-linear": ["c_attn", "c_proj", "c_fc"], "attention": ["c_attn", "attn.c_proj"]}
 ROWS, EXPERTS, RANK, SCALING, LIMIT = 16, 8, 8, 2.0, 1.25

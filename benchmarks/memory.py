@@ -13,15 +13,15 @@ from typing import Any
 
 from _common import arguments, finish
 from _training import minilm, sample, tasks_of_seven
-from dynamorouter.builders import expert_plan
-from dynamorouter.config import compose
-from dynamorouter.learn.experts import fresh_expert
-from dynamorouter.library import Library
-from dynamorouter.model.base import Base
-from dynamorouter.model.expert import Expert, install_experts
-from dynamorouter.routing_phase import RouterRows, fit_system_router
-from dynamorouter.settings import RouterSettings
-from dynamorouter.system import System
+from dynamorouter.config.compose import compose
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.routing.config import RouterSettings
+from dynamorouter.runs.build import expert_plan
+from dynamorouter.system.library import Library
+from dynamorouter.system.router import RouterRows, fit_system_router
+from dynamorouter.system.system import System
+from dynamorouter.training.experts import fresh_expert
 
 
 def memory_of(base: Base) -> int:

@@ -23,11 +23,11 @@ import torch
 
 from _common import arguments, finish, row
 from _merging import SIDES, write_work
-from dynamorouter.merge.combine import merge_factors
-from dynamorouter.merge.output import Output
-from dynamorouter.merge.registry import merges
-from dynamorouter.model.bank import Factors
-from dynamorouter.model.expert import seeded
+from dynamorouter.merging.merge import merge_factors
+from dynamorouter.merging.registry import merges
+from dynamorouter.merging.truncate import Output
+from dynamorouter.model.lora.factors import Factors
+from dynamorouter.utils.seeding import seeded
 
 HERE = Path(__file__).resolve().parent
 Experts = dict[str, dict[str, Factors]]

@@ -14,9 +14,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertModel
 
 from _common import arguments, finish, in_turn, row
-from dynamorouter.model.bank import Factors, RowGate
-from dynamorouter.model.base import Base, BaseSpec
-from dynamorouter.model.encode import Batch
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.lora.factors import Factors
+from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.text.tokenize import Batch
 
 SHAPES = {"6x384": (6, 384, 12, 1536), "12x768": (12, 768, 12, 3072)}
 TARGETS = {"all-linear": ["query", "key", "value", "dense"], "query-value": ["query", "value"]}

@@ -30,17 +30,17 @@ from _training import (
     tasks_of_seven,
 )
 from dynamorouter.data.prepare import PreparedData, load_prepared
-from dynamorouter.data.records import Record
-from dynamorouter.evaluate import score_system
-from dynamorouter.learn.router import fit_router, pooled_by, router_options
-from dynamorouter.model.encode import TextPair
-from dynamorouter.model.passes import token_batches
+from dynamorouter.evaluation.score import score_system
+from dynamorouter.metrics.base import score
+from dynamorouter.model.text.batching import token_batches
+from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
-from dynamorouter.routing.features import condense
-from dynamorouter.routing.store import build
-from dynamorouter.settings import RouterSettings
-from dynamorouter.system import System
-from dynamorouter.tasks.metrics import score
+from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.pooling import condense
+from dynamorouter.routing.serialization import build
+from dynamorouter.system.system import System
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.router import fit_router, pooled_by, router_options
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "task MLP": {},

@@ -16,12 +16,12 @@ import torch
 
 from _common import arguments, finish, in_turn, row
 from _training import DEFAULT_DATA, minilm, plans, sample, tasks_of_seven
-from dynamorouter.data.records import Record
-from dynamorouter.learn.experts import fresh_expert
-from dynamorouter.model.encode import TextPair
-from dynamorouter.routing_phase import RouterRows, fit_system_router
-from dynamorouter.settings import RouterSettings
-from dynamorouter.system import System
+from dynamorouter.model.text.tokenize import TextPair
+from dynamorouter.routing.config import RouterSettings
+from dynamorouter.system.router import RouterRows, fit_system_router
+from dynamorouter.system.system import System
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.experts import fresh_expert
 
 
 def make_system(data: Path, *, depth: int, rows: int, layers: Sequence[int] | str) -> System:

@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from _common import arguments, finish, row
 from _training import BATCH, DEFAULT_DATA, RATE, Items, Packed, plans, sample, timed, trainer_arguments
-from dynamorouter.builders import base_spec
-from dynamorouter.config import compose
-from dynamorouter.devices import pick_device
-from dynamorouter.model.base import Base, BaseSpec
+from dynamorouter.config.compose import compose
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import BaseSpec, base_spec
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task
+from dynamorouter.utils.devices import pick_device
 
 NAMES = ("alpaca", "gsm8k", "xsum")
 LAYERS, WIDTH, HEADS, POSITIONS = 6, 256, 8, 512

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.merge.registry import LAWS, merges
+from dynamorouter.merging.registry import LAWS, merges
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "merging.md"

@@ -8,18 +8,18 @@ __version__ = "0.1.0"
 __all__ = ["ComplexityRouter", "System", "__version__"]
 
 if TYPE_CHECKING:
-    from dynamorouter.complexity_router import ComplexityRouter
-    from dynamorouter.system import System
+    from dynamorouter.system.complexity import ComplexityRouter
+    from dynamorouter.system.system import System
 
 
 def __getattr__(name: str) -> object:
     """Import torch only when the product itself is asked for."""
     if name == "System":
-        from dynamorouter.system import System
+        from dynamorouter.system.system import System
 
         return System
     if name == "ComplexityRouter":
-        from dynamorouter.complexity_router import ComplexityRouter
+        from dynamorouter.system.complexity import ComplexityRouter
 
         return ComplexityRouter
     raise AttributeError(f"module 'dynamorouter' has no attribute {name!r}")

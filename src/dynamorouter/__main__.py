@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dynamorouter.cli import main
+from dynamorouter.cli.main import main
 
 main()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import house
 
 SOURCES = {
-    "__init__.py": "import dynamorouter.system.system\n",
+    "__init__.py": "import dynamorouter.system.system.system\n",
     "registry.py": "from dynamorouter import errors\n",
     "errors.py": "import torch\n",
     "system/__init__.py": "",
@@ -26,7 +26,7 @@ SOURCES = {
         "        found = begin\n"
         "        return found\n"
     ),
-    "system/library.py": "def load():\n    import dynamorouter.system.system\n",
+    "system/library.py": "def load():\n    import dynamorouter.system.system.system\n",
     "training/__init__.py": "",
     "training/config.py": (
         "from pydantic import BaseModel\n"

@@ -1,3 +1,3 @@
-"""The comparison: arms on the same items, paired statistics, and a report."""
+"""The comparison: arms on the same rows, paired statistics, studies, reports."""
 
 from __future__ import annotations

@@ -12,23 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamorouter import pipeline
 from dynamorouter.bench.arms.base import Arm, build_arm, match_arms
-from dynamorouter.bench.contest import FLOAT, Contest, check_one_base, headline
-from dynamorouter.bench.given import check_given, take_experts
-from dynamorouter.bench.rows import ROWS, RowFile, item_path, row_digest, write_items
+from dynamorouter.bench.experiment import FLOAT, Contest, check_one_base, fresh_base, headline
+from dynamorouter.bench.results import ROWS, RowFile, item_path, row_digest, write_items
 from dynamorouter.bench.studies import check_studies, study
-from dynamorouter.builders import run_tasks
+from dynamorouter.config.schema import Config
 from dynamorouter.data.prepare import load_prepared
-from dynamorouter.errors import ConfigError
-from dynamorouter.evaluate import peak_memory_mb, versions
-from dynamorouter.files import sweep
-from dynamorouter.merge.output import Output
-from dynamorouter.runs import NO_INFLUENCE, Run, open_run
-from dynamorouter.settings import Config
-from dynamorouter.tasks.metrics import get_metric, score
+from dynamorouter.errors import ConfigError, one_of
+from dynamorouter.merging.truncate import Output
+from dynamorouter.metrics.base import get_metric, score
+from dynamorouter.runs import phases as pipeline
+from dynamorouter.runs.build import run_tasks
+from dynamorouter.runs.run import NO_INFLUENCE, Run, open_run
+from dynamorouter.system.system import EXPERTS, MANIFEST, System
 from dynamorouter.tasks.task import Task
-from dynamorouter.tracking import Progress
+from dynamorouter.utils.environment import peak_memory_mb, versions
+from dynamorouter.utils.files import sweep, writing_folder
+from dynamorouter.utils.progress import Progress
 
 SEEDS = "seeds"
 
@@ -200,3 +200,50 @@ def _row(contest: Contest, arm: Arm, name: str, task_name: str, out: Path, *, fi
         "peak_memory_mb": peak_memory_mb(),
         "items": place,
     }
+
+
+def check_given(config: Config) -> list[str]:
+    """Return why the named system's experts cannot be compared; nothing where experts are to be trained."""
+    place = config.bench.system
+    if place is None:
+        return []
+    folder = Path(place)
+    if not (folder / MANIFEST).is_file():
+        return [f"bench.system: {place!r} is no saved system; give a folder such as runs/quickstart/system"]
+    found = []
+    missing = [name for name in config.task if not (folder / EXPERTS / name).is_dir()]
+    if missing:
+        found.append(
+            f"bench.system: {place!r} has no expert {one_of(map(repr, missing))}; name tasks of its experts, task=[..]"
+        )
+    if config.bench.seeds != 1:
+        found.append(
+            f"bench.seeds is {config.bench.seeds}, but the experts of bench.system are there once; set bench.seeds=1"
+        )
+    return found
+
+
+def take_experts(config: Config, run: Run) -> None:
+    """Put the named system's experts, in the order of the tasks, where a run keeps those that it has trained.
+
+    Raises:
+        ConfigError: an expert sits on another base than the comparison's.
+    """
+    place = run.phase("router")
+    if (place / MANIFEST).is_file() or config.bench.system is None:
+        return
+    given = System.load(config.bench.system, device=config.device, precision=config.precision)
+    base = fresh_base(config)
+    experts = [given.experts[given.index(name)] for name in config.task]
+    others = [expert.name for expert in experts if given.bases[expert.base].digest != base.digest]
+    if others:
+        raise ConfigError(
+            f"the experts {one_of(others)} of {config.bench.system!r} sit on another base than {config.base.name!r}; "
+            "choose theirs with base=NAME, or leave these tasks out"
+        )
+    fused = [expert.name for expert in experts if expert.fusion is not None]
+    if fused:
+        raise ConfigError(f"the experts {one_of(fused)} of {config.bench.system!r} are fused, and cannot be merged")
+    named = given.bases[experts[0].base]
+    with writing_folder(place) as temporary:
+        System({named.spec.name: named}, experts, None, router_base=named.spec.name).save(temporary)

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamorouter.bench.contest import Contest, score_of
-from dynamorouter.bench.rows import RowFile
-from dynamorouter.bench.unseen import unseen
-from dynamorouter.merge.combine import MergeResult, merge_experts
-from dynamorouter.merge.deltas import Layers
-from dynamorouter.merge.registry import merges
-from dynamorouter.settings import Config
-from dynamorouter.tracking import Progress
+from dynamorouter.bench.experiment import Contest, score_of
+from dynamorouter.bench.leave_one_out import unseen
+from dynamorouter.bench.results import RowFile
+from dynamorouter.config.schema import Config
+from dynamorouter.merging.deltas import Layers
+from dynamorouter.merging.merge import MergeResult, merge_experts
+from dynamorouter.merging.registry import merges
+from dynamorouter.utils.progress import Progress
 
 STUDIES = "studies.jsonl"
 SEEN = 1e-6

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dynamorouter.data.records import Record
+from dynamorouter.tasks.record import Record
 
 _KEPT = frozenset(
     {

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dynamorouter.data.jsonl import SkipCount, bad_row
-from dynamorouter.data.records import Record, Target
 from dynamorouter.data.sources import Row
-from dynamorouter.data.spec import WRITERS, TaskSpec
-from dynamorouter.data.text import MAX_CHARS, text_problem
 from dynamorouter.errors import one_of
+from dynamorouter.tasks.record import Record, Target
+from dynamorouter.tasks.spec import WRITERS, TaskSpec
+from dynamorouter.tasks.text import MAX_CHARS, text_problem
+from dynamorouter.utils.jsonl import SkipCount, bad_row
 
 
 @dataclass(frozen=True, slots=True)

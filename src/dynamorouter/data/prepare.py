@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dynamorouter.data.augment import AugmentOptions, augmented
-from dynamorouter.data.jsonl import file_sha256, write_atomic
-from dynamorouter.data.pools import Pool, key_of, read_pools, remove_leaks
-from dynamorouter.data.records import Record, read_records, write_records
+from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
-from dynamorouter.data.spec import TASK_NAME, TaskSpec
 from dynamorouter.data.split import draw, shrink, stratum
-from dynamorouter.data.text import MAX_CHARS
 from dynamorouter.errors import ConfigError, DataError, one_of, suggest
+from dynamorouter.tasks.record import Record, read_records, write_records
+from dynamorouter.tasks.spec import TASK_NAME, TaskSpec
+from dynamorouter.tasks.text import MAX_CHARS
+from dynamorouter.utils.jsonl import file_sha256, write_atomic
 
 FORMAT = 1
 TRAIN_SPLITS = ("train", "router", "joint")

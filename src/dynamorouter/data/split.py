@@ -10,8 +10,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from dynamorouter.data.records import Record
-from dynamorouter.data.text import text_key
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.text import text_key
 
 
 def rank(record: Record, *, seed: int, purpose: str) -> bytes:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dynamorouter.data.records import Record
-from dynamorouter.data.text import text_key
 from dynamorouter.explore.near import SIMILAR, clusters
 from dynamorouter.explore.rows import TaskRows
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.text import text_key
 
 
 def compared(rows: TaskRows, record: Record) -> str:

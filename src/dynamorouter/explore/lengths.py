@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamorouter.data.records import Record
-from dynamorouter.data.spec import WRITERS, TaskSpec
 from dynamorouter.explore.rows import TaskRows, labels, target_text, word_count
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.spec import WRITERS, TaskSpec
 
 Ints = NDArray[np.int64]
 Tokenizer = Callable[..., Any]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamorouter.data.text import normalise
+from dynamorouter.tasks.text import normalise
 
 SIMILAR = 0.7
 RUN, BANDS, PER_BAND = 3, 16, 4

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from dynamorouter.explore.lengths import words
 from dynamorouter.explore.rows import TaskRows, labels
-from dynamorouter.tasks.metrics import mean
-from dynamorouter.tasks.statistics import Array, bootstrap_ci, bootstrap_difference
+from dynamorouter.metrics.base import mean
+from dynamorouter.metrics.bootstrap import Array, bootstrap_ci, bootstrap_difference
 
 RESAMPLES = 1000
 LEAVES, LEAST = 32, 20

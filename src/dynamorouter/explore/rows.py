@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynamorouter.data.convert import convert
-from dynamorouter.data.jsonl import SkipCount
-from dynamorouter.data.records import Record
 from dynamorouter.data.sources import available_splits, load, source_options
-from dynamorouter.data.spec import TaskSpec
 from dynamorouter.errors import DataError
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.utils.jsonl import SkipCount
 
 FEW_LABELS = 50
 """A text that is written counts as a label where there are no more different ones than this."""

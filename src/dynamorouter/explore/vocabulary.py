@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dynamorouter.data.records import Record
-from dynamorouter.data.text import normalise
 from dynamorouter.explore.rows import TaskRows
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.text import normalise
 
 TOP = 5000
 """The commonest words whose overlap between tasks is reported: rare ones depend on how many rows there are."""

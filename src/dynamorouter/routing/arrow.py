@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 
 from dynamorouter.errors import RouterError, one_of, suggest
 from dynamorouter.routing.base import RouterInput, routers
-from dynamorouter.routing.features import layer_states, masked_mean
 from dynamorouter.routing.learned import ScoringRouter
+from dynamorouter.routing.pooling import layer_states, masked_mean
 
 REDUCTIONS = ("max", "mean")
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynamorouter.routing.base import RouterInput, routers
-from dynamorouter.routing.features import POOLINGS, check_pooling
 from dynamorouter.routing.nets import RouterModule
-from dynamorouter.routing.trained import TrainedRouter, evaluated
+from dynamorouter.routing.neural import TrainedRouter, evaluated
+from dynamorouter.routing.pooling import POOLINGS, check_pooling
 
 
 def balance_loss(probabilities: Tensor, prior: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dynamorouter.routing.base import routers
-from dynamorouter.routing.features import POOLINGS, check_pooling
 from dynamorouter.routing.nets import RouterModule
-from dynamorouter.routing.trained import TrainedRouter
+from dynamorouter.routing.neural import TrainedRouter
+from dynamorouter.routing.pooling import POOLINGS, check_pooling
 
 ALLOWED = ("attention", *POOLINGS)
 """Poolings of the task MLP."""

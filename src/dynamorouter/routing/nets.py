@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.routing.base import RouterInput
-from dynamorouter.routing.features import layer_states, masked_mean, parts, pooled, weighted_sum
+from dynamorouter.routing.pooling import layer_states, masked_mean, parts, pooled, weighted_sum
 
 
 class AttentionPool(nn.Module):

@@ -18,8 +18,8 @@ from torch.nn.functional import normalize, one_hot
 
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, RouterInput, check_targets, routers
-from dynamorouter.routing.features import POOLINGS, check_layers, check_pooling, pooled, pooled_all, statistics
 from dynamorouter.routing.learned import LearnedRouter, ScoringRouter
+from dynamorouter.routing.pooling import POOLINGS, check_layers, check_pooling, pooled, pooled_all, statistics
 
 
 def few_of_each(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:

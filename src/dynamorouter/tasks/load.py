@@ -9,9 +9,9 @@ from dataclasses import fields
 from typing import Any, cast, get_args
 
 from dynamorouter.data.sources import sources
-from dynamorouter.data.spec import TASK_NAME, WRITERS, answer_kind
 from dynamorouter.errors import ConfigError, one_of, suggest
-from dynamorouter.tasks.metrics import metrics
+from dynamorouter.metrics.base import metrics
+from dynamorouter.tasks.spec import TASK_NAME, WRITERS, answer_kind
 from dynamorouter.tasks.task import Columns, Generation, HeadKind, Task
 
 _KEYS = tuple(field.name for field in fields(Task))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dynamorouter.data.spec import AnswerKind, Columns, HeadKind
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.spec import AnswerKind, Columns, HeadKind
 
 __all__ = ["Answer", "AnswerKind", "Columns", "Generation", "HeadKind", "Task"]
 
@@ -71,21 +72,7 @@ class Task:
     generation: Generation = Generation()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a head answers for one row.
-
-    Attributes:
-        kind: what it is; an answer of another kind than the task's scores zero.
-        value: a label, one tag per whitespace-separated word, the answer's text, or several texts written for one row.
-        score: the head's own probability of the answer, between 0 and 1; 1 for a text, where it is not computed.
-        nll: negative log-likelihood of the target's text, in nats, summed over its tokens; ``None`` where it was not
-            measured.
-        tokens: how many tokens ``nll`` is the sum over.
-    """
-
-    kind: AnswerKind
-    value: str | list[str]
-    score: float
-    nll: float | None = None
-    tokens: int = 0
+def plain_task(task: Task) -> dict[str, Any]:
+    """Return a task as plain JSON values that ``task_from_config`` reads back."""
+    values = asdict(task)
+    return {**values, "labels": list(task.labels), "metrics": list(task.metrics)}

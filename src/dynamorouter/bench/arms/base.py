@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-from dynamorouter.bench.contest import Contest
+from dynamorouter.bench.experiment import Contest
 from dynamorouter.errors import one_of, suggest
 from dynamorouter.registry import Registry
-from dynamorouter.tasks.task import Answer, Task
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.task import Task
 
 
 @dataclass(slots=True)

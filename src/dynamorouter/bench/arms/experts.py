@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.contest import Contest, factor_count, factor_work, head_count
+from dynamorouter.bench.experiment import Contest, factor_count, factor_work, head_count
 from dynamorouter.errors import ConfigError
-from dynamorouter.model.bank import Gate, RowGate, SoftGate
-from dynamorouter.model.encode import Batch
-from dynamorouter.model.heads import ReadingHead
-from dynamorouter.model.passes import decode, token_batches
-from dynamorouter.tasks.task import Answer, Task
+from dynamorouter.inference.decode import decode
+from dynamorouter.model.base.gate import Gate
+from dynamorouter.model.heads.base import ReadingHead
+from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.text.batching import token_batches
+from dynamorouter.model.text.tokenize import Batch
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.task import Task
 
 ALL = "experts"
 """What the banks hold when all experts lie in them, in order."""

@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.contest import Contest, head_count
-from dynamorouter.data.spec import WRITERS
-from dynamorouter.merge.collect import observed
-from dynamorouter.merge.combine import MergeResult, merge_experts
-from dynamorouter.merge.registry import merges
-from dynamorouter.tasks.task import Answer, Task
+from dynamorouter.bench.experiment import Contest, head_count
+from dynamorouter.merging.data import observed
+from dynamorouter.merging.merge import MergeResult, merge_experts
+from dynamorouter.merging.registry import merges
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.spec import WRITERS
+from dynamorouter.tasks.task import Task
 
 FACTOR = (0.25, 4.0)
 """Range of the factor on the weights, drawn evenly on a logarithmic scale."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.contest import Contest, factor_count, factor_work, head_count
-from dynamorouter.config import CONF
-from dynamorouter.routing_phase import RouterRows, fit_system_router
-from dynamorouter.settings import RouterSettings
-from dynamorouter.tasks.router_metrics import router_metrics
-from dynamorouter.tasks.task import Answer
+from dynamorouter.bench.experiment import Contest, factor_count, factor_work, head_count
+from dynamorouter.config.compose import CONF
+from dynamorouter.metrics.routing import router_metrics
+from dynamorouter.routing.config import RouterSettings
+from dynamorouter.system.router import RouterRows, fit_system_router
+from dynamorouter.tasks.answer import Answer
 
 OWN = "own"
 """The router as the run's settings have it: what the comparison is about."""

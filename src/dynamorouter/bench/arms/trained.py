@@ -9,22 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.arms.trivial import as_experts
-from dynamorouter.bench.contest import Contest, fresh_base, head_count
-from dynamorouter.data.records import Record
-from dynamorouter.learn.examine import CacheOptions, Examiner
-from dynamorouter.learn.shared import (
-    AdapterBody,
-    Pupil,
-    SharedOptions,
-    WholeBody,
-    fit_shared,
-    shared_examples,
-)
-from dynamorouter.model.bank import Factors
-from dynamorouter.model.expert import LoraSettings, fresh_factors, seeded
-from dynamorouter.model.heads import Head, build_head
-from dynamorouter.tasks.task import Answer
+from dynamorouter.bench.arms.baselines import as_experts
+from dynamorouter.bench.experiment import Contest, fresh_base, head_count
+from dynamorouter.model.heads.base import Head, build_head
+from dynamorouter.model.lora.expert import fresh_factors
+from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.text.trunk_cache import CacheOptions
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.multitask import AdapterBody, Pupil, SharedOptions, WholeBody, fit_shared, shared_examples
+from dynamorouter.training.validate import Examiner
+from dynamorouter.utils.seeding import seeded
 
 
 @arms.register("joint")

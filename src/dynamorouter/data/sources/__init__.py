@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dynamorouter.data.jsonl import SkipCount, bad_row
-from dynamorouter.data.spec import TaskSpec
 from dynamorouter.errors import ConfigError, DataError, one_of
 from dynamorouter.registry import Registry
+from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.utils.jsonl import SkipCount, bad_row
 
 Options = Mapping[str, Any]
 Row = tuple[int, dict[str, Any]]

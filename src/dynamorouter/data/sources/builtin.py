@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Iterator
 
 import dynamorouter.data.builtin as builtin
-from dynamorouter.data.jsonl import SkipCount, read_jsonl
 from dynamorouter.data.sources import Options, Row, Source, source_split, sources
-from dynamorouter.data.spec import TaskSpec
 from dynamorouter.errors import DataError, one_of
+from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.utils.jsonl import SkipCount, read_jsonl
 
 
 @sources.register("builtin")

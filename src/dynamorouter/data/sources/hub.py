@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.data.jsonl import SkipCount
 from dynamorouter.data.sources import SPLITS, Options, Row, Source, source_split, sources
-from dynamorouter.data.spec import TaskSpec
 from dynamorouter.errors import ConfigError, DataError, MissingExtraError
+from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.utils.jsonl import SkipCount
 
 
 @sources.register("hub")

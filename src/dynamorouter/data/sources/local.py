@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from dynamorouter.data.jsonl import SkipCount, bad_row, file_sha256, read_jsonl
 from dynamorouter.data.sources import SPLITS, Options, Row, Source, source_split, sources
-from dynamorouter.data.spec import TaskSpec
 from dynamorouter.errors import ConfigError, DataError, MissingExtraError
+from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.utils.jsonl import SkipCount, bad_row, file_sha256, read_jsonl
 
 _ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 

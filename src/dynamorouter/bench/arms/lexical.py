@@ -1,0 +1,152 @@
+"""Classical classifiers over counted words: logistic regression and naive Bayes, with the features that decide.
+
+Texts are TF-IDF of words and pairs of words (Salton and Buckley, 1988), a pair's two texts kept apart; words to be
+tagged are described by themselves, their form and their neighbours, as in maximum-entropy taggers (Ratnaparkhi, 1996).
+Texts that are matched as a whole are labels too. Spans and longer texts have no such classifier, and so no row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynamorouter.bench.arms.base import Arm, arms
+from dynamorouter.bench.experiment import Contest
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.spec import answer_kind
+from dynamorouter.tasks.task import Task
+
+TOP = 10
+"""Features noted for each label."""
+KINDS = ("logistic", "bayes")
+
+
+@arms.register("words")
+class Words(Arm):
+    """One classifier for each task, over its words alone."""
+
+    about = "TF-IDF (words to be tagged: their form and neighbours) with logistic regression or naive Bayes"
+
+    @classmethod
+    def variants(cls, tasks: Sequence[str]) -> list[str]:
+        """Return the two classifiers."""
+        return list(KINDS)
+
+    def applies(self, task: Task) -> bool:
+        """Tell whether there are labels to choose from, or texts that are matched as labels are."""
+        return task.head in ("classification", "tags") or task.metrics[0] == "text_match"
+
+    def fit(self, contest: Contest) -> None:
+        """Fit a classifier for each task on the experts' own train rows."""
+        self.facts.work = 0.0
+        wanted = [task.name for task in contest.tasks if self.applies(task)]
+        self.facts.train_rows = sum(len(contest.rows("train", name)) for name in wanted)
+        self._fitted = {name: self._fit(contest, name) for name in wanted}
+        self.facts.parameters = sum(len(names) * len(model.classes_) for _, model, names in self._fitted.values())
+
+    def _fit(self, contest: Contest, task: str) -> tuple[Any, Any, Any]:
+        records = contest.rows("train", task)
+        tags = contest.expert(task).task.head == "tags"
+        features = _tag_features() if tags else _text_features(pairs=any(r.pair for r in records))
+        if tags:
+            given: list[Any] = [named for record in records for named in word_features(record.text.split())]
+            targets = [str(tag) for record in records if isinstance(record.target, list) for tag in record.target]
+        else:
+            given, targets = [_joined(record) for record in records], [_label(record) for record in records]
+        model = _classifier(self.variant).fit(features.fit_transform(given), targets)
+        return features, model, features.get_feature_names_out()
+
+    def prepare(self, contest: Contest, task: str) -> None:
+        """Take up a task's classifier."""
+        self._features, self._model, names = self._fitted[task]
+        self.facts.options = {"features": len(names)}
+        self.facts.notes = {"top_features": self._top(names)}
+
+    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+        """Label each row, or each of its words."""
+        records = contest.rows("report", task)
+        if contest.expert(task).task.head != "tags":
+            chances = self._model.predict_proba(self._features.transform([_joined(record) for record in records]))
+            said = self._model.classes_[chances.argmax(axis=1)]
+            return [
+                Answer(answer_kind(contest.expert(task).task.head), str(label), float(p))
+                for label, p in zip(said, chances.max(axis=1), strict=True)
+            ]
+        found: list[Answer | None] = []
+        for record in records:
+            words = record.text.split()
+            chances = self._model.predict_proba(self._features.transform(word_features(words)))
+            tags = [str(tag) for tag in self._model.classes_[chances.argmax(axis=1)]]
+            found.append(Answer("tags", tags, float(np.exp(np.log(chances.max(axis=1)).mean()))))
+        return found
+
+    def _top(self, names: Any) -> dict[str, list[str]]:
+        """Return the features that speak most for each label, against the mean of the others."""
+        if self.variant == "bayes":
+            weights = self._model.feature_log_prob_
+        else:
+            weights = self._model.coef_
+            weights = np.concatenate([-weights, weights]) if len(weights) == 1 else weights
+        total = weights.sum(axis=0)
+        rest = (total - weights) / max(1, len(weights) - 1)
+        order = np.argsort(-(weights - rest), axis=1, kind="stable")[:, :TOP]
+        return {
+            str(label): [str(names[i]) for i in row] for label, row in zip(self._model.classes_, order, strict=True)
+        }
+
+
+def _classifier(kind: str) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import MultinomialNB
+
+    return LogisticRegression(C=10.0, max_iter=1000) if kind == "logistic" else MultinomialNB(alpha=0.1)
+
+
+def _text_features(*, pairs: bool) -> Any:
+    """Return TF-IDF of words and pairs of words; of two texts each in columns of its own."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def tfidf() -> Any:
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+
+    columns = [("first", tfidf(), 0)] + ([("second", tfidf(), 1)] if pairs else [])
+    return ColumnTransformer(columns, verbose_feature_names_out=pairs)
+
+
+def _tag_features() -> Any:
+    from sklearn.feature_extraction import DictVectorizer
+
+    return DictVectorizer()
+
+
+def _label(record: Record) -> str:
+    """Return a record's label, or the text that it wants."""
+    return str(record.target["texts"][0]) if isinstance(record.target, dict) else str(record.target)
+
+
+def _joined(record: Record) -> list[str]:
+    return [record.text, record.pair or ""]
+
+
+def word_features(words: Sequence[str]) -> list[Mapping[str, float]]:
+    """Describe each word by itself, its ends, its form and its neighbours."""
+    low = ["<s>", *(word.lower() for word in words), "</s>"]
+    found: list[Mapping[str, float]] = []
+    for i, word in enumerate(words):
+        form = re.sub(r"(.)\1+", r"\1", re.sub(r"[a-z]", "a", re.sub(r"[A-Z]", "A", re.sub(r"[0-9]", "0", word))))
+        names = (
+            f"word={low[i + 1]}",
+            f"before={low[i]}",
+            f"after={low[i + 2]}",
+            f"form={form}",
+            f"begin={low[i + 1][:3]}",
+            f"end={low[i + 1][-3:]}",
+            "first" if i == 0 else "inside",
+        )
+        found.append(dict.fromkeys(names, 1.0))
+    return found

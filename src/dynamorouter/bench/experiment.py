@@ -1,0 +1,201 @@
+"""What the arms of one seed share: rows, the trained system, and a second copy of the base to try factors on.
+
+Letters: B batch, E experts, N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dynamorouter.config.schema import Config
+from dynamorouter.data.prepare import PreparedData
+from dynamorouter.errors import one_of
+from dynamorouter.metrics.base import get_metric, row_statistics
+from dynamorouter.metrics.bootstrap import Array
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import base_spec
+from dynamorouter.model.base.gate import Gate
+from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.factors import Factors
+from dynamorouter.model.text.trunk_cache import CacheOptions
+from dynamorouter.runs.run import Run
+from dynamorouter.system.library import Library
+from dynamorouter.system.system import System
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import Task
+from dynamorouter.training.multitask import one_for_all
+from dynamorouter.training.validate import Examiner
+from dynamorouter.utils.devices import pick_device, pick_dtype
+
+FLOAT = 4
+"""Bytes of a stored number."""
+
+
+@dataclass(slots=True)
+class Contest:
+    """What the arms of one seed share.
+
+    Attributes:
+        config: the settings of this seed's run.
+        system: trained on this seed.
+        data: the prepared rows, the same for all seeds.
+        base: a second copy of the system's base; what lies in its banks changes from arm to arm.
+    """
+
+    config: Config
+    system: System
+    data: PreparedData
+    base: Base
+    _rows: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
+    _examiners: dict[tuple[str, str, int], Examiner] = field(default_factory=dict)
+    _installed: object = None
+
+    @staticmethod
+    def open(config: Config, run: Path, data: PreparedData) -> Contest:
+        """Load a seed's system, as its router's phase left it, and a second copy of its base."""
+        system = System.load(Run(config, run).phase("router"), device=config.device, precision=config.precision)
+        system.tokens_per_batch = config.experts.tokens_per_batch
+        return Contest(config, system, data, fresh_base(config))
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.config.seed
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks, in the order of the experts."""
+        return [expert.task for expert in self.system.experts]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks."""
+        return [task.name for task in self.tasks]
+
+    def expert(self, task: str) -> Expert:
+        """Return the expert of a task."""
+        return self.system.experts[self.names.index(task)]
+
+    def rows(self, split: str, task: str, limit: int | None = None) -> list[Record]:
+        """Return rows of one task, from the top of a split that was drawn at random."""
+        if (split, task) not in self._rows:
+            self._rows[split, task] = self.data.split(split, task)
+        return self._rows[split, task][:limit]
+
+    def install(self, experts: Sequence[Expert], *, key: object) -> None:
+        """Put experts into the banks of the second base, unless those of this key are there."""
+        there = self._installed is key or (isinstance(key, str) and self._installed == key)
+        if not there:
+            install_experts(self.base, experts)
+            for bank in self.base.banks.values():
+                bank.requires_grad_(False)
+            self._installed = key
+
+    def install_factors(self, factors: Mapping[str, Factors], *, key: object = None) -> None:
+        """Put one change of the base into the banks, whichever expert it comes from."""
+        first = self.system.experts[0]
+        self.install([replace(first, factors=dict(factors), fusion=None)], key=object() if key is None else key)
+
+    def own_gates(self) -> Callable[[int], Gate]:
+        """Return the gates that send every row through what ``install_factors`` put there."""
+        return lambda rows: one_for_all(rows, self.base.device)
+
+    def examiner(self, split: str, task: str, limit: int | None = None) -> Examiner:
+        """Return what answers and scores rows of a task over the second base; the trunk's outputs are kept."""
+        records = self.rows(split, task, limit)
+        key = (split, task, len(records))
+        if key not in self._examiners:
+            own = self.config.experts
+            depth = min(expert.lora.trunk_depth for expert in self.system.experts)
+            cache = CacheOptions(limit=(own.trunk_cache.limit_mb << 20) // (2 * len(self.names)))
+            budget = own.tokens_per_batch
+            self._examiners[key] = Examiner(
+                self.base, self.expert(task).task, records, depth=depth, budget=budget, cache=cache
+            )
+        return self._examiners[key]
+
+    def answers(self, task: str, *, split: str = "report", limit: int | None = None) -> list[Answer | None]:
+        """Answer a task's rows through what ``install_factors`` put there, under the task's own head."""
+        return list(self.examiner(split, task, limit).answers(self.expert(task).head, 0, gates=self.own_gates()))
+
+    def select_score(self, limit: int) -> float:
+        """Return the mean over tasks of the headline score on held-out rows that choices are made on."""
+        found = []
+        for task in self.tasks:
+            rows = self.rows("select", task.name, limit)
+            found.append(score_of(task, self.answers(task.name, split="select", limit=limit), rows))
+        return float(np.mean(found))
+
+    def digests(self) -> dict[str, str]:
+        """Return 16 hexadecimal digits for each expert: its factors, its head and its card."""
+        library = self.system.library
+        assert library is not None
+        return {name: expert_digest(library, name) for name in self.system.names}
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that name the rows of all splits."""
+        sha = hashlib.sha256()
+        for task in self.names:
+            for split, entry in sorted(self.data.manifest["tasks"][task]["splits"].items()):
+                sha.update(f"{task}/{split}/{entry['sha256']}".encode())
+        return sha.hexdigest()[:16]
+
+
+def fresh_base(config: Config) -> Base:
+    """Load the base that all experts of the comparison sit on."""
+    device = pick_device(config.device)
+    return Base.load(base_spec(config.base), device=device, dtype=pick_dtype(config.precision, device))
+
+
+def check_one_base(config: Config) -> list[str]:
+    """Return why these tasks cannot be compared: merges and joint training need experts of one base."""
+    others = {task.base for task in config.task.values() if task.base is not None and task.base != config.base.name}
+    if not others:
+        return []
+    return [
+        f"task.*.base: the comparison merges experts of one base, but tasks name {one_of(others)} beside "
+        f"{config.base.name!r}; leave those tasks out, or their base"
+    ]
+
+
+def expert_digest(library: Library, name: str) -> str:
+    """Return 16 hexadecimal digits of an expert's weights."""
+    sha = hashlib.sha256()
+    for path in sorted((library.folder / name).glob("*.safetensors")):
+        if path.name != "skill.safetensors":
+            sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def score_of(task: Task, answers: Sequence[Answer | None], records: Sequence[Record]) -> float:
+    """Return the headline score."""
+    statistics = headline(task, answers, records)
+    return float(get_metric(task.metrics[0]).reduce(statistics.sum(axis=0)))
+
+
+def headline(task: Task, answers: Sequence[Answer | None], records: Sequence[Record]) -> Array:
+    """Return the numbers of every row under the headline metric, ``(N, K)``."""
+    return row_statistics(task.metrics[0], task, answers, records)
+
+
+def factor_work(contest: Contest, experts: Sequence[Expert]) -> float:
+    """Return the multiplications of experts' factors for a token over those of the base's blocks."""
+    lying = sum(bank.a.numel() + bank.b.numel() for bank in contest.base.banks.values())
+    blocks = sum(p.numel() for p in contest.base.blocks.parameters() if p.dim() > 1) - lying
+    return factor_count(experts) / blocks
+
+
+def factor_count(experts: Sequence[Expert]) -> int:
+    """Count the numbers in the factors of experts, heads left out."""
+    return sum(f.a.numel() + f.b.numel() for expert in experts for f in expert.factors.values())
+
+
+def head_count(experts: Sequence[Expert]) -> int:
+    """Count the numbers in the heads of experts."""
+    return sum(p.numel() for expert in experts for p in expert.head.parameters())

@@ -1,0 +1,376 @@
+"""Pictures of the arms: the matrix, scores with intervals, cost and quality, ranks, a router's choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynamorouter.report.figures import COLOURS, LINES, MARKS, drawn, heat
+
+FAMILIES = (
+    ("router", "routers"),
+    ("merge", "merges, defaults"),
+    ("tuned", "merges, tuned"),
+    ("expert", "single experts"),
+    ("trained", "trained for all tasks"),
+    ("none", "baselines"),
+)
+"""Groups that share a colour, in the legend's order."""
+TRAINED = ("joint", "full", "calibration_lora", "probe")
+
+
+def group(arm: str) -> str:
+    """Return the group of an arm."""
+    family = arm.partition("/")[0]
+    if family in ("router", "merge", "tuned"):
+        return family
+    if family in ("expert", "oracle", "mixture", "ensemble"):
+        return "expert"
+    return "trained" if arm in TRAINED else "none"
+
+
+def look(arm: str) -> tuple[str, str]:
+    """Return the colour and the mark of an arm's group."""
+    place = [name for name, _ in FAMILIES].index(group(arm))
+    return COLOURS[place], MARKS[place]
+
+
+def _legend(plt: Any, axis: Any, arms: Sequence[str], **where: Any) -> None:
+    there = {group(arm) for arm in arms}
+    handles = [
+        plt.Line2D([], [], color=COLOURS[i], marker=MARKS[i], linestyle="", label=label)
+        for i, (name, label) in enumerate(FAMILIES)
+        if name in there
+    ]
+    axis.legend(handles=handles, **where)
+
+
+def matrix(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
+    """Draw the score of every expert on every task, over that of the task's own expert."""
+    tasks = list(found["tasks"])
+    names = [task for task in tasks if task in found["matrix"]]
+    table = [
+        [share(found["matrix"][name][task], found["matrix"].get(task, {}).get(task)) for task in tasks]
+        for name in names
+    ]
+
+    def draw(plt: Any) -> Any:
+        figure, axis = plt.subplots(figsize=(1.2 + 0.8 * len(tasks), 0.9 + 0.42 * len(names)))
+        heat(plt, axis, table, rows=names, columns=tasks, low=0.0, high=1.0, bar=True)
+        axis.set_ylabel("expert")
+        axis.set_xlabel("task, under its own head")
+        axis.set_title("Score over that of the task's own expert")
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def share(value: float, whole: float | None) -> float:
+    """Return a score over another; no number where there is nothing to divide by, which leaves a cell empty."""
+    return value / whole if whole else float("nan")
+
+
+def scores(found: Mapping[str, Any], *, form: str = "svg", least: int = 0) -> bytes:
+    """Draw the mean score over tasks of every arm that answers all of them, with its interval."""
+    arms = [arm for arm in found["arms"] if arm["mean"]][: least or None]
+
+    def draw(plt: Any) -> Any:
+        figure, axis = plt.subplots(figsize=(7.0, 0.9 + 0.19 * len(arms)))
+        for place, arm in enumerate(reversed(arms)):
+            colour, mark = look(arm["arm"])
+            mean = arm["mean"]
+            axis.plot([mean["low"], mean["high"]], [place, place], color=colour, linewidth=1.4)
+            axis.plot(mean["value"], place, color=colour, marker=mark, markersize=5)
+        axis.set_yticks(range(len(arms)), [arm["arm"] for arm in reversed(arms)], fontsize=8)
+        axis.set_ylim(-0.7, len(arms) - 0.3)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.set_xlabel(f"mean headline score over {len(found['tasks'])} tasks, {100 * found['level']:g} % interval")
+        names = [arm["arm"] for arm in arms]
+        _legend(plt, axis, names, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the places of points that no other beats in both cost (less) and quality (more), cheapest first."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    kept: list[int] = []
+    for i in order:
+        if not kept or points[i][1] > points[kept[-1]][1]:
+            kept.append(i)
+    return kept
+
+
+def cost(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
+    """Draw quality against what is stored and against the time to answer a row, with the arms that none beats."""
+    arms = [arm for arm in found["arms"] if arm["mean"]]
+    axes_of = (
+        ("bytes", "stored besides the base, MB (log scale)", 1e-6),
+        ("work", "work to answer a row, bare base = 1", 1.0),
+    )
+
+    def draw(plt: Any) -> Any:
+        figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2), sharey=True)
+        for axis, (key, label, factor) in zip(axes, axes_of, strict=True):
+            points = [(max(arm[key] * factor, 1e-3), arm["mean"]["value"]) for arm in arms]
+            best = front(points)
+            axis.step(
+                [points[i][0] for i in best],
+                [points[i][1] for i in best],
+                where="post",
+                color="#888888",
+                linewidth=1,
+                zorder=1,
+            )
+            for i, (x, y) in enumerate(points):
+                colour, mark = look(arms[i]["arm"])
+                axis.plot(x, y, color=colour, marker=mark, markersize=5, zorder=2)
+            _annotate(axis, [(points[i], arms[i]["arm"]) for i in best])
+            axis.set_xlabel(label)
+            axis.grid(color="#eeeeee", linewidth=0.6)
+            axis.set_axisbelow(True)
+        axes[0].set_xscale("log")
+        axes[0].set_ylabel("mean headline score")
+        _legend(plt, axes[1], [arm["arm"] for arm in arms], loc="lower right")
+        figure.tight_layout()
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def _annotate(axis: Any, points: Sequence[tuple[tuple[float, float], str]]) -> None:
+    """Name points to their right, turn about above and below, so that neighbours stay apart."""
+    for i, ((x, y), label) in enumerate(points):
+        up = i % 2 == 0
+        axis.annotate(
+            label,
+            (x, y),
+            xytext=(4, 5) if up else (5, -10),
+            textcoords="offset points",
+            fontsize=7,
+        )
+
+
+def ranks(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
+    """Draw the critical difference diagram (Demsar, 2006): bars join arms that the tests do not tell apart."""
+    ranking = found["ranking"]
+    order = list(ranking["ranks"].items())
+    half = (len(order) + 1) // 2
+    worst = len(order)
+
+    def draw(plt: Any) -> Any:
+        height = 1.1 + 0.2 * half + 0.12 * len(ranking["cliques"])
+        figure, axis = plt.subplots(figsize=(8.0, height))
+        top = -0.35 - 0.22 * len(ranking["cliques"])
+        axis.hlines(0, 1, worst, color="black", linewidth=1)
+        for tick in range(1, worst + 1):
+            axis.vlines(tick, 0, 0.08, color="black", linewidth=1)
+            axis.text(tick, 0.14, str(tick), ha="center", va="bottom", fontsize=8)
+        for place, (name, rank) in enumerate(order):
+            left = place < half
+            level = top - 0.3 * (place if left else len(order) - 1 - place)
+            side = 0.6 if left else worst + 0.4
+            colour, _ = look(name)
+            axis.plot([rank, rank, side], [0, level, level], color=colour, linewidth=0.9)
+            label = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
+            axis.text(
+                side + (-0.1 if left else 0.1), level, label, ha="right" if left else "left", va="center", fontsize=8
+            )
+        for i, clique in enumerate(ranking["cliques"]):
+            ends = ranking["ranks"][clique[0]], ranking["ranks"][clique[-1]]
+            axis.hlines(-0.2 - 0.22 * i, ends[0] - 0.06, ends[1] + 0.06, color="black", linewidth=3)
+        width = min(ranking["critical"], worst - 1)
+        axis.hlines(0.75, 1, 1 + width, color="black", linewidth=1.5)
+        label = f"critical difference {ranking['critical']:.2f}"
+        axis.text(1 + width / 2, 0.85, label, ha="center", va="bottom", fontsize=8)
+        axis.set_xlim(0.4, worst + 0.6)
+        axis.set_ylim(top - 0.3 * half, 1.25)
+        axis.axis("off")
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def routing(found: Mapping[str, Any], name: str, *, form: str = "svg") -> bytes:
+    """Draw where a router sends the rows of each task, and how its confidence meets its accuracy."""
+    router = found["routers"][name]
+    tasks = list(router["tasks"])
+    table = [[cell / max(1, sum(row)) for cell in row] for row in router["confusion"]]
+
+    def draw(plt: Any) -> Any:
+        figure, axes = plt.subplots(
+            1, 2, figsize=(max(6.0, 3.2 + 0.75 * len(tasks)), 1.4 + 0.42 * len(tasks)), width_ratios=(1.5, 1)
+        )
+        heat(plt, axes[0], table, rows=tasks, columns=tasks, low=0.0, high=1.0)
+        axes[0].set_ylabel("task of the row")
+        axes[0].set_xlabel("expert chosen")
+        axes[0].set_title("share of each task's rows", loc="left")
+        bins = router["reliability"]
+        largest = max(each["rows"] for each in bins)
+        axes[1].plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
+        axes[1].plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=COLOURS[0], linewidth=1)
+        sizes = [8 + 80 * b["rows"] / largest for b in bins]
+        axes[1].scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=COLOURS[0])
+        axes[1].set_xlabel("confidence")
+        axes[1].set_ylabel("accuracy")
+        axes[1].set_title(f"calibration error {router['ece']:.3f}")
+        axes[1].set_xlim(0, 1.03)
+        axes[1].set_ylim(0, 1.05)
+        figure.tight_layout()
+        return figure
+
+    return drawn(draw, form=form)
+
+
+SWEEPS = (
+    ("coefficient", "coefficient of task arithmetic"),
+    ("density", "density of TIES"),
+    ("rank", "rank of the mean of the changes (log scale)"),
+)
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def sweeps(rows: Rows, *, form: str = "svg") -> bytes:
+    """Draw each task's score over its expert's along every sweep."""
+    alone = {row["tasks"][0]: row["scores"][row["tasks"][0]] for row in rows if row["study"] == "alone"}
+    there = [(study, label) for study, label in SWEEPS if any(row["study"] == study for row in rows)]
+
+    def draw(plt: Any) -> Any:
+        figure, axes = plt.subplots(1, len(there), figsize=(3.3 * len(there), 3.0), sharey=True, squeeze=False)
+        for axis, (study, label) in zip(axes[0], there, strict=True):
+            own = sorted((row for row in rows if row["study"] == study), key=lambda row: row["at"])
+            at = [row["at"] for row in own]
+            for place, task in enumerate(own[0]["scores"]):
+                values = [share(row["scores"][task], alone.get(task, 1.0)) for row in own]
+                axis.plot(at, values, label=task, linewidth=1.2, markersize=4, **_style(place))
+            if study == "rank":
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(at, [str(rank) for rank in at])
+            axis.axhline(1.0, color="#888888", linewidth=0.8)
+            axis.set_xlabel(label)
+            axis.grid(color="#eeeeee", linewidth=0.6)
+        axes[0][0].set_ylabel("score over the expert's" if alone else "score")
+        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.tight_layout()
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[place % (len(COLOURS) - 1)],
+        "marker": MARKS[place % len(MARKS)],
+        "linestyle": LINES[place % len(LINES)],
+    }
+
+
+def losses(rows: Rows, tasks: Sequence[str]) -> list[list[float]]:
+    """Return what each task (row) loses by a merge with each other one (column), as a share of its own score."""
+    alone = {row["tasks"][0]: row["scores"][row["tasks"][0]] for row in rows if row["study"] == "alone"}
+    table = [[float("nan")] * len(tasks) for _ in tasks]
+    for row in rows:
+        if row["study"] == "pair":
+            for task, other in (row["tasks"], row["tasks"][::-1]):
+                lost = 1 - share(row["scores"][task], alone[task])
+                table[tasks.index(task)][tasks.index(other)] = lost
+    return table
+
+
+def pairs(rows: Rows, tasks: Sequence[str], *, form: str = "svg") -> bytes:
+    """Draw what each task loses when its expert is merged with one other."""
+    table = losses(rows, tasks)
+    names = list(tasks)
+    limit = max([0.05, *(abs(value) for row in table for value in row if value == value)])
+
+    def draw(plt: Any) -> Any:
+        figure, axis = plt.subplots(figsize=(1.2 + 0.8 * len(names), 0.9 + 0.42 * len(names)))
+        heat(plt, axis, table, rows=names, columns=names, low=-limit, high=limit, bar=True, colours="PuOr")
+        axis.set_ylabel("task")
+        axis.set_xlabel("merged with the expert of")
+        axis.set_title("Share of the task's own score that the merge of two loses")
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def layers(rows: Rows, *, form: str = "svg") -> bytes:
+    """Draw the experts' spectra, how far their spans coincide by layer, and which experts' do."""
+    own = [row for row in rows if row["study"] == "layers"]
+    names = list(own[0]["spectra"])
+    apart = ~np.eye(len(names), dtype=bool)
+
+    def draw(plt: Any) -> Any:
+        figure, axes = plt.subplots(1, 3, figsize=(12.0, 3.4), width_ratios=(1, 1.1, 1.2))
+        for place, name in enumerate(names):
+            spectra = [np.array(row["spectra"][name]) for row in own if row["spectra"][name]]
+            size = min(map(len, spectra), default=0)
+            if size:
+                shares = np.array([s[:size] / s[0] for s in spectra])
+                axes[0].plot(range(1, size + 1), shares.mean(axis=0), label=name, markersize=3, **_style(place))
+        axes[0].set_xlabel("singular value")
+        axes[0].set_ylabel("over the largest, mean over layers")
+        axes[0].set_ylim(0, 1.05)
+        axes[0].xaxis.get_major_locator().set_params(integer=True)
+        axes[0].legend()
+        for place, (side, label) in enumerate((("right", "read from (A)"), ("left", "written to (B)"))):
+            values = [np.array(row[side])[apart].mean() for row in own]
+            axes[1].plot(range(len(own)), values, label=label, markersize=3, **_style(place))
+        chance = [np.mean([len(s) for s in row["spectra"].values()]) / row["shape"][1] for row in own]
+        axes[1].plot(range(len(own)), chance, color="#888888", linewidth=1, label="random spans read from")
+        axes[1].set_xticks(range(len(own)), [_short(row["layer"]) for row in own], rotation=90, fontsize=6)
+        axes[1].set_ylabel("overlap of two experts' spans, mean")
+        axes[1].set_ylim(0, 1.4 * axes[1].get_ylim()[1])
+        axes[1].legend(loc="upper right")
+        mean = np.mean([np.array(row["cosine"]) for row in own], axis=0)
+        heat(plt, axes[2], mean.tolist(), rows=names, columns=names, low=-1.0, high=1.0, colours="PuOr")
+        axes[2].set_title("cosine of the changes, mean over layers")
+        figure.tight_layout()
+        return figure
+
+    return drawn(draw, form=form)
+
+
+def _short(layer: str) -> str:
+    """Return the block's number and the ends of a layer's name."""
+    parts = layer.split(".")
+    number = next((part for part in parts if part.isdigit()), "")
+    rest = [part for part in parts[parts.index(number) + 1 :] if part not in ("self", "dense")] if number else parts
+    return f"{number} {'.'.join(rest[-2:])}"
+
+
+def unseen(rows: Rows, *, form: str = "svg") -> bytes:
+    """Draw what a task gets that no expert was trained on, with a head on few of its rows."""
+    own = [row for row in rows if row["study"] == "unseen"]
+    bodies = list(own[0]["bodies"])
+
+    def draw(plt: Any) -> Any:
+        figure, axis = plt.subplots(figsize=(1.5 + 1.25 * len(own), 3.2))
+        for place, body in enumerate(bodies):
+            style = _style(place)
+            for task, row in enumerate(own):
+                cell = row["bodies"][body]
+                x = task + (place - (len(bodies) - 1) / 2) * 0.13
+                axis.plot([x, x], cell["interval"], color=style["color"], linewidth=1.2)
+                axis.plot(
+                    x,
+                    cell["value"],
+                    color=style["color"],
+                    marker=style["marker"],
+                    markersize=5,
+                    label=body if task == 0 else None,
+                )
+        axis.set_xticks(range(len(own)), [row["task"] for row in own])
+        axis.set_ylabel("headline score")
+        axis.set_title(f"A task left out, a new head on {own[0]['rows']} of its rows")
+        axis.grid(axis="y", color="#eeeeee", linewidth=0.6)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
+
+    return drawn(draw, form=form)

@@ -1,0 +1,149 @@
+"""The rows of a comparison: one line of JSON for each arm, task and seed, appended whole or not at all.
+
+Beside each row lies the log of its items, so that paired tests can be made later without running anything again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynamorouter.config.schema import Config
+from dynamorouter.errors import DataError
+from dynamorouter.metrics.bootstrap import Array
+from dynamorouter.runs.run import NO_INFLUENCE
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Record
+from dynamorouter.utils.files import writing
+
+ROWS, ITEMS = "rows.jsonl", "items"
+KEYS = (
+    "arm",
+    "task",
+    "seed",
+    "told",
+    "metric",
+    "n",
+    "value",
+    "metrics",
+    "parameters",
+    "bytes",
+    "work",
+    "train_rows",
+    "evaluations",
+    "select",
+    "options",
+    "notes",
+    "seconds",
+    "peak_memory_mb",
+    "config_hash",
+    "experts",
+    "data_fingerprint",
+    "versions",
+    "items",
+)
+"""What every row holds."""
+VOLATILE = ("seconds", "peak_memory_mb", "versions")
+"""What may differ between two runs of the same settings."""
+TIMES = ("merge_seconds",)
+"""Notes that may differ too."""
+GROWS = ("system", "arms", "seeds", "permutations", "diagram")
+"""Settings of a comparison that change no row: with others of them it can go on."""
+FREE = (*NO_INFLUENCE, *(f"bench.{name}" for name in GROWS))
+"""The same as ``open_run`` takes them."""
+
+
+def row_digest(config: Config) -> str:
+    """Return the ``config_hash`` of rows: it changes with every setting that may change a row, and with no other."""
+    tree = {key: value for key, value in config.to_json().items() if key not in NO_INFLUENCE}
+    tree["bench"] = {key: value for key, value in tree["bench"].items() if key not in GROWS}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+class RowFile:
+    """Rows that are there, and a place for more.
+
+    Args:
+        path: the file; a last line that was cut off is removed.
+
+    Raises:
+        DataError: a line before the last is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        kept = 0
+        raw = path.read_bytes() if path.is_file() else b""
+        for number, line in enumerate(raw.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                break  # a killed process was writing it
+            try:
+                self.rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number} is not JSON ({error}); it is damaged: remove the line and resume, "
+                    "and the row is made again"
+                ) from error
+            kept += len(line)
+        if kept < len(raw):
+            os.truncate(path, kept)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write a row to the end, and let it reach the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as handle:
+            handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.rows.append(row)
+
+    def has(self, **wanted: object) -> bool:
+        """Tell whether a row with these values is there."""
+        return any(all(row.get(key) == value for key, value in wanted.items()) for row in self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+
+def item_path(arm: str, task: str, seed: int) -> str:
+    """Return where the log of a row's items lies, below the comparison's folder."""
+    return f"{ITEMS}/{seed}/{arm}/{task}.jsonl"
+
+
+def write_items(path: Path, records: Sequence[Record], answers: Sequence[Answer | None], statistics: Array) -> None:
+    """Write one line for each item: its id, what was answered, and the numbers of the headline metric."""
+    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        for record, answer, numbers in zip(records, answers, statistics, strict=True):
+            said = None if answer is None else answer.value
+            line = {"id": record.id, "answer": said, "numbers": [float(n) for n in numbers]}
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_items(path: Path) -> tuple[list[str], Array]:
+    """Return ids, and the numbers of the headline metric ``(N, K)``.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        # not splitlines, which also parts at U+2028 and its like, and answers may hold them
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [line["id"] for line in lines], np.array([line["numbers"] for line in lines], dtype=float)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the items of a row, {path}, cannot be read ({error}); remove the row from {ROWS} and resume"
+        ) from error
+
+
+def stable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without what may differ between two runs of the same settings."""
+    kept = {key: value for key, value in row.items() if key not in VOLATILE}
+    kept["notes"] = {key: value for key, value in dict(row.get("notes", {})).items() if key not in TIMES}
+    return kept

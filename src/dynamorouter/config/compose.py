@@ -1,0 +1,408 @@
+"""Composes the settings of a run from YAML groups, a file and ``key=value`` overrides, and checks them completely.
+
+Order, later wins: the defaults of ``dynamorouter.config.schema``, the chosen group files under ``conf/`` (Hydra), the
+recipe, the file given by ``--config``, the overrides. All mistakes are gathered and named in one `ConfigError`.
+
+    compose("seven", ["data=local", "data.root=rows", "task=[sst2,squad]", "experts.train_rows=2000"])
+
+Tasks, bases, routers and recipes of one's own live in a folder laid out like ``conf/``, named by
+``search_path=[FOLDER]``; a task file ``FOLDER/task/NAME.yaml`` opens with ``# @package task.NAME``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dynamorouter.config.checks import ROOT, Branch, Tree, cross_checks, explain
+from dynamorouter.config.schema import Config
+from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.tasks.settings import TaskSettings
+
+__all__ = ["GROUPS", "Config", "compose", "list_names", "load", "task_settings"]
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("recipe", "preset", "base", "data", "router", "task")
+"""Keys whose value may be a name: that of a file in ``conf/KEY/``."""
+KINDS = {group if group == "data" else f"{group}s": group for group in GROUPS}
+"""What a list of a group's names is called, to the group."""
+
+
+@dataclass
+class _Request:
+    """What the caller asked for, taken apart.
+
+    Attributes:
+        choices: names by group; for ``task`` a list.
+        tree: nested values of the config file, names taken out.
+        values: dotted path and value of each override; the value ``_DELETE`` removes the key.
+        folders: folders that choices are looked up in, the package's own first.
+        mistakes: what was wrong so far.
+    """
+
+    choices: dict[str, str | list[str]] = field(default_factory=dict)
+    tree: Tree = field(default_factory=dict)
+    values: list[tuple[str, Any]] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=lambda: [CONF])
+    mistakes: list[str] = field(default_factory=list)
+
+
+_DELETE = object()
+
+
+def compose(
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    config_file: str | Path | None = None,
+    more_checks: Callable[[Tree], list[str]] = lambda tree: [],
+) -> Config:
+    """Return the complete, checked settings of a run.
+
+    Args:
+        recipe: name of a file in ``conf/recipe/``; may be left out when ``config_file`` names it.
+        overrides: ``group=name``, ``task=[a,b]``, ``key.path=value``, or ``~key.path`` to remove an entry.
+        config_file: JSON or YAML with the tree of `Config`; ``recipe``, ``base``, ``data``, ``router`` may be
+            names, ``tasks`` (or ``task``) a list of names. A mapping ``task`` amends the chosen tasks entry by
+            entry; if every entry is complete (has ``head`` and ``columns``), those are the tasks.
+        more_checks: returns further mistakes in the composed tree, of rooms that this one does not know.
+
+    Raises:
+        ConfigError: something is unknown, of the wrong type or out of range; the message names every mistake.
+    """
+    request = _Request()
+    if config_file is not None:
+        request.tree = _read(Path(config_file))
+    _take_overrides(request, overrides)
+    _take_search_path(request)
+    _take_file_choices(request)
+    if recipe is not None:
+        if request.choices.get("recipe", recipe) != recipe and any(o.startswith("recipe=") for o in overrides):
+            request.mistakes.append(f"recipe: named twice, {recipe!r} and {request.choices['recipe']!r}; name it once")
+        request.choices["recipe"] = recipe
+    elif "recipe" not in request.choices:
+        request.mistakes.append(f"recipe: none is named; allowed: {one_of(list_names('recipes', request.folders))}")
+    _check_choices(request)
+    tree = _hydra(request)
+    _merge(tree, request.tree, ROOT)
+    _apply(tree, request)
+    _fill_bases(tree, request)
+    tasks, kinds = list_names("tasks", request.folders), _router_kinds(request.folders)
+    return _validate(tree, [*request.mistakes, *more_checks(tree)], tasks=tasks, kinds=kinds)
+
+
+def load(path: str | Path) -> Config:
+    """Return the settings that ``Config.to_yaml`` or ``to_json`` wrote, checked but composed from nothing else.
+
+    Raises:
+        ConfigError: the file is unreadable, incomplete or wrong; the message names every mistake.
+    """
+    tree = _read(Path(path))
+    rows = tree.get("experts", {}).get("train_rows") if isinstance(tree.get("experts"), dict) else None
+    return _validate(tree, [], tasks=rows if isinstance(rows, dict) else [])
+
+
+def list_names(kind: str, folders: Iterable[Path] = (CONF,)) -> dict[str, str]:
+    """Return the names of all recipes, or of whatever else ``KINDS`` holds, with a line on each.
+
+    The line is the first comment of the file that is not a Hydra directive. Imports no torch.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"cannot list {kind!r}{suggest(kind, KINDS)}; allowed: {one_of((*KINDS, 'merges'))}")
+    found = {}
+    for folder in folders:
+        for path in sorted((folder / KINDS[kind]).glob("*.yaml")):
+            comments = [
+                line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
+            ]
+            found[path.stem] = next((c for c in comments if c and not c.startswith("@")), "")
+    return found
+
+
+def _read(path: Path) -> Tree:
+    """Return the mapping in a JSON or YAML file."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = (
+            json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        )
+    except FileNotFoundError:
+        raise ConfigError(f"config file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
+    except (json.JSONDecodeError, YAMLError, OmegaConfBaseException) as error:
+        form = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"config file {str(path)!r} is not valid {form}: {error}") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"config file {str(path)!r} must hold one mapping of settings, not a {type(tree).__name__}")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _take_overrides(request: _Request, overrides: Sequence[str]) -> None:
+    """Sort overrides into choices and values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            parsed = parser.parse_override(text)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            request.mistakes.append(
+                f"override {text!r} cannot be read ({reason}); write key=value, quote odd characters"
+            )
+            continue
+        if parsed.is_sweep_override():
+            request.mistakes.append(f"override {text!r} names several values; write one, or a list as key=[a,b]")
+            continue
+        key, value = parsed.key_or_group, parsed.value()
+        if parsed.is_delete():
+            request.values.append((key, _DELETE))
+        elif key in GROUPS and not isinstance(value, dict):
+            names = value if isinstance(value, list) else [value]
+            request.choices[key] = [str(n) for n in names] if key == "task" else str(value)
+        else:
+            request.values.append((key, value))
+
+
+def _take_search_path(request: _Request) -> None:
+    """Add the folders of ``search_path``, from the file or the overrides."""
+    folders = dict(request.values).get("search_path", request.tree.get("search_path", ()))
+    for folder in [folders] if isinstance(folders, str) else folders or ():
+        path = Path(str(folder)).expanduser()
+        if path.is_dir():
+            request.folders.append(path.resolve())
+        else:
+            request.mistakes.append(f"search_path: {str(folder)!r} is not a folder")
+
+
+def _take_file_choices(request: _Request) -> None:
+    """Take the names out of the config file's tree; names among the overrides win."""
+    tree = request.tree
+    chosen: dict[str, str | list[str]] = {}
+    for group in ("recipe", "preset", "base", "data", "router"):
+        if isinstance(tree.get(group), str):
+            chosen[group] = tree.pop(group)
+    names = tree.pop("tasks", None)
+    if isinstance(tree.get("task"), (str, list)):
+        names = tree.pop("task")
+    task = tree.get("task")
+    if names is None and isinstance(task, dict) and task and all(_complete(entry) for entry in task.values()):
+        names = list(task)
+    if isinstance(names, str):
+        names = [names]
+    if isinstance(names, list):
+        chosen["task"] = [str(name) for name in names]
+    elif names is not None:
+        request.mistakes.append(f"tasks: got {names!r}; a list of names is expected")
+    request.choices = {**chosen, **request.choices}
+    if "task" in request.choices and isinstance(task, dict):
+        tree["task"] = {k: v for k, v in task.items() if k in request.choices["task"] or not _complete(v)}
+
+
+def _complete(entry: object) -> bool:
+    """Whether ``entry`` defines a task or base by itself."""
+    return isinstance(entry, dict) and ({"head", "columns"} <= entry.keys() or {"name", "path"} <= entry.keys())
+
+
+def _check_choices(request: _Request) -> None:
+    """Drop and record choices that do not exist, so that the rest can be checked too."""
+    kinds = {group: kind for kind, group in KINDS.items()}
+    inline = request.tree.get("task")
+    own = [k for k, v in inline.items() if _complete(v)] if isinstance(inline, dict) else []
+    for group, choice in list(request.choices.items()):
+        allowed = list_names(kinds[group], request.folders)
+        names = choice if isinstance(choice, list) else [choice]
+        if not names:
+            request.mistakes.append(f"{group}: the list is empty; allowed: {one_of(allowed)}")
+        if len(set(names)) < len(names):
+            request.mistakes.append(f"{group}: {', '.join(names)} names one twice")
+        good = [n for n in dict.fromkeys(names) if n in allowed or (group == "task" and n in own)]
+        request.mistakes += [
+            f"{group}: unknown choice {n!r}{suggest(n, allowed)}; allowed: {one_of(allowed)}"
+            for n in names
+            if n not in good
+        ]
+        if not good:
+            del request.choices[group]
+        else:
+            request.choices[group] = good if isinstance(choice, list) else good[0]
+
+
+def _hydra(request: _Request) -> Tree:
+    """Compose the chosen group files."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    order = request.choices.get("task")
+    selected = []
+    for group, choice in request.choices.items():
+        names = [n for n in choice if _has(request, group, n)] if isinstance(choice, list) else choice
+        selected.append(f"{group}=[{','.join(names)}]" if isinstance(names, list) else f"{group}={names}")
+    own = [f'"file://{folder}"' for folder in request.folders[1:]]
+    if own:
+        selected.append(f"hydra.searchpath=[{','.join(own)}]")
+    state = Singleton.get_state()  # a caller may be a Hydra application itself
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose("config", overrides=selected)
+        tree = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(_all([*request.mistakes, f"the group files cannot be composed: {error}"])) from error
+    finally:
+        Singleton.set_state(state)
+    assert isinstance(tree, dict)
+    result: Tree = {str(key): value for key, value in tree.items()}
+    tasks = result.setdefault("task", {})
+    if isinstance(order, list):  # keep the order of the request; a task of the file alone is merged in later
+        result["task"] = {name: tasks.get(name, {}) for name in order}
+        for name in tasks.keys() - set(order):
+            if isinstance(tasks[name], dict) and not _complete(tasks[name]):
+                continue  # what the recipe changes of a task that is not among the chosen ones
+            request.mistakes.append(f"task.{name}: a chosen task file writes this; open it with '# @package task.NAME'")
+    return result
+
+
+def _has(request: _Request, group: str, name: str) -> bool:
+    return any((folder / group / f"{name}.yaml").is_file() for folder in request.folders)
+
+
+def _merge(tree: Tree, new: Mapping[str, Any], branch: Branch | None) -> None:
+    """Lay ``new`` over ``tree``: branches of the settings merge; complete definitions and plain values replace."""
+    for key, value in new.items():
+        below = None if branch is None else branch.below(key)
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and below is not None and not _complete(value):
+            _merge(tree[key], value, below)
+        else:
+            tree[key] = value
+
+
+def _apply(tree: Tree, request: _Request) -> None:
+    """Set the values of the overrides."""
+    for path, value in request.values:
+        *parents, leaf = path.split(".")
+        where: Any = tree
+        if parents[:1] == ["task"] and len(parents) > 1 and parents[1] not in tree["task"]:
+            known = tree["task"]
+            request.mistakes.append(
+                f"{path}: task {parents[1]!r} is not chosen{suggest(parents[1], known)}; chosen: {one_of(known)}"
+            )
+            continue
+        for part in parents:
+            below = where.get(part) if isinstance(where, dict) else None
+            if not isinstance(below, dict):
+                below = {}
+                where[part] = below
+            where = below
+        if value is not _DELETE:
+            _merge(where, {leaf: value}, _branch_at(parents))
+        elif where.pop(leaf, _DELETE) is _DELETE:
+            request.mistakes.append(
+                f"~{path}: there is no such entry{suggest(leaf, where)}; there are: {one_of(where)}"
+            )
+
+
+def _branch_at(path: Sequence[str]) -> Branch | None:
+    """Return the branch of the settings at a path, if one is there."""
+    branch: Branch | None = ROOT
+    for part in path:
+        branch = None if branch is None else branch.below(part)
+    return branch
+
+
+def _fill_bases(tree: Tree, request: _Request) -> None:
+    """Put bases that tasks name, and that have a file, under ``bases``."""
+    from omegaconf import OmegaConf
+
+    base = tree.get("base")
+    bases = tree.setdefault("bases", {})
+    for task in tree["task"].values():
+        name = task.get("base") if isinstance(task, dict) else None
+        if not isinstance(name, str) or not isinstance(bases, dict) or name in bases:
+            continue
+        if isinstance(base, dict) and name == base.get("name"):
+            continue
+        files = [f for folder in request.folders if (f := folder / "base" / f"{name}.yaml").is_file()]
+        if files:
+            bases[name] = OmegaConf.to_container(OmegaConf.load(files[-1]), resolve=True)
+
+
+def _router_kinds(folders: Iterable[Path]) -> set[str]:
+    """Return the kinds of router that the files of the group name: all that are registered."""
+    from yaml import YAMLError, safe_load
+
+    kinds = set()
+    for path in (path for folder in folders for path in (folder / "router").glob("*.yaml")):
+        try:
+            tree = safe_load(path.read_text(encoding="utf-8"))
+        except YAMLError:
+            continue  # named when it is chosen
+        if isinstance(tree, dict) and isinstance(tree.get("kind"), str):
+            kinds.add(tree["kind"])
+    return kinds
+
+
+def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str], kinds: Iterable[str] | None = None) -> Config:
+    """Return the checked tree, or raise with ``mistakes`` and whatever else is wrong."""
+    entries = tree.get("task")
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(entry, dict):
+            entry.setdefault("name", name)
+    mistakes = [*mistakes, *cross_checks(tree, known_tasks=tasks, router_kinds=kinds)]
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        mistakes += explain(error, tree)
+    if mistakes:
+        raise ConfigError(_all(mistakes))
+    return config
+
+
+def _all(mistakes: Sequence[str]) -> str:
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return f"{len(mistakes)} settings are wrong:\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
+
+
+def task_settings(name: str, *, search_path: Sequence[str | Path] = ()) -> TaskSettings:
+    """Return the settings of one task.
+
+    Args:
+        name: the name of a task, or the path of its YAML file.
+        search_path: folders laid out like ``conf/`` that names are looked up in too.
+
+    Raises:
+        ConfigError: there is no such task or file, or it is wrong; the message names every mistake.
+    """
+    folders = [CONF, *(Path(folder) for folder in search_path)]
+    files = [path for folder in folders if (path := folder / "task" / f"{name}.yaml").is_file()]
+    if name.endswith((".yaml", ".yml", ".json")):
+        files = [Path(name)]
+    if not files:
+        known = list_names("tasks", folders)
+        raise ConfigError(
+            f"unknown task {name!r}{suggest(name, known)}; allowed: {one_of(known)}, or the path of a task's YAML file"
+        )
+    tree = _read(files[-1])
+    tree.setdefault("name", files[-1].stem)
+    try:
+        return TaskSettings.model_validate(tree)
+    except ValidationError as error:
+        mistakes = explain(error, {"task": {tree["name"]: tree}}, at=("task", str(tree["name"])))
+        raise ConfigError(_all(mistakes)) from None

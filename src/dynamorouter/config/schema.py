@@ -1,0 +1,99 @@
+"""The tree of settings: every key, its type, its default, its unit.
+
+`dynamorouter.config.compose.compose` fills this tree from YAML groups, a file and overrides. A key that is not here is
+an error. Layers and functions further down never see these classes: builders hand them plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from dynamorouter.config.bench import BenchSettings
+from dynamorouter.data.complexity.config import ComplexitySettings
+from dynamorouter.data.config import DataSettings
+from dynamorouter.model.base.config import BaseSettings
+from dynamorouter.routing.config import RouterSettings
+from dynamorouter.tasks.settings import TaskSettings
+from dynamorouter.training.config import ExpertSettings, JointSettings
+from dynamorouter.utils.options import Count, Rows, Settings, Size
+from dynamorouter.utils.tracking import TrackingSettings
+
+
+class EvaluationSettings(Settings):
+    """Held-out rows per task and what they decide."""
+
+    select_rows: Count = 500
+    """Rows for early stopping and choices."""
+    calibrate_rows: Count = 500
+    """Rows for the router's temperature."""
+    report_rows: Rows = 1000
+    """Rows for the report; ``null`` is all."""
+    bootstrap: Count = 1000
+    """Resamples for confidence intervals."""
+
+
+class Config(Settings):
+    """Everything that a run depends on."""
+
+    recipe: str
+    """The recipe that the rest was composed from."""
+    seed: Size = 0
+    """Seed of every random choice."""
+    search_path: tuple[str, ...] = ()
+    """Folders laid out like ``conf/`` (``task/``, ``base/``, ``router/``, ``recipe/``) with choices of one's own."""
+    task: Annotated[dict[str, TaskSettings], Field(min_length=1)]
+    """The tasks by name, in the order of their experts."""
+    base: BaseSettings
+    """The base that routing reads and that experts sit on unless they name another."""
+    bases: dict[str, BaseSettings] = Field(default_factory=dict)
+    """Further bases by name."""
+    data: DataSettings = DataSettings()
+    """Where rows come from."""
+    experts: ExpertSettings = ExpertSettings()
+    """The expert phase."""
+    router: RouterSettings = RouterSettings()
+    """The router and its phase."""
+    joint: JointSettings = JointSettings()
+    """The joint phase."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Held-out rows."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; ``auto`` takes a CUDA device when there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the forward pass; ``auto`` is fp32 on a CPU and bf16 or fp16 on a GPU."""
+    tracking: TrackingSettings = TrackingSettings()
+    """What is written beside the log."""
+    bench: BenchSettings = BenchSettings()
+    """The comparison of arms, where ``run`` is one, and what it measures."""
+    complexity: ComplexitySettings | None = None
+    """How rows get their tier, where the tasks are tiers of one instruction data set; ``null`` where they are not."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for key, task in self.task.items():
+            if task.name != key:
+                raise ValueError(f"task.{key}.name is {task.name!r}; a task's name is its key, {key!r}")
+        return self
+
+    def expert(self, task: str) -> ExpertSettings:
+        """Return the expert phase as ``task`` sees it: its ``hyper`` applied, ``train_rows`` one number or ``None``."""
+        changes = {"train_rows": self.experts.rows_for(task), **self.task[task].hyper.model_dump()}
+        return self.experts.model_copy(update=changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tree as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the tree as YAML that ``compose(config_file=...)`` and ``load`` read back unchanged."""
+        return str(yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=120))
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change with any setting: the ``config_hash`` of reports."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,288 @@
+"""From one instruction data set to a folder of rows per tier, each row with its complexity.
+
+``DIR/<tier>/<split>.jsonl`` holds rows in the data's own columns and ``complexity`` beside them, which local data is
+prepared from as usual; ``DIR/features.jsonl`` what was measured of every row, and ``DIR/manifest.json`` how. A row
+is measured once. Rows of train that are held out as well are removed before there are tiers, so that a leak cannot
+hide in another tier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dynamorouter.data.complexity.analyzer import Analyzer
+from dynamorouter.data.complexity.features import Features
+from dynamorouter.data.complexity.record import KEY
+from dynamorouter.data.complexity.score import ScoreOptions, score
+from dynamorouter.data.complexity.tiers import Method, Tiers, fit_tiers
+from dynamorouter.data.dedup import read_pools, remove_leaks
+from dynamorouter.data.sources import source_options, sources
+from dynamorouter.errors import ConfigError, DataError
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.spec import WRITERS, TaskSpec
+from dynamorouter.utils.files import read_json, write_json
+from dynamorouter.utils.jsonl import file_sha256, write_atomic
+
+FORMAT = 1
+MANIFEST, FEATURES = "manifest.json", "features.jsonl"
+LEAST_HELD_OUT = 6
+"""Fewest held-out rows of a tier: two each for early stopping, temperature and report."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierOptions:
+    """How rows get their tier.
+
+    Attributes:
+        pipeline: of spaCy, see ``Analyzer.load``.
+        score: weights and caps.
+        method: how the score or the features are parted.
+        thresholds: cuts of the score.
+        quantiles: shares of the rows below each cut; ``None`` for tiers of the same size.
+        least_rows: fewest train rows of a tier.
+        seed: of clusters.
+        leaks: drop rows of train that are held out as well, or fail.
+        max_chars: longest text in characters.
+        max_words: longest text and pair together in words; ``None`` for any.
+        skip_bad: leave broken rows out with a count.
+    """
+
+    pipeline: str = "auto"
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    method: Method = "quantile"
+    thresholds: tuple[float, ...] = (0.3, 0.7)
+    quantiles: tuple[float, ...] | None = None
+    least_rows: int = 20
+    seed: int = 0
+    leaks: Literal["drop", "fail"] = "drop"
+    max_chars: int = 20_000
+    max_words: int | None = None
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The rows of one split, measured.
+
+    Attributes:
+        records: the rows.
+        features: of each row.
+        scores: of each row, 0 to 1.
+    """
+
+    records: list[Record]
+    features: list[Features]
+    scores: list[float]
+
+    def table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the features as ``(N, F)``."""
+        return np.array([found.row() for found in self.features], dtype=np.float64).reshape(len(self.features), -1)
+
+
+def measured(
+    records: Sequence[Record],
+    analyzer: Analyzer,
+    options: ScoreOptions,
+    *,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Measured:
+    """Measure and score rows; their targets are not read."""
+    features = list(analyzer.features([(record.text, record.pair) for record in records], advance=advance))
+    return Measured(list(records), features, [score(found, options) for found in features])
+
+
+def prepare_tiers(
+    tasks: Sequence[TaskSpec],
+    out: Path,
+    *,
+    source: str,
+    overrides: Mapping[str, Any] | None = None,
+    options: TierOptions,
+    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda rows: None,
+) -> dict[str, Any]:
+    """Write the rows of all tiers, or reuse those that were completely written with the same settings and data.
+
+    Args:
+        tasks: the tiers, the simplest first; all read the same data.
+        out: the folder.
+        source: name of the data's source.
+        overrides: of the source's options, such as ``root``.
+        options: how rows get their tier.
+        begin: called with the number of rows to measure; what it returns is called as they are done.
+
+    Returns:
+        The manifest: pipeline, rule, rows by split and tier.
+
+    Raises:
+        ConfigError: the tasks do not read the same data, or an option is wrong.
+        DataError: the data is missing or broken, or a tier has too few rows; the message counts all of them.
+        MissingExtraError: spaCy is not installed.
+    """
+    spec = _common(tasks, source)
+    merged = source_options(spec, source, overrides)
+    analyzer = Analyzer.load(options.pipeline)
+    names = [task.name for task in tasks]
+    digest = _digest(spec, names, source, merged, options, analyzer.name)
+    done = _reusable(out, digest)
+    if done is not None:
+        return done
+    pools = read_pools(
+        spec, 0, source, merged, max_chars=options.max_chars, max_words=options.max_words, skip_bad=options.skip_bad
+    )
+    leaks = remove_leaks(spec, pools, fail=options.leaks == "fail")
+    advance = begin(sum(len(pool.rows) for pool in pools.values()))
+    splits = {split: measured(pool.records, analyzer, options.score, advance=advance) for split, pool in pools.items()}
+    rule = _rule(splits["train"], options, count=len(tasks))
+    tiers = {split: rule.assign(part.table(), np.array(part.scores)).tolist() for split, part in splits.items()}
+    counts = {split: {name: tiers[split].count(i) for i, name in enumerate(names)} for split in splits}
+    _enough(counts, rule, options)
+    files = _write(out, spec, names, splits, tiers)
+    manifest = {
+        "format": FORMAT,
+        "digest": digest,
+        "pipeline": analyzer.name,
+        "score": asdict(options.score),
+        "rule": rule.to_json(),
+        "rows": counts,
+        "read": {split: dict(sorted(pool.counts.items())) for split, pool in pools.items()},
+        "leaks": {"found": leaks, "left": 0},
+        "files": files,
+    }
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def _rule(train: Measured, options: TierOptions, *, count: int) -> Tiers:
+    """Fit how rows get their tier, on train rows alone."""
+    return fit_tiers(
+        options.method,
+        train.table(),
+        np.array(train.scores),
+        count=count,
+        thresholds=options.thresholds,
+        quantiles=options.quantiles,
+        seed=options.seed,
+    )
+
+
+def _common(tasks: Sequence[TaskSpec], source: str) -> TaskSpec:
+    """Return what all tiers have in common: one data set, without the column that is only made here."""
+    first = tasks[0]
+    if len(tasks) < 2:
+        raise ConfigError(f"the only tier is {first.name!r}; name at least two tasks, the simplest first")
+    for task in tasks:
+        own = (task.columns, task.sources.get(source), task.head)
+        if own != (first.columns, first.sources.get(source), first.head):
+            raise ConfigError(
+                f"tiers {first.name!r} and {task.name!r} do not read the same data: columns, head and "
+                f"sources.{source} must be the same for all tiers"
+            )
+        if task.head not in WRITERS or KEY not in task.columns.extra:
+            raise ConfigError(
+                f"task {task.name!r} cannot be a tier: its head is {task.head!r} and columns.extra is "
+                f"{dict(task.columns.extra)}; tiers need a head that writes, and columns.extra: {{{KEY}: {KEY}}}"
+            )
+    extra = {name: column for name, column in first.columns.extra.items() if name != KEY}
+    return _Spec(first, replace(first.columns, extra=extra))
+
+
+class _Spec:
+    """A task as its original data has it."""
+
+    def __init__(self, task: TaskSpec, columns: Any) -> None:
+        self.name, self.head, self.labels, self.sources = task.name, task.head, task.labels, task.sources
+        self.version, self.max_tokens, self.stride = task.version, task.max_tokens, task.stride
+        self.columns = columns
+
+
+def _digest(
+    spec: TaskSpec, names: Sequence[str], source: str, merged: Mapping[str, Any], options: TierOptions, pipeline: str
+) -> str:
+    """Return a hash of all that the tiers depend on, the data and the parser included."""
+    parts = {
+        "format": FORMAT,
+        "tiers": list(names),
+        "columns": asdict(spec.columns),
+        "source": [source, {key: value for key, value in merged.items() if key not in ("root", "cache_dir")}],
+        "data": sources.get(source)().fingerprint(spec, merged),
+        "options": asdict(options),
+        "pipeline": pipeline,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _reusable(out: Path, digest: str) -> dict[str, Any] | None:
+    """Return the manifest when everything was written with the same settings and data, and the files are whole."""
+    if not (out / MANIFEST).is_file():
+        return None
+    manifest: dict[str, Any] = read_json(out / MANIFEST)
+    if manifest.get("digest") != digest:
+        return None
+    whole = all(
+        (out / name).is_file() and file_sha256(out / name) == sha for name, sha in manifest.get("files", {}).items()
+    )
+    return manifest if whole else None
+
+
+def _enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, options: TierOptions) -> None:
+    """Refuse tiers that there is too little to learn or to measure of."""
+    least = {split: options.least_rows if split == "train" else LEAST_HELD_OUT for split in counts}
+    short = [
+        f"tier {name!r} has {rows} rows of {split} and needs {least[split]}"
+        for split, own in counts.items()
+        for name, rows in own.items()
+        if rows < least[split]
+    ]
+    if short:
+        shown = "; ".join(f"{split}: {', '.join(f'{n} {c}' for n, c in own.items())}" for split, own in counts.items())
+        remedy = "give more rows"
+        if rule.method != "quantile":
+            remedy = "set complexity.tiers=quantile for tiers of the same size, or other complexity.thresholds"
+        where = f"cuts {', '.join(f'{cut:.3f}' for cut in rule.cuts)}" if rule.cuts else "clusters"
+        raise DataError(
+            f"complexity.tiers={rule.method} ({where}) leaves too little: {'; '.join(short)} (rows by tier: {shown}); "
+            f"{remedy}; 'dynamorouter explore complexity' shows the scores"
+        )
+
+
+def _write(
+    out: Path,
+    spec: TaskSpec,
+    names: Sequence[str],
+    splits: Mapping[str, Measured],
+    tiers: Mapping[str, Sequence[int]],
+) -> dict[str, str]:
+    """Write rows and features, and return the SHA-256 of each file."""
+    files, lines = {}, []
+    for split, part in splits.items():
+        for index, name in enumerate(names):
+            own = [i for i, tier in enumerate(tiers[split]) if tier == index]
+            rows = (json.dumps(_row(spec, part, i, split), ensure_ascii=False) for i in own)
+            files[f"{name}/{split}.jsonl"] = write_atomic(out / name / f"{split}.jsonl", rows)
+        lines += [
+            json.dumps(
+                {"id": f"{split}-{i}", "split": split, "tier": names[tier], KEY: part.scores[i]}
+                | asdict(part.features[i])
+            )
+            for i, tier in enumerate(tiers[split])
+        ]
+    files[FEATURES] = write_atomic(out / FEATURES, lines)
+    return files
+
+
+def _row(spec: TaskSpec, part: Measured, i: int, split: str) -> dict[str, Any]:
+    record, columns = part.records[i], spec.columns
+    target = record.target if isinstance(record.target, dict) else {"texts": [str(record.target)]}
+    row: dict[str, Any] = {columns.id or "id": f"{split}-{i}", columns.text: record.text}
+    if columns.pair is not None:
+        row[columns.pair] = record.pair or ""
+    row[columns.target] = target["texts"]
+    row |= {column: target[name] for name, column in columns.extra.items()}
+    return {**row, KEY: part.scores[i]}

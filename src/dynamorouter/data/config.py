@@ -1,0 +1,56 @@
+"""Where rows come from, and which are kept."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from dynamorouter.utils.options import Count, Settings, Share, Size
+
+
+class FilterSettings(Settings):
+    """Which rows are dropped before splitting, empty ones, duplicates and unknown labels always; all are counted."""
+
+    max_chars: Count = 20_000
+    """Longest text in characters."""
+    max_words: Count | None = None
+    """Longest text and pair together, in words; ``null`` for any."""
+    skip_bad: bool = False
+    """Leave broken rows out with a count instead of stopping at the first."""
+
+
+class AugmentSettings(Settings):
+    """Light augmentation, of train rows only."""
+
+    copies: Size = 0
+    """Noisy copies made of each train row; 0 switches it off."""
+    dropout: Share = 0.05
+    """Chance of each word to be dropped."""
+    swap: Share = 0.05
+    """Chance of each word to change places with the next."""
+    noise: Share = 0.5
+    """Chance of each text to lose its capitals or its final punctuation."""
+
+
+class DataSettings(Settings):
+    """Where rows come from and which are kept."""
+
+    source: Literal["builtin", "local", "hub"] = "builtin"
+    """Built-in rows, local JSONL, CSV, TSV or Parquet, or the Hugging Face hub."""
+    root: str | None = None
+    """Folder with one folder per task, for ``source: local``."""
+    filters: FilterSettings = FilterSettings()
+    """Which rows are dropped."""
+    leaks: Literal["drop", "fail"] = "drop"
+    """What happens when a validation row is in train: drop it from train and count it, or stop."""
+    when_short: Literal["shrink", "overlap", "fail"] = "shrink"
+    """With too few train rows: shrink all parts, let router and joint rows overlap with the experts', or stop."""
+    augment: AugmentSettings = AugmentSettings()
+    """Augmentation of train rows."""
+
+    @model_validator(mode="after")
+    def _root(self) -> Self:
+        if self.source == "local" and not self.root:
+            raise ValueError("data.source is 'local' but data.root is not set; add data.root=FOLDER")
+        return self

@@ -1,0 +1,327 @@
+"""Scoring a system: every row with its own expert, and with the one that the router chooses.
+
+A row that is routed wrongly is scored on what the chosen expert answers; none is left out.
+
+Letters: N rows, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamorouter.data.native import has_split, read_split
+from dynamorouter.errors import DataError, one_of
+from dynamorouter.inference.writing import text_answer
+from dynamorouter.metrics.base import Metric, get_metric, row_statistics
+from dynamorouter.metrics.bootstrap import bootstrap_ci
+from dynamorouter.metrics.routing import router_metrics
+from dynamorouter.model.text.tokenize import TextPair
+from dynamorouter.routing.baselines import Oracle
+from dynamorouter.system.system import System
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import Task
+from dynamorouter.utils.devices import now
+from dynamorouter.utils.environment import peak_memory_mb, versions
+from dynamorouter.utils.files import write_json
+from dynamorouter.utils.jsonl import SkipCount
+from dynamorouter.utils.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a system made of some rows.
+
+    Attributes:
+        own: answer of each row's own expert.
+        routed: answer of the expert that the router chose; ``None`` where it abstained.
+        probabilities: over all experts, ``(N, E)``.
+        chosen: the chosen expert, -1 where the router abstained, ``(N,)``.
+        seconds: time taken, tokenisation included, by what was done.
+        mixture: experts and weights ``(N, K)`` of each row, where several answer it together.
+    """
+
+    own: list[Answer | None]
+    routed: list[Answer | None]
+    probabilities: np.ndarray[Any, np.dtype[np.float64]]
+    chosen: np.ndarray[Any, np.dtype[np.int64]]
+    seconds: Mapping[str, float]
+    mixture: tuple[Tensor, Tensor] | None = None
+
+
+def answer_all(
+    system: System,
+    rows: Sequence[TextPair],
+    experts: Sequence[int],
+    *,
+    silent: Collection[int] = (),
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Answered:
+    """Answer every row twice, sharing the trunk and the route; where the router is right the answer is the same.
+
+    Args:
+        system: with a router.
+        rows: texts and pairs.
+        experts: the right expert of each.
+        silent: rows for which no text need be written, as no metric would read it.
+        advance: called with the number of rows as they are done.
+    """
+    own: list[Answer | None] = [None] * len(rows)
+    routed: list[Answer | None] = [None] * len(rows)
+    probabilities = np.zeros((len(rows), len(system.experts)))
+    chosen = np.full(len(rows), -1, dtype=np.int64)
+    mixed: dict[int, tuple[Tensor, Tensor]] = {}
+    seconds = dict.fromkeys(("trunk", "route", "answer"), 0.0)
+    device = system.bases[system.router_base].device
+    before = now(device)
+    for positions, chunk in system.chunks(rows):
+        at = _lap(seconds, "trunk", before, device)
+        true = [experts[i] for i in positions]
+        if isinstance(system.router, Oracle):
+            system.router.known = torch.tensor(true)
+        route = system.route_chunk(chunk)
+        first = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
+        best = [-1 if gone else expert for expert, gone in first]
+        at = _lap(seconds, "route", at, device)
+        mute = {place for place, i in enumerate(positions) if i in silent}
+        right = system.answer_chunk(chunk, true, silent=mute)
+        at = _lap(seconds, "answer", at, device)
+        if route.experts.shape[1] > 1:
+            given = system.answer_chunk(chunk, best, mixture=(route.experts, route.weights), silent=mute)
+            mixed.update(zip(positions, zip(route.experts, route.weights, strict=True), strict=True))
+        else:
+            again = [b if b != t else -1 for b, t in zip(best, true, strict=True)]
+            other = system.answer_chunk(chunk, again, silent=mute)
+            given = [r if b == t else o for b, t, r, o in zip(best, true, right, other, strict=True)]
+        probabilities[positions] = route.probabilities.cpu().numpy()
+        chosen[positions] = best
+        for i, mine, theirs in zip(positions, right, given, strict=True):
+            own[i], routed[i] = mine, theirs
+        advance(len(positions))
+        before = time.perf_counter()
+    both = [torch.stack(side) for side in zip(*(mixed[i] for i in range(len(rows))), strict=True)] if mixed else []
+    return Answered(own, routed, probabilities, chosen, seconds, (both[0], both[1]) if both else None)
+
+
+def score_system(
+    system: System,
+    records: Mapping[str, Sequence[Record]],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    config_hash: str = "",
+    advance: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Any]:
+    """Score a system on rows of its tasks.
+
+    Args:
+        system: with a router.
+        records: rows by task.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        config_hash: of the settings that made the system.
+        advance: called with the number of rows as they are done.
+
+    Returns:
+        The report: ``tasks``, ``router``, ``normalised``, ``cost``, ``versions``, ``seed``, ``config_hash``.
+    """
+    rows: list[TextPair] = []
+    experts: list[int] = []
+    slices: dict[str, slice] = {}
+    for name, own in records.items():
+        slices[name] = slice(len(rows), len(rows) + len(own))
+        rows += [(record.text, record.pair) for record in own]
+        experts += [system.index(name)] * len(own)
+    judged_by = {name: _metrics(system.experts[system.index(name)].task) for name in records}
+    silent = {i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _places(part)}
+    found = answer_all(system, rows, experts, silent=silent, advance=advance)
+    for name, part in slices.items():
+        if any(metric.reads_loss for metric in judged_by[name]):
+            _add_losses(system, found, records[name], experts, part)
+    tasks = {
+        name: _task_report(
+            system.experts[system.index(name)].task,
+            records[name],
+            {"oracle": found.own[part], "routed": found.routed[part]},
+            seed=seed,
+            resamples=resamples,
+        )
+        for name, part in slices.items()
+    }
+    router, normalised = _routing_report(system, tasks, experts, found)
+    return {
+        "tasks": tasks,
+        "router": router,
+        "normalised": normalised,
+        "cost": cost(system, rows=len(rows), seconds=found.seconds),
+        "versions": versions(),
+        "seed": seed,
+        "config_hash": config_hash or str(system.info.get("config_hash", "")),
+    }
+
+
+def _routing_report(
+    system: System, tasks: Mapping[str, Mapping[str, Any]], experts: Sequence[int], found: Answered
+) -> tuple[dict[str, Any], float]:
+    """Return how the router did, and how much of the scores routing keeps.
+
+    An expert that the router does not know, such as a merge beside its sources, is no fault of the router's.
+    """
+    known = {system.index(name) for name in system.names if name in system.classes}
+    kept = [ratio for name, row in tasks.items() if system.index(name) in known and (ratio := _kept(row)) is not None]
+    fair = [i for i, expert in enumerate(experts) if expert in known]
+    router = {}
+    if fair:
+        true, chances, chosen = [experts[i] for i in fair], found.probabilities[fair], found.chosen[fair]
+        router = router_metrics(true, chances, system.names, chosen=chosen)
+    return {**router, "abstained": float((found.chosen < 0).mean())}, float(np.mean(kept)) if kept else 0.0
+
+
+def _kept(row: Mapping[str, Any]) -> float | None:
+    """Return how much of a task's score routing keeps; ``None`` where there is none to keep."""
+    top, bottom = row["routed"], row["oracle"]
+    if not get_metric(row["metric"]).higher_is_better:
+        top, bottom = bottom, top
+    return top / bottom if top is not None and bottom else None
+
+
+def _number(value: float) -> float | None:
+    """Return a number, and ``None`` for what is none, which JSON has not."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _metrics(task: Task) -> list[Metric]:
+    return [get_metric(name) for name in task.metrics]
+
+
+def _places(part: slice) -> range:
+    return range(part.start, part.stop)
+
+
+def _add_losses(
+    system: System, found: Answered, records: Sequence[Record], experts: Sequence[int], part: slice
+) -> None:
+    """Note with the answers of a task what the wanted texts cost the right expert, and the one that was chosen."""
+    chosen = found.chosen[part].tolist()
+    right = system.engine.losses(records, list(experts[part]))
+    mixed = None if found.mixture is None else (found.mixture[0][part], found.mixture[1][part])
+    given = system.engine.losses(records, chosen, mixture=mixed)
+    lost = [i for i, cost in enumerate(given) if cost is None and chosen[i] >= 0]
+    if lost:  # sent to an expert that does not write: what the base alone would have cost
+        own = [experts[part][i] for i in lost]
+        nothing = torch.tensor(own)[:, None], torch.zeros(len(own), 1)
+        bare = system.engine.losses([records[i] for i in lost], own, mixture=nothing)
+        for i, cost in zip(lost, bare, strict=True):
+            given[i], found.routed[_places(part)[i]] = cost, text_answer("")
+    for answers, costs in ((found.own, right), (found.routed, given)):
+        for i, cost in zip(_places(part), costs, strict=True):
+            answer = answers[i]
+            if answer is not None and cost is not None:
+                answers[i] = replace(answer, nll=cost[0], tokens=cost[1])
+
+
+def _task_report(
+    task: Task,
+    records: Sequence[Record],
+    answers: Mapping[str, Sequence[Answer | None]],
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """Score one task's answers by all of its metrics; the first is the headline."""
+    scores: dict[str, dict[str, float | None]] = {}
+    intervals: dict[str, list[float | None]] = {}
+    for arm, given in answers.items():
+        scores[arm] = {}
+        for name in task.metrics:
+            metric = get_metric(name)
+            statistics = row_statistics(name, task, given, records)
+            scores[arm][name] = _number(float(metric.reduce(statistics.sum(axis=0))))
+            if name == task.metrics[0]:
+                ends = bootstrap_ci(statistics, metric.reduce, seed=seed, resamples=resamples)
+                intervals[arm] = [_number(end) for end in ends]
+    headline = task.metrics[0]
+    return {
+        "metric": headline,
+        "oracle": scores["oracle"][headline],
+        "routed": scores["routed"][headline],
+        "n": len(records),
+        "ci95": intervals,
+        "all": scores,
+    }
+
+
+def cost(system: System, *, rows: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Compute what the system takes: numbers, bytes and time."""
+    base = system.bases[system.router_base]
+    numbers = base.parameters()
+    experts = {expert.name: expert.parameters() for expert in system.experts}
+    banks = [bank for each in system.bases.values() for bank in each.banks.values()]
+    held = sum(bank.a.numel() + bank.b.numel() for bank in banks) * 4
+    disk = {} if system.library is None else {name: system.library.bytes(name) for name in system.names}
+    share = {e.name: e.parameters() / system.bases[e.base].parameters() for e in system.experts}
+    return {
+        "base_parameters": numbers,
+        "expert_parameters": experts,
+        "expert_share_of_base": share,
+        "expert_bytes_on_disk": disk,
+        "expert_bytes_in_memory": round(held / max(1, len(system.experts))),
+        "rows": rows,
+        "ms_per_row": {name: 1000 * value / max(1, rows) for name, value in seconds.items()},
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def _lap(seconds: dict[str, float], name: str, before: float, device: torch.device) -> float:
+    at = now(device)
+    seconds[name] += at - before
+    return at
+
+
+def score(
+    system: Path, data: Path, split: str, out: Path, *, limit: int | None = None, skip_bad: bool = False
+) -> dict[str, Any]:
+    """Score the system's tasks that ``data`` holds as ``TASK/SPLIT.jsonl`` in native columns, and write ``out``.
+
+    Args:
+        system: a saved system.
+        data: folder of folders.
+        split: name of the files.
+        out: where the scores are written.
+        limit: most rows per task, from the top of each file.
+        skip_bad: leave broken rows out and count them, instead of stopping at the first.
+
+    Raises:
+        DataError: ``data`` holds none of the system's tasks, or a row is broken.
+    """
+    if out.is_dir():
+        raise DataError(f"--out {str(out)!r} is a folder; name a file, such as {str(out / 'scores.json')!r}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    loaded = System.load(system)
+    skipped = SkipCount()
+    records: dict[str, list[Record]] = {}
+    for expert in loaded.experts:
+        if has_split(data, expert.task, split):
+            counted = skipped if skip_bad else None
+            records[expert.name] = read_split(expert.task, data, split, limit=limit, skip_bad=counted)
+    if not records:
+        found = one_of(path.name for path in data.iterdir() if path.is_dir()) if data.is_dir() else "no such folder"
+        raise DataError(
+            f"{data} holds none of the system's tasks with a split {split!r}: looked for "
+            f"{one_of(loaded.names)} and found {found or 'no folder'}; give --data DIR with DIR/TASK/{split}.jsonl"
+        )
+    with Progress("score", sum(map(len, records.values()))) as progress:
+        scores = score_system(loaded, records, seed=int(loaded.info.get("seed", 0)), advance=progress.advance)
+    scores["skipped"] = skipped.count
+    scores["not_scored"] = [name for name in loaded.names if name not in records]
+    write_json(out, scores)
+    return scores

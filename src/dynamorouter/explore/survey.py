@@ -1,0 +1,191 @@
+"""The whole exploration: figures by task, the answers to the usual questions in words, and the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamorouter.errors import ConfigError
+from dynamorouter.explore.duplicates import duplicates
+from dynamorouter.explore.lengths import Tokenizer, balance, summary, truncation, words
+from dynamorouter.explore.relations import length_classifier, length_relations
+from dynamorouter.explore.rows import TaskRows, read_rows
+from dynamorouter.explore.vocabulary import vocabulary
+from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.utils.files import write_json, writing
+
+WEAK, STRONG = 0.3, 0.6
+"""Absolute correlations below and above which a relation is called weak and strong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An answer in words.
+
+    Attributes:
+        task: whose rows.
+        question: what was asked.
+        words: the answer, its figures included.
+    """
+
+    task: str
+    question: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """Everything that was found.
+
+    Attributes:
+        figures: plain JSON values: ``tasks``, ``duplicates``, ``vocabulary``, ``seed``.
+        answers: in words.
+        rows: what the pictures are drawn from.
+    """
+
+    figures: Mapping[str, Any]
+    answers: tuple[Finding, ...]
+    rows: tuple[TaskRows, ...]
+
+
+def explore(
+    tasks: Sequence[TaskSpec],
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_tokens: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    advance: Callable[[str], None] = lambda line: None,
+) -> Exploration:
+    """Look at tasks.
+
+    Args:
+        tasks: one or more, of different names.
+        source: name of the source for all of them.
+        options: its options over the tasks' own, such as ``root``.
+        tokenizer: what truncation is counted by; words where it is ``None``.
+        max_tokens: the window; each task's own by default.
+        limit: most rows per split.
+        seed: of draws, intervals and hash functions.
+        advance: called with a line about each step.
+
+    Raises:
+        ConfigError: there are no tasks, or a name occurs twice.
+        DataError: a task has no rows.
+    """
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"explore needs one or more tasks of different names, got {', '.join(names) or 'none'}")
+    every: list[TaskRows] = []
+    by_task = {}
+    for task in tasks:
+        rows = read_rows(task, source, options, limit=limit, seed=seed)
+        every.append(rows)
+        advance(f"{task.name}: {', '.join(f'{len(own)} {split}' for split, own in rows.splits.items())}")
+        by_task[task.name] = {
+            "rows": {split: len(own) for split, own in rows.splits.items()},
+            "columns": _columns(task),
+            "problems": dict(rows.problems),
+            "balance": balance(rows),
+            "words": {part: summary(values) for part, values in words(rows).items()},
+            "truncation": truncation(rows, tokenizer, max_tokens=max_tokens),
+            "length_relations": length_relations(rows, seed=seed),
+            "length_classifier": length_classifier(rows, seed=seed),
+        }
+    advance("duplicates and vocabulary")
+    figures = {
+        "seed": seed,
+        "limit": limit,
+        "tasks": by_task,
+        "duplicates": duplicates(every, seed=seed),
+        "vocabulary": vocabulary(every),
+    }
+    return Exploration(figures, tuple(answers(figures)), tuple(every))
+
+
+def answers(figures: Mapping[str, Any]) -> list[Finding]:
+    """Answer in words, from figures alone: is it balanced, does length tell the class, do lengths go together?"""
+    found = []
+    for name, own in figures["tasks"].items():
+        if own["balance"] is not None:
+            found.append(Finding(name, "Are the classes balanced?", _balanced(own["balance"])))
+        if own["length_classifier"] is not None:
+            found.append(Finding(name, "Does length predict the class?", _predicts(own["length_classifier"])))
+        for pair, relation in own["length_relations"].items():
+            one, two = (_named(part, own["columns"]) for part in pair.split("/"))
+            found.append(Finding(name, f"Do rows of a longer {one} have a longer {two}?", _together(relation)))
+        found.append(Finding(name, "Do held-out rows stand in train?", _leaks(figures["duplicates"]["tasks"][name])))
+    return found
+
+
+def _columns(task: TaskSpec) -> dict[str, str | None]:
+    """Return what the parts of a row are called; of SQuAD-style answers the first is looked at."""
+    target = "answer" if task.head == "span" else task.columns.target
+    return {"text": task.columns.text, "pair": task.columns.pair, "target": target}
+
+
+def _named(part: str, columns: Mapping[str, str]) -> str:
+    return f"{columns['text']} and {columns['pair']}" if part == "input" else columns[part]
+
+
+def _balanced(own: Mapping[str, Any]) -> str:
+    shares = own["shares"]
+    least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    word = {"balanced": "Yes", "nearly balanced": "Nearly", "not balanced": "No"}[own["verdict"]]
+    ratio = "the smallest does not occur" if own["ratio"] is None else f"ratio {own['ratio']:.2f}"
+    return f"{word}: from {shares[least]:.1%} ({least}) to {shares[most]:.1%} ({most}), {ratio}."
+
+
+def _predicts(own: Mapping[str, Any]) -> str:
+    low, high = own["gain"]["ci95"]
+    word = "Yes" if low > 0 else "No sign of it" if high >= 0 else "No, it misleads"
+    gain = own["gain"]["value"]
+    size = "" if word != "Yes" else ", a little" if gain < 0.1 else ", clearly"
+    return (
+        f"{word}{size}: accuracy {own['accuracy']['value']:.3f} from lengths alone, {own['majority']:.3f} for always "
+        f"the commonest class; gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, on {own['n']} rows."
+    )
+
+
+def _together(own: Mapping[str, Any]) -> str:
+    if own["pearson"] is None:
+        return f"It cannot be told: no spread in length, or too few rows ({own['n']})."
+    parts = []
+    for name, title in (("pearson", "Pearson"), ("spearman", "Spearman")):
+        low, high = own[name]["ci95"]
+        parts.append(f"{title} {own[name]['value']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    low, high = own["spearman"]["ci95"]
+    size = abs(own["spearman"]["value"])
+    strength = "weakly" if size < WEAK else "moderately" if size < STRONG else "strongly"
+    word = "No sign of it" if low <= 0 <= high else f"Yes, {strength}" if low > 0 else f"No, {strength} the reverse"
+    return f"{word}: {'; '.join(parts)}, over {own['n']} rows."
+
+
+def _leaks(own: Mapping[str, Mapping[str, int]]) -> str:
+    held = {split: counts for split, counts in own.items() if "in_train" in counts}
+    if not held:
+        return "There are no held-out rows."
+    parts = [
+        f"{counts['in_train']} of {counts['rows']} {split} rows do, {counts['near_in_train']} counting near-duplicates"
+        for split, counts in held.items()
+    ]
+    return "; ".join(parts) + "."
+
+
+def write(found: Exploration, folder: Path, pictures: Sequence[str] = ()) -> None:
+    """Write ``exploration.json`` and ``exploration.md``.
+
+    Args:
+        found: what to write.
+        folder: where to.
+        pictures: names of files in the folder that the page shows.
+    """
+    from dynamorouter.explore.page import page
+
+    write_json(folder / "exploration.json", {**found.figures, "answers": [asdict(answer) for answer in found.answers]})
+    with writing(folder / "exploration.md") as temporary:
+        temporary.write_text(page(found.figures, found.answers, pictures), encoding="utf-8")

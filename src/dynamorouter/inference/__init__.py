@@ -1,0 +1,3 @@
+"""From rows to answers: passes, routes, generation."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Writing text: prefill, decoding step by step, sampling, streaming."""
+
+from __future__ import annotations

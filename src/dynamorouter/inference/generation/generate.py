@@ -1,0 +1,190 @@
+"""Text for a batch whose rows use different experts, one pass per token for all of them.
+
+The experts of a row are chosen once, before its first token, and stay. A row is written as it would be alone: what the
+other rows are, which experts they use and how long they go on changes nothing in it.
+
+Letters: B batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import ConfigError
+from dynamorouter.inference.generation.decoding import Decoding, Reading, read_prompts
+from dynamorouter.inference.generation.sampling import GenerationOptions, Sampler
+from dynamorouter.inference.generation.streaming import TextStream
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.gate import Gate
+
+Reason = Literal["end", "stop", "length"]
+DONE_SHARE = 0.25
+"""Share of the rows in a batch that must be done before the others go on without them: leaving costs a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a row says.
+
+    Attributes:
+        ids: its tokens, without the one that ends a text.
+        text: its text, up to a stop text.
+        reason: why it ends: by itself, by a stop text, or because it is as long as is allowed.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text of a row, as it is written.
+
+    Attributes:
+        row: whose it is.
+        text: the next piece of its text; may be empty in the last one.
+        result: the whole, in the row's last piece.
+    """
+
+    row: int
+    text: str
+    result: Generated | None = None
+
+
+@dataclass
+class _Row:
+    """A row that is being written."""
+
+    index: int
+    options: GenerationOptions
+    room: int
+    stream: TextStream
+    ids: list[int] = field(default_factory=list)
+    pushed: int = 0
+    done: bool = False
+
+    def push(self) -> str:
+        """Turn the tokens that were not yet looked at into text."""
+        fresh, self.pushed = self.ids[self.pushed :], len(self.ids)
+        return self.stream.push(fresh) if fresh else ""
+
+
+def generate(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    gate: Gate | None,
+    options: GenerationOptions | Sequence[GenerationOptions] | None = None,
+    *,
+    reading: Reading | None = None,
+    on_piece: Callable[[Piece], None] | None = None,
+) -> list[Generated]:
+    """Write a text for each prompt.
+
+    Args:
+        base: a decoder or an encoder-decoder, with the experts in its banks.
+        prompts: token ids of each row, of any lengths.
+        gate: the experts of each row; ``None`` for the bare base.
+        options: for all rows, or for each.
+        reading: the prompts, if a router has read them already; it is used up.
+        on_piece: is given the text of all rows piece by piece.
+
+    Raises:
+        ConfigError: a prompt is too long, or the base does not write.
+    """
+    found: dict[int, Generated] = {}
+    for piece in stream(base, prompts, gate, options, reading=reading, each_token=on_piece is not None):
+        if on_piece is not None:
+            on_piece(piece)
+        if piece.result is not None:
+            found[piece.row] = piece.result
+    return [found[row] for row in range(len(prompts))]
+
+
+def stream(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    gate: Gate | None,
+    options: GenerationOptions | Sequence[GenerationOptions] | None = None,
+    *,
+    reading: Reading | None = None,
+    each_token: bool = True,
+) -> Iterator[Piece]:
+    """Write a text for each prompt and yield it in pieces; arguments are those of ``generate``.
+
+    Args:
+        base: see there.
+        prompts: see there.
+        gate: see there.
+        options: see there.
+        reading: see there.
+        each_token: yield text as soon as it is settled; otherwise each row's once, when the row is done.
+    """
+    if not prompts:
+        return
+    chosen = [options or GenerationOptions()] * len(prompts) if not isinstance(options, Sequence) else list(options)
+    if len(chosen) != len(prompts):
+        raise ConfigError(f"there are {len(prompts)} prompts, but options for {len(chosen)}; give one for each, or one")
+    if reading is None:
+        reading = read_prompts(base, prompts, 0)
+    rows = [_open(base, row, prompt, own) for row, (prompt, own) in enumerate(zip(prompts, chosen, strict=True))]
+    sampler = Sampler(chosen, prompts, ends=base.eos_ids)
+    with torch.inference_mode():
+        batch, hidden = Decoding.begin(base, reading, gate)
+        tokens = _first(base, hidden, sampler, rows)
+    live = rows
+    while True:
+        for row, token in zip(live, tokens.tolist(), strict=True):
+            if not row.done:
+                yield from _take(base, row, token, each_token)
+        left = [place for place, row in enumerate(live) if not row.done]
+        if not left:
+            return
+        with torch.inference_mode():
+            if len(left) <= (1 - DONE_SHARE) * len(live):
+                at = torch.tensor(left, device=tokens.device)
+                batch.keep(at)
+                tokens, live = tokens[at], [live[place] for place in left]
+            logits = base.logits(batch.step(tokens))
+            tokens = sampler.choose(logits, [row.index for row in live], written=[row.ids for row in live])
+
+
+def _open(base: Base, index: int, prompt: Sequence[int], options: GenerationOptions) -> _Row:
+    """Begin a row; it may be as long as its options and the base's positions allow."""
+    room = base.positions - (len(prompt) if base.kind == "decoder" else 1)
+    backend = base.tokenizer.backend_tokenizer
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(backend.decode(list(ids), skip_special_tokens=True))
+
+    return _Row(index, options, min(options.max_new_tokens, room), TextStream(decode, options.stop))
+
+
+def _first(base: Base, hidden: Tensor, sampler: Sampler, rows: Sequence[_Row]) -> Tensor:
+    """Choose the first token of each row, where the base does not force one."""
+    if base.kind == "seq2seq" and base.forced_id is not None:
+        return torch.full((len(rows),), base.forced_id, device=hidden.device)
+    return sampler.choose(base.logits(hidden), [row.index for row in rows], written=[row.ids for row in rows])
+
+
+def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[Piece]:
+    """Add a token to a row, see whether the row is done with it, and yield the text that is settled."""
+    ended = token in base.eos_ids
+    if not ended:
+        row.ids.append(token)
+    full = len(row.ids) >= row.room
+    text = row.push() if each_token or row.options.stop else ""
+    if not (ended or full or row.stream.stopped):
+        if text and each_token:
+            yield Piece(row.index, text)
+        return
+    row.done = True
+    text += row.push()
+    text += row.stream.close()
+    reason: Reason = "stop" if row.stream.stopped else "end" if ended else "length"
+    yield Piece(row.index, text if each_token else row.stream.text, Generated(tuple(row.ids), row.stream.text, reason))

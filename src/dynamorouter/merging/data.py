@@ -1,0 +1,303 @@
+"""What informed merge methods need, made of rows by passes over the base.
+
+    with observed("grams", base, experts, rows) as seen:
+        result = merge_experts(experts, method="regmean", grams=seen)
+
+``rows`` are by name of expert. The base's banks are lent to the passes, and are as before afterwards.
+
+Letters: B examples, S positions, D in, O out, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamorouter.errors import MergeError, one_of
+from dynamorouter.merging.entropy import entropy_of
+from dynamorouter.merging.registry import NEEDS, Need
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.lora.bank import LoraBank
+from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.text.batching import token_batches
+from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.packing import Layout, last_states
+from dynamorouter.tasks.record import Record
+from dynamorouter.utils.seeding import seeded
+
+Rows = Mapping[str, Sequence[Record]]
+Coefficients = Mapping[str, Tensor]
+"""By layer, ``(E,)``, in the order of the experts' sorted names."""
+
+
+@contextmanager
+def observed(
+    need: Need,
+    base: Base,
+    experts: Sequence[Expert],
+    rows: Rows,
+    *,
+    limit: int = 256,
+    budget: int = 4096,
+    seed: int = 0,
+) -> Iterator[Any]:
+    """Give what a method needs; ``objective`` and ``entropy`` can be called within the ``with`` block alone.
+
+    Args:
+        need: of the method, ``grams``, ``fisher``, ``objective`` or ``entropy``.
+        base: that all the experts sit on.
+        experts: that are to be merged.
+        rows: of each expert's own task; ``entropy`` does not look at their targets.
+        limit: most rows of each that are read, drawn by the seed.
+        budget: most tokens in a pass, padding included.
+        seed: of the draw.
+
+    Raises:
+        MergeError: an expert has no rows, or a task's head has no classes to be certain about.
+    """
+    ordered = sorted(experts, key=lambda expert: expert.name)
+    missing = [expert.name for expert in ordered if not rows.get(expert.name)]
+    if missing:
+        raise MergeError(
+            f"there are no rows of {one_of(map(repr, missing))} to make {need} of ({NEEDS[need]}); "
+            "give rows of every expert's task"
+        )
+    chosen = {expert.name: _draw(rows[expert.name], limit, seed, expert.name) for expert in ordered}
+    makers: dict[str, Callable[..., Any]] = {
+        "grams": second_moments,
+        "fisher": squared_gradients,
+        "objective": mean_loss,
+        "entropy": mean_entropy,
+    }
+    with borrowed(base, ordered):
+        yield makers[need](base, ordered, chosen, budget=budget)
+
+
+@contextmanager
+def borrowed(base: Base, experts: Sequence[Expert]) -> Iterator[None]:
+    """Put experts into banks of their own for a ``with`` block, for whose end other threads' passes wait."""
+    with base.slot.lock:
+        before = base.banks
+        try:
+            install_experts(base, experts)
+            yield
+        finally:
+            base.uninstall()
+            for name, bank in before.items():
+                path, _, leaf = name.rpartition(".")
+                setattr(base.model.get_submodule(path), leaf, bank)
+            base.banks = before
+
+
+def second_moments(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int) -> dict[str, dict[str, Tensor]]:
+    """Return the mean of x x^T over the inputs of each layer, ``(D, D)`` float64, by expert and layer.
+
+    Each expert is at work on its own rows; padding is left out.
+    """
+    found = {}
+    for index, expert in enumerate(experts):
+        moments = _Moments()
+        for examples in _batches(base, expert, rows[expert.name], budget):
+            layout = Layout.of(examples, [[i] for i in range(len(examples))])
+            batch = layout.batch(base)
+            moments.mask = batch.mask.bool()
+            with torch.inference_mode(), _watched(base.banks, moments.note):
+                last_states(base, layout, batch, _alone(index, len(examples), base))
+        found[expert.name] = {name: (total / moments.counts[name]).cpu() for name, total in moments.sums.items()}
+    return found
+
+
+class _Moments:
+    """Sums of x x^T over the tokens of the running batch, by layer."""
+
+    def __init__(self) -> None:
+        self.mask = torch.empty(0)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def note(self, name: str, x: Tensor) -> None:
+        """Add the inputs ``(B, S, D)`` of a layer; a single example has no padding."""
+        tokens = (x.flatten(0, 1) if len(x) == 1 else x[self.mask]).double()
+        product = tokens.T @ tokens
+        self.sums[name] = self.sums[name] + product if name in self.sums else product
+        self.counts[name] = self.counts.get(name, 0) + len(tokens)
+
+
+def squared_gradients(
+    base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int
+) -> dict[str, dict[str, Tensor]]:
+    """Return the mean square of the loss's gradient by each entry of each layer, ``(O, D)`` float32.
+
+    By expert and layer; each example's gradient is squared by itself. The labels are those of the rows (the empirical
+    Fisher information).
+    """
+    found = {}
+    for index, expert in enumerate(experts):
+        squares = _Squares()
+        count = 0
+        for examples in _batches(base, expert, rows[expert.name], budget):
+            layout = Layout.of(examples, [[i] for i in range(len(examples))])
+            with torch.enable_grad(), _watched(base.banks, squares.keep, squares.square):
+                gate = _alone(index, len(examples), base)
+                hidden, mask = last_states(base, layout, layout.batch(base), gate)
+                loss = expert.head.loss(hidden, mask, [example.target for example in examples]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+            _forget(base, expert)
+            count += len(examples)
+        found[expert.name] = {name: (total / count).cpu() for name, total in squares.sums.items()}
+    return found
+
+
+class _Squares:
+    """Sums of the squares of each example's gradient by a layer's weight, by layer."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def keep(self, name: str, x: Tensor) -> None:
+        """Keep the inputs ``(B, S, D)`` of a layer for the way back."""
+        self.inputs[name] = x.detach()
+
+    def square(self, name: str, gradient: Tensor) -> None:
+        """Add the squares of g^T x of each example, g being the gradient ``(B, S, O)`` of the layer's output."""
+        own = torch.einsum("bso,bsd->bod", gradient, self.inputs.pop(name)).square().sum(dim=0)
+        self.sums[name] = self.sums[name] + own if name in self.sums else own
+
+
+def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int) -> Callable[[Coefficients], float]:
+    """Return a function from coefficients to the mean over tasks of each task's mean loss."""
+    depth = min(expert.lora.trunk_depth for expert in experts)
+    prepared = []
+    for index, expert in enumerate(experts):
+        for examples in _batches(base, expert, rows[expert.name], budget):
+            layout = Layout.of(examples, [[i] for i in range(len(examples))])
+            batch = layout.batch(base)
+            with torch.inference_mode():
+                states = base.trunk(batch, depth)[depth] if depth else None
+            prepared.append((index, layout, batch, states))
+    units = [
+        sum(e.units for i, layout, _, _ in prepared if i == index for e in layout.examples)
+        for index in range(len(experts))
+    ]
+
+    def judge(coefficients: Coefficients) -> float:
+        losses = [0.0] * len(experts)
+        with torch.inference_mode(), mixing(base, coefficients):
+            for index, layout, batch, states in prepared:
+                gate = _everybody(len(layout.examples), len(experts), base)
+                hidden, mask = last_states(base, layout, batch, gate, states=states, depth=depth)
+                targets = [example.target for example in layout.examples]
+                losses[index] += float(experts[index].head.loss(hidden, mask, targets).sum())
+        return sum(loss / count for loss, count in zip(losses, units, strict=True)) / len(experts)
+
+    return judge
+
+
+def mean_entropy(
+    base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int, batch_rows: int = 16
+) -> Callable[[Coefficients], Tensor]:
+    """Return a function from coefficients to the mean over tasks of the entropy of the answers to a batch.
+
+    It goes on to the next batch with every call.
+    """
+    depth = min(expert.lora.trunk_depth for expert in experts)
+    prepared: list[list[Any]] = []
+    for expert in experts:
+        read = entropy_of(expert)
+        texts = [(record.text, record.pair) for record in rows[expert.name]]
+        windows = base.encoder.windows(texts, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
+        first = [window for window in windows if window.part == 0]
+        own = []
+        for at in range(0, len(first), batch_rows):
+            part = first[at : at + batch_rows]
+            batch = base.encoder.collate([window.encoding for window in part], base.device)
+            with torch.no_grad():
+                states = base.trunk(batch, depth)[depth]
+            own.append((read, part, [texts[window.row] for window in part], batch.mask, states))
+        prepared.append(own)
+    calls = 0
+
+    def judge(coefficients: Coefficients) -> Tensor:
+        nonlocal calls
+        values = []
+        with torch.enable_grad(), mixing(base, coefficients):
+            for own in prepared:
+                read, windows, texts, mask, states = own[calls % len(own)]
+                gate = _everybody(len(windows), len(experts), base)
+                values.append(read(base.finish(states, mask, gate, depth=depth), mask, windows, texts))
+        calls += 1
+        return torch.stack(values).mean()
+
+    return judge
+
+
+@contextmanager
+def mixing(base: Base, coefficients: Coefficients) -> Iterator[None]:
+    """Let every bank add up its experts with these coefficients; they may be differentiated."""
+    before = {name: bank.scaling for name, bank in base.banks.items()}
+    for name, bank in base.banks.items():
+        bank.scaling = before[name] * coefficients[name].to(before[name])
+        bank.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, bank in base.banks.items():
+            bank.scaling = before[name]
+
+
+@contextmanager
+def _watched(
+    banks: Mapping[str, LoraBank],
+    note: Callable[[str, Tensor], None],
+    back: Callable[[str, Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Call ``note`` with the input of every bank, and ``back`` with the gradient of its output."""
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            note(name, args[0])
+            if back is not None:
+                output.register_hook(lambda gradient: back(name, gradient))  # type: ignore[no-untyped-call]
+
+        return hook
+
+    hooks = [bank.register_forward_hook(watch(name)) for name, bank in banks.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _batches(base: Base, expert: Expert, records: Sequence[Record], budget: int) -> list[list[Example]]:
+    """Cut rows into batches of examples; single ones on an encoder-decoder, whose two stacks are padded apart."""
+    examples = make_examples(base, expert.head, expert.task, records, expert=0)
+    if base.kind == "seq2seq":
+        return [[example] for example in examples]
+    return [[examples[i] for i in group] for group in token_batches([len(e) for e in examples], budget=budget)]
+
+
+def _alone(index: int, rows: int, base: Base) -> RowGate:
+    return RowGate(torch.full((rows,), index, device=base.device))
+
+
+def _everybody(rows: int, experts: int, base: Base) -> SoftGate:
+    return SoftGate(torch.ones(rows, experts, device=base.device))
+
+
+def _forget(base: Base, expert: Expert) -> None:
+    """Drop gradients that a pass has left behind."""
+    for bank in base.banks.values():
+        bank.zero_grad(set_to_none=True)
+    expert.head.zero_grad(set_to_none=True)
+
+
+def _draw(records: Sequence[Record], limit: int, seed: int, name: str) -> list[Record]:
+    order = torch.randperm(len(records), generator=seeded(seed, "merge", "rows", name)).tolist()
+    return [records[i] for i in order[:limit]]

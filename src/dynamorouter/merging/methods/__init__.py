@@ -1,0 +1,3 @@
+"""The merge methods, one function each."""
+
+from __future__ import annotations

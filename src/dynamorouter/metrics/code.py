@@ -1,0 +1,105 @@
+"""pass@k: written programs are run against their tests (Chen et al., 2021), each in the sandbox.
+
+A target is ``{"texts": [...], "tests": [...], "setup": ...}``; ``setup`` (a text or a list of lines, may be missing)
+runs between the program and its tests. An answer's value is one program, or a list of samples for k > 1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dynamorouter.errors import DataError
+from dynamorouter.metrics.base import Metric, mean, metrics
+from dynamorouter.metrics.bootstrap import Array
+from dynamorouter.metrics.sandbox.runner import Limits, run_tests
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Target
+from dynamorouter.tasks.task import Task
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([^`\n]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def program_of(text: str) -> str:
+    """Return the program in a written text: its first fenced block of Python, else the first block, else all of it."""
+    text = text.replace("\r\n", "\n")
+    blocks = [(tag.strip().lower(), code) for tag, code in _FENCE.findall(text)]
+    named = [code for tag, code in blocks if not tag or tag.startswith("py")]
+    return next(iter(named or [code for _, code in blocks]), text)
+
+
+def pass_at(k: int, samples: int, right: int) -> float:
+    """Return the unbiased chance that one of ``k`` samples drawn without replacement is right.
+
+    Raises:
+        DataError: there are fewer than ``k`` samples.
+    """
+    if samples < k:
+        raise DataError(f"pass@{k} needs at least {k} samples a row, got {samples}; write more, or choose pass@1")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def _lines(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(line) for line in value or ()]
+
+
+class _PassAt(Metric):
+    """The mean over rows of the unbiased chance that one of k programs passes all of its tests."""
+
+    head = "text"
+    limits: ClassVar[Limits] = Limits()
+
+    def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
+        """Return the chance, and 1."""
+        tests = _lines(target.get("tests")) if isinstance(target, dict) else []
+        if not isinstance(target, dict) or not tests:
+            raise DataError(
+                f"task {task.name!r}: pass@{self.samples} needs tests in the target, got {str(target)[:60]!r}; name "
+                "their column in the task: columns.extra={tests: COLUMN}"
+            )
+        if answer is None:
+            return 0.0, 1.0
+        samples = _lines(answer.value)
+        setup = "\n".join(_lines(target.get("setup")))
+        verdicts: dict[str, bool] = {}
+        for code in dict.fromkeys(map(program_of, samples)):
+            verdicts[code] = run_tests(code, tests, setup=setup, limits=self.limits).passed
+        return pass_at(self.samples, len(samples), sum(verdicts[program_of(text)] for text in samples)), 1.0
+
+    def rows(self, answers: Sequence[Answer | None], targets: Sequence[Target], task: Task) -> Array:
+        """Judge rows side by side, as many at a time as there are processors: the threads only wait."""
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            found = list(pool.map(self.row, answers, targets, repeat(task)))
+        return np.array(found, dtype=float)
+
+    def reduce(self, sums: Array) -> Array:
+        """Return the mean."""
+        return mean(sums)
+
+
+@metrics.register("pass_at_1")
+class PassAt1(_PassAt):
+    """pass@1: the share of programs that pass their tests."""
+
+    samples = 1
+
+
+@metrics.register("pass_at_5")
+class PassAt5(_PassAt):
+    """pass@5: the chance that one of five samples passes."""
+
+    samples = 5
+
+
+@metrics.register("pass_at_10")
+class PassAt10(_PassAt):
+    """pass@10: the chance that one of ten samples passes."""
+
+    samples = 10

@@ -1,0 +1,77 @@
+"""How well a router chooses. Letters: N rows, E experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dynamorouter.errors import DataError
+from dynamorouter.metrics.bootstrap import Array
+
+ECE_BINS = 15
+
+
+def expected_calibration_error(
+    right: NDArray[np.bool_], confidence: NDArray[np.float64], *, bins: int = ECE_BINS
+) -> float:
+    """Return the mean gap between confidence and accuracy over bins of equal width (Guo et al., 2017).
+
+    Args:
+        right: whether each row's choice was right, ``(N,)``.
+        confidence: probability of each row's choice, ``(N,)``.
+        bins: how many, the i-th being ``(i/bins, (i+1)/bins]``.
+    """
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(which, weights=confidence - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def router_metrics(
+    true: ArrayLike, probabilities: ArrayLike, names: Sequence[str], *, chosen: ArrayLike | None = None
+) -> dict[str, Any]:
+    """Return the ``router`` part of a report.
+
+    Args:
+        true: index of each row's own expert, ``(N,)``.
+        probabilities: over the experts, ``(N, E)``.
+        names: of the experts, in the order of the columns.
+        chosen: index of each row's first expert, ``(N,)``, since not every router takes the most probable; -1, or none
+            given at all, stands for the most probable.
+
+    Returns:
+        ``accuracy``, ``macro_f1`` (over the experts that occur), ``ece``, ``majority`` (share of the largest class),
+        ``tasks`` (the names) and ``confusion`` (true expert by row, chosen expert by column).
+
+    Raises:
+        DataError: the shapes do not fit, or there are no rows.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    wanted = np.asarray(true, dtype=int)
+    over = np.asarray(probabilities, dtype=float)
+    if wanted.ndim != 1 or len(wanted) == 0 or over.shape != (len(wanted), len(names)):
+        raise DataError(
+            f"got targets {wanted.shape} and probabilities {over.shape} for {len(names)} experts; "
+            "expected (N,) and (N, E) with at least one row"
+        )
+    likeliest = over.argmax(axis=1)
+    first = likeliest if chosen is None else np.where(np.asarray(chosen) < 0, likeliest, chosen)
+    right = first == wanted
+    return {
+        "accuracy": float(right.mean()),
+        "macro_f1": float(f1_score(wanted, first, average="macro", zero_division=0)),
+        "ece": expected_calibration_error(right, over[np.arange(len(first)), first]),
+        "majority": float(np.bincount(wanted).max() / len(wanted)),
+        "tasks": list(names),
+        "confusion": confusion_matrix(wanted, first, labels=range(len(names))).tolist(),
+    }
+
+
+def gini(shares: Array) -> float:
+    """Return the Gini coefficient of the experts' shares: 0 where all are used alike, (E - 1) / E for one alone."""
+    ordered = np.sort(np.asarray(shares, dtype=np.float64))
+    ranks = np.arange(1, len(ordered) + 1)
+    return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))

@@ -1,0 +1,358 @@
+"""A frozen base model: loading, its blocks, and a pass that can stop at the trunk and go on from there.
+
+Letters: B batch, S positions, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, Cache, DynamicCache
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from dynamorouter.errors import ConfigError
+from dynamorouter.model.base.blocks import Blocks, DeepEnough, name_inside
+from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.base.digest import weights_digest
+from dynamorouter.model.base.gate import Dropout, Gate, GateSlot
+from dynamorouter.model.base.kinds import LOADERS, Kind, LanguageHead, Parts, check_logits, kind_of_config, special_ids
+from dynamorouter.model.base.probes import check_cut, check_packing
+from dynamorouter.model.lora.bank import LoraBank
+from dynamorouter.model.lora.targets import linear_layers, matches
+from dynamorouter.model.text.tokenize import Batch, TextEncoder
+
+
+class Base:
+    """A frozen model with its tokenizer, and the banks of the experts that sit on it.
+
+    Args:
+        spec: name and place.
+        model: a ``transformers`` model: one that returns hidden states, or a causal or sequence-to-sequence language
+            model, whose class then tells the kind; it is frozen and put in evaluation mode.
+        tokenizer: its tokenizer.
+        dtype: the precision to compute in; the digest is that of the weights as they were given.
+
+    Attributes:
+        kind: ``encoder``, ``decoder`` or ``seq2seq``.
+        model: what experts' layers are named in: a decoder without its head, and all of an encoder-decoder.
+        prefix: what PEFT puts before those names.
+        blocks: the blocks that a trunk is cut from; those of the encoder, where there are two stacks.
+        language_head: turns hidden states into words, where the model can.
+        eos_ids: tokens that end a text.
+        start_id, forced_id: what the decoder of an encoder-decoder begins with, and what it must say first, if any.
+        positions, takes_positions: how many positions the model can tell apart, and whether it can be told them.
+
+    Raises:
+        ConfigError: the model has no list of blocks.
+    """
+
+    def __init__(self, spec: BaseSpec, model: nn.Module, tokenizer: Any, *, dtype: torch.dtype | None = None) -> None:
+        self.spec = spec
+        self.parts = Parts.of(model)
+        self.kind: Kind = self.parts.kind
+        self.prefix = self.parts.prefix
+        self.model = self.parts.body
+        self.digest = weights_digest(self.model, head=self.parts.untied_head())
+        (model if dtype is None else model.to(dtype)).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.slot = GateSlot()
+        self.banks: dict[str, LoraBank] = {}
+        config: Any = model.config
+        self.config = config
+        self._stack = self.parts.stack
+        self._cut = Blocks(self._stack)
+        self.blocks = self._cut.list
+        self.blocks_name = f"{name_inside(self.model, self._stack)}.{self._cut.name}".lstrip(".")
+        self.language_head = None if self.parts.language is None else LanguageHead(self.parts.language)
+        self.eos_ids, self.start_id, self.forced_id = special_ids(model, tokenizer)
+        self.takes_positions = "position_ids" in inspect.signature(self._stack.forward).parameters
+        self._probed: set[int | str] = set()
+        positions = getattr(config, "max_position_embeddings", None) or 10**6
+        if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+            positions -= config.pad_token_id + 1  # its positions are counted from there
+        self.positions = int(positions)
+        segments = self.kind == "encoder" and getattr(self.config, "type_vocab_size", 0) > 1
+        self.encoder = TextEncoder(tokenizer, segments=segments, limit=self.positions)
+
+    @staticmethod
+    def load(spec: BaseSpec, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Base:
+        """Load a base from a folder, a package or the hub.
+
+        Raises:
+            ConfigError: there is no model at that place, it has no safetensors, or it lacks what its kind needs.
+        """
+        place = spec.locate()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            options = {} if Path(place).is_dir() else {"revision": spec.revision}
+            config = AutoConfig.from_pretrained(place, **options)
+            kind = kind_of_config(config, spec.kind)
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # layers that the checkpoint lacks, such as a pooler, are the same every time
+                model, info = LOADERS[kind].from_pretrained(
+                    place, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"base {spec.name!r} cannot be loaded from {place!r}: {error}; "
+                "give a folder with config.json, model.safetensors and a tokenizer, or the id of a hub model"
+            ) from error
+        missing = sorted(info["missing_keys"])
+        if kind != "encoder" and missing:
+            raise ConfigError(
+                f"base {spec.name!r} is to be loaded as a {kind}, but {place!r} lacks {', '.join(missing[:3])}; "
+                "say kind=encoder to use it without a language-model head, or give the whole checkpoint"
+            )
+        base = Base(spec, model.to(device), tokenizer, dtype=dtype)
+        if base.language_head is not None:
+            check_logits(base.parts, base.language_head, spec.name)
+        return base
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base's parameters."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the base's parameters."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def width(self) -> int:
+        """Width D of the hidden states."""
+        return int(self.config.hidden_size)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def decoder_name(self) -> str | None:
+        """Name of the decoder stack beside an encoder, as experts' layers begin there."""
+        return None if self.parts.decoder is None else name_inside(self.model, self.parts.decoder)
+
+    def parameters(self) -> int:
+        """Count the frozen parameters, banks left out."""
+        adapters = {id(p) for bank in self.banks.values() for p in (bank.a, bank.b)}
+        whole = self.parts.language or self.model
+        return sum(p.numel() for p in whole.parameters() if id(p) not in adapters)
+
+    def targets(self, wanted: str | Sequence[str], *, trunk_depth: int) -> list[str]:
+        """List the linear layers above the trunk that ``wanted`` names, and those of the decoder of an encoder-decoder.
+
+        Args:
+            wanted: ``"all-linear"``, ``"attention"`` (query and value), a regular expression for whole names, or a
+                list of name endings, as PEFT takes them.
+            trunk_depth: blocks below this one are left alone.
+
+        Raises:
+            ConfigError: nothing matches, or the trunk is deeper than the base.
+        """
+        if not 0 <= trunk_depth < self.depth:
+            raise ConfigError(
+                f"trunk_depth is {trunk_depth}, but base {self.spec.name!r} has {self.depth} blocks; "
+                f"allowed are 0 to {self.depth - 1}"
+            )
+        linear = linear_layers(self.blocks_name, self.blocks, first=trunk_depth)
+        if self.parts.decoder is not None:
+            own = Blocks(self.parts.decoder)
+            linear += linear_layers(f"{self.decoder_name}.{own.name}", own.list)
+        found = [name for name in linear if matches(name, wanted)]
+        if not found:
+            endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise ConfigError(
+                f"targets={wanted!r} match no linear layer of base {self.spec.name!r} from block {trunk_depth} up; "
+                f"there are {', '.join(endings)}, or say 'all-linear' or 'attention'"
+            )
+        return found
+
+    def shape(self, layer: str) -> tuple[int, int]:
+        """Return (O, D) of a linear layer, whether or not a bank lies over it.
+
+        Raises:
+            AttributeError: the base has no module of that name.
+        """
+        module = self.model.get_submodule(layer)
+        module = module.base if isinstance(module, LoraBank) else module
+        weight: Any = module.weight
+        return (weight.shape[1], weight.shape[0]) if isinstance(module, Conv1D) else tuple(weight.shape)
+
+    def install(self, layers: Mapping[str, int], *, experts: int) -> dict[str, LoraBank]:
+        """Put fresh banks over the named layers, replacing those that are there.
+
+        Args:
+            layers: name of a linear layer to the largest rank on it.
+            experts: number of experts E.
+        """
+        with self.slot.lock:
+            self.uninstall()
+            for name, rank in layers.items():
+                parent, leaf = self._parent(name)
+                bank = LoraBank(getattr(parent, leaf), self.slot, experts=experts, rank=rank, name=name)
+                setattr(parent, leaf, bank)
+                self.banks[name] = bank
+            return self.banks
+
+    def uninstall(self) -> None:
+        """Give the frozen layers their places back."""
+        with self.slot.lock:
+            for name, bank in self.banks.items():
+                parent, leaf = self._parent(name)
+                setattr(parent, leaf, bank.base)
+            self.banks = {}
+
+    def trunk(
+        self, batch: Batch, depth: int, *, keep: Collection[int] = (), cache: Cache | None = None
+    ) -> dict[int, Tensor]:
+        """Run the first ``depth`` blocks without experts.
+
+        Args:
+            batch: what to read.
+            depth: how many blocks are run.
+            keep: layers whose hidden states are wanted.
+            cache: takes the keys and values of a decoder's blocks up to there, for ``finish`` to complete.
+
+        Returns:
+            Hidden states ``{layer: (B, S, D)}`` for ``depth`` and every layer in ``keep`` up to it; layer 0 is the
+            embeddings' output.
+        """
+        self._admit(batch.positions)
+        states: dict[int, Tensor] = {}
+        recorded = self._cut.record({*keep, depth}, states)
+        with self.slot.hold(None), self._cut.only(0, max(depth, 1)), recorded, suppress(DeepEnough):
+            self._forward(batch, cache)
+        return states
+
+    def finish(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        gate: Gate | None,
+        *,
+        depth: int,
+        dropout: Dropout = 0.0,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Go on from the hidden states ``(B, S, D)`` of layer ``depth`` through the gated experts to the end.
+
+        Args:
+            hidden: what ``trunk`` returned for ``depth``.
+            mask: ``(B, S)``.
+            gate: the experts of each row.
+            depth: where the trunk ended.
+            dropout: on the experts' input.
+            positions: of a packed batch, as in ``Batch``.
+            cache: what ``trunk`` was given; it then holds all blocks.
+
+        Raises:
+            ConfigError: the architecture cannot be cut there.
+        """
+        if depth and depth not in self._probed:
+            self._probe(depth, check_cut, depth)
+        self._admit(positions)
+        types = torch.zeros_like(mask) if self.encoder.segments else None
+        batch = Batch(ids=torch.zeros_like(mask), types=types, mask=mask, positions=positions)
+        with self.slot.hold(gate, dropout=dropout):
+            return self._upper(batch, hidden, depth, cache)
+
+    def full(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0, cache: Cache | None = None) -> Tensor:
+        """Run the whole base, or the encoder of two stacks, on a batch through the gated experts: ``(B, S, D)``."""
+        self._admit(batch.positions)
+        with self.slot.hold(gate, dropout=dropout):
+            return self._forward(batch, cache)
+
+    def encode(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0) -> Tensor:
+        """Return the encoder's hidden states ``(B, S, D)`` of an encoder-decoder, through the gated experts."""
+        self._decoder()
+        return self.full(batch, gate, dropout=dropout)
+
+    def decode_hidden(
+        self, states: Tensor, mask: Tensor, labels: Tensor, gate: Gate | None, *, dropout: Dropout = 0.0
+    ) -> Tensor:
+        """Return the decoder's hidden states ``(B, T, D)``, from whose place t label t is to be told.
+
+        Args:
+            states: what ``encode`` returned, ``(B, S, D)``.
+            mask: of the encoder's batch, ``(B, S)``.
+            labels: the wanted text ``(B, T)``, padded on the right with -100 or the padding token.
+            gate: the experts of each row.
+            dropout: on the experts' input.
+        """
+        decoder = self._decoder()
+        begin = torch.full_like(labels[:, :1], self.start_id if self.start_id is not None else self.encoder.pad_id)
+        shifted = torch.cat([begin, labels[:, :-1]], dim=1)
+        shifted = shifted.masked_fill(shifted < 0, self.encoder.pad_id)
+        with self.slot.hold(gate, dropout=dropout):
+            inputs = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+            output = decoder(input_ids=shifted, use_cache=False, **inputs)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map the last hidden states ``(..., D)`` of a decoder to float32 logits of the vocabulary, ``(..., V)``.
+
+        Raises:
+            ConfigError: the base is an encoder.
+        """
+        if self.language_head is None:
+            raise ConfigError(
+                f"base {self.spec.name!r} is of kind 'encoder' and has no words to say; use a decoder, or an "
+                "encoder-decoder, for text (a checkpoint with a language-model head, kind=decoder or kind=seq2seq)"
+            )
+        return self.language_head(hidden)
+
+    def _decoder(self) -> nn.Module:
+        if self.parts.decoder is None:
+            raise ConfigError(
+                f"base {self.spec.name!r} is of kind {self.kind!r} and has no decoder stack beside an encoder; "
+                "use a base of kind seq2seq, such as T5, BART or Pegasus"
+            )
+        return self.parts.decoder
+
+    def _forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        extra: dict[str, Any] = {} if batch.types is None else {"token_type_ids": batch.types}
+        if self.kind == "decoder":
+            extra |= {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        mask: Tensor | None = batch.mask
+        if batch.positions is not None:
+            extra["position_ids"], mask = batch.positions, None  # examples are told apart by their positions
+        output = self._stack(input_ids=batch.ids, attention_mask=mask, **extra)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _upper(self, batch: Batch, hidden: Tensor, depth: int, cache: Cache | None) -> Tensor:
+        """Run the blocks from ``depth`` up; their keys and values join those of the trunk."""
+        upper = None if cache is None else DynamicCache()
+        with self._cut.only(depth, self.depth), self._cut.feed(depth, hidden):
+            output = self._forward(batch, upper)
+        if cache is not None and upper is not None:
+            cache.layers[depth:] = upper.layers[depth:]
+        return output
+
+    def _admit(self, positions: Tensor | None) -> None:
+        """Refuse rows of several examples on a base that mixes them up; found out once, outside of any other pass."""
+        if positions is not None and "packing" not in self._probed:
+            self._probe("packing", check_packing, self.takes_positions)
+
+    def _probe(self, what: int | str, check: Callable[[Base, Any], None], value: object) -> None:
+        """Check once whether the architecture can do something; the check itself does it, too."""
+        with self.slot.lock:
+            self._probed.add(what)
+            try:
+                check(self, value)
+            except ConfigError:
+                self._probed.remove(what)
+                raise
+
+    def _parent(self, name: str) -> tuple[nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        return self.model.get_submodule(path), leaf

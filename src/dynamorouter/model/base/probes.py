@@ -1,0 +1,72 @@
+"""Small passes that find out what an architecture can do, in place of lists of names kept by hand.
+
+Letters: B batch, S positions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import ConfigError
+from dynamorouter.model.text.tokenize import Batch
+
+if TYPE_CHECKING:
+    from dynamorouter.model.base.base import Base
+
+TOKENS, TOLERANCE = 5, 1e-2
+_WRONG = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def _row(base: Base, start: int, stop: int) -> Batch:
+    ids = torch.arange(start, stop, device=base.device)[None] % int(base.config.vocab_size)
+    types = torch.zeros_like(ids) if base.encoder.segments else None
+    return Batch(ids=ids, types=types, mask=torch.ones_like(ids))
+
+
+def _differ(one: Tensor | None, other: Tensor) -> bool:
+    return one is None or not torch.allclose(one.float(), other.float(), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.no_grad()
+def check_cut(base: Base, depth: int) -> None:
+    """See that a pass cut at ``depth`` is the whole pass.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    batch = _row(base, 0, TOKENS)
+    whole = base.full(batch, None)
+    try:
+        states = base.trunk(batch, depth)
+        cut: Tensor | None = base.finish(states[depth], batch.mask, None, depth=depth)
+    except _WRONG:
+        cut = None
+    if _differ(cut, whole):
+        raise ConfigError(
+            f"a pass of {base.config.model_type} (base {base.spec.name!r}) cannot be cut at block {depth}, because its "
+            "blocks share more than hidden states; use trunk_depth=0 on this base"
+        )
+
+
+@torch.no_grad()
+def check_packing(base: Base, takes_positions: bool) -> None:
+    """See that two examples in one row are as each of them alone.
+
+    Raises:
+        ConfigError: they are not, or the base cannot read such a row at all.
+    """
+    one, other = _row(base, 0, TOKENS), _row(base, TOKENS, 2 * TOKENS - 1)
+    packed: Tensor | None = None
+    if base.kind == "decoder" and takes_positions:
+        ids = torch.cat([one.ids, other.ids], dim=1)
+        places = torch.cat([torch.arange(batch.ids.shape[1], device=base.device) for batch in (one, other)])
+        packed = base.full(Batch(ids=ids, types=None, mask=torch.ones_like(ids), positions=places[None]), None)
+    alone = torch.cat([base.full(batch, None) for batch in (one, other)], dim=1)
+    if _differ(packed, alone):
+        raise ConfigError(
+            f"{base.config.model_type} (base {base.spec.name!r}) cannot read several examples in one row and keep them "
+            "apart; train on this base without packing"
+        )

@@ -1,0 +1,81 @@
+"""One label for a text or a pair.
+
+Letters: B windows, S positions, D width, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynamorouter.errors import DataError
+from dynamorouter.model.heads.base import ReadingHead, WindowTarget, heads
+from dynamorouter.model.text.tokenize import TextPair, Window
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import HeadKind
+
+
+@heads.register("classification")
+class ClassificationHead(ReadingHead):
+    """A label for a text or a pair, from the first window.
+
+    Args:
+        pooling: ``mean`` over the tokens, or ``cls`` for the first one.
+        dense: a tanh layer before the output, as in BERT's and RoBERTa's own classifiers.
+        dropout: before the output, in training.
+    """
+
+    kind: HeadKind = "classification"
+
+    def __init__(
+        self, width: int, labels: Sequence[str], *, pooling: str = "mean", dense: bool = False, dropout: float = 0.1
+    ) -> None:
+        super().__init__(width, labels, pooling=pooling, dense=dense, dropout=dropout)
+        self.pooling = pooling
+        self.dense = nn.Linear(width, width) if dense else None
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, len(self.labels))
+
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return ``(B, C)`` in float32."""
+        if self.pooling == "cls":
+            pooled = hidden[:, 0].float()
+        else:
+            weights = mask.to(hidden.dtype)
+            pooled = (torch.bmm(weights[:, None], hidden)[:, 0] / weights.sum(dim=1, keepdim=True)).float()
+        if self.dense is not None:
+            pooled = torch.tanh(self.dense(self.dropout(pooled) if self.pooling == "cls" else pooled))
+        return self.out(self.dropout(pooled))  # type: ignore[no-any-return]
+
+    def target(self, window: Window, record: Record) -> WindowTarget | None:
+        """Return the label's index; only a text's first window is trained on."""
+        if window.part:
+            return None
+        if record.target not in self.labels:
+            raise DataError(f"row {record.id!r}: label {record.target!r} is not one of {', '.join(self.labels)}")
+        return np.array([self.labels.index(str(record.target))])
+
+    def units(self, target: WindowTarget) -> int:
+        """One per text."""
+        return 1
+
+    def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
+        """Cross-entropy of each text."""
+        gold = torch.as_tensor(np.concatenate(list(targets)), device=hidden.device)
+        return functional.cross_entropy(self.logits(hidden, mask), gold, reduction="none")
+
+    def parts(self, hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
+        """Return each window's most probable class and its probability."""
+        score, best = self.logits(hidden, mask).softmax(dim=-1).max(dim=-1)
+        return list(zip(best.tolist(), score.tolist(), strict=True))
+
+    def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
+        """Take the first window's label, as in training."""
+        best, score = parts[0]
+        return Answer("classification", self.labels[best], score)

@@ -1,0 +1,212 @@
+"""Heads that write: a prompt in, a text out, in the words of the base's own language-model head.
+
+They have no weights. The loss is the cross-entropy of the wanted text and of the token that ends it; the prompt gives
+none. Logits are computed where there is something to be told alone, some at a time where the vocabulary is large.
+
+Letters: B lessons, S positions, T tokens of the wanted text, N of all of a batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from dynamorouter.errors import ConfigError, DataError
+from dynamorouter.model.heads.base import Head, Lesson, WindowTarget, heads
+from dynamorouter.model.text.prompts import encode_prompts
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import HeadKind, Task
+
+if TYPE_CHECKING:
+    from dynamorouter.model.base.base import Base
+
+LOGITS = 1 << 26
+"""Most logits that are kept for the way back; with more, parts of them are computed twice."""
+
+
+class WritingHead(Head):
+    """Base of the heads that write; a head borrows the vocabulary of the base that its lessons were made for.
+
+    Args:
+        width: D.
+        labels: none.
+    """
+
+    wants: str
+
+    def __init__(self, width: int, labels: Sequence[str] = ()) -> None:
+        super().__init__(width, labels)
+        self._base: Base | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the base out of copies."""
+        return {**self.__dict__, "_base": None}
+
+    def attach(self, base: Base) -> None:
+        """Borrow a base's vocabulary.
+
+        Raises:
+            ConfigError: the base is of another kind, or has no token that ends a text.
+        """
+        if base.kind != self.wants:
+            raise ConfigError(
+                f"a {self.kind} head writes on a base of kind {self.wants!r}, but base {base.spec.name!r} is of kind "
+                f"{base.kind!r}; name another base in the task, or take the head that goes with this one"
+            )
+        if not base.eos_ids:
+            raise ConfigError(
+                f"base {base.spec.name!r} names no token that ends a text, so that none could be learned; "
+                "set eos_token_id in its config.json"
+            )
+        self._base = base
+
+    @property
+    def base(self) -> Base:
+        """The base that it borrows from."""
+        if self._base is None:
+            raise ConfigError(f"a {self.kind} head has no base yet; make its lessons first (learn.examples)")
+        return self._base
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.base.config.vocab_size)
+
+    def target(self, record: Record) -> str:
+        """Return the first of the texts that a record wants.
+
+        Raises:
+            DataError: its target is no text.
+        """
+        texts = record.target.get("texts") if isinstance(record.target, dict) else None
+        if not texts or not isinstance(texts[0], str):
+            raise DataError(f"row {record.id!r}: the target of a {self.kind} task is texts, not {record.target!r}")
+        return texts[0]
+
+    @abstractmethod
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of wanted texts, with what ends them."""
+
+    def _errors(self, hidden: Tensor, gold: Tensor) -> Tensor:
+        """Return the cross-entropy of gold tokens ``(N,)`` at hidden states ``(N, D)``."""
+        if hidden.shape[0] * self._vocabulary <= LOGITS:
+            return self._cross_entropy(hidden, gold)
+        size = max(1, LOGITS // self._vocabulary)
+        parts = zip(torch.split(hidden, size), torch.split(gold, size), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._cross_entropy(h, g) for h, g in parts])
+        return torch.cat([checkpoint(self._cross_entropy, h, g, use_reentrant=False) for h, g in parts])
+
+    def _cross_entropy(self, hidden: Tensor, gold: Tensor) -> Tensor:
+        return functional.cross_entropy(self.base.logits(hidden), gold, reduction="none")
+
+
+@heads.register("causal_lm")
+class CausalLMHead(WritingHead):
+    """Goes on from the prompt; a lesson is prompt and text in one, its target the prompt's length and the text."""
+
+    kind: HeadKind = "causal_lm"
+    wants = "decoder"
+
+    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+        """Yield prompt, text and end of each record.
+
+        ``max_new_tokens`` are kept for the text, and more where the prompt leaves them free: the prompt is cut first.
+        """
+        self.attach(base)
+        room = prompt_room(base, task, max_tokens)
+        wanted = self.completions([self.target(record) for record in records])
+        rows = [(record.text, record.pair) for record in records]
+        prompts = encode_prompts(base, rows, form=task.prompt or base.spec.prompt, room=room)
+        for row, (prompt, whole) in enumerate(zip(prompts, wanted, strict=True)):
+            begin = prompt.ids
+            text = whole[: room + task.generation.max_new_tokens - len(begin)]
+            target = np.array([len(begin), *text])
+            cut = (prompt.cut, len(whole) - len(text))
+            yield Lesson(row, [*begin, *text], [0] * (len(begin) + len(text)), target, cut)
+
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of texts, and the token that ends them."""
+        end = end_id(self.base)
+        return [[*encoding.ids, end] for encoding in self.base.encoder.encode(texts, special=False)]
+
+    def units(self, target: WindowTarget) -> int:
+        """One per token of the text."""
+        return len(target) - 1
+
+    def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
+        """Sum of the text's cross-entropies in each lesson; each token is told from the place before it."""
+        lengths = torch.tensor([len(target) - 1 for target in targets], device=hidden.device)
+        row = torch.arange(len(targets), device=hidden.device).repeat_interleave(lengths)
+        place = np.concatenate([np.arange(target[0] - 1, target[0] + len(target) - 2) for target in targets])
+        gold = torch.as_tensor(np.concatenate([target[1:] for target in targets]), device=hidden.device)
+        errors = self._errors(hidden[row, torch.as_tensor(place, device=hidden.device)], gold)
+        return torch.zeros(len(targets), device=hidden.device).index_add(0, row, errors)
+
+
+@heads.register("seq2seq")
+class Seq2SeqHead(WritingHead):
+    """Writes with the decoder of an encoder-decoder; a lesson is the prompt, its target the text.
+
+    The hidden states that its loss reads are the decoder's, one for each token of the text.
+    """
+
+    kind: HeadKind = "seq2seq"
+    wants = "seq2seq"
+
+    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+        """Yield each record's prompt with the text as target."""
+        self.attach(base)
+        most, room = task.generation.max_new_tokens, prompt_room(base, task, max_tokens)
+        wanted = self.completions([self.target(record) for record in records])
+        rows = [(record.text, record.pair) for record in records]
+        prompts = encode_prompts(base, rows, form=task.prompt or base.spec.prompt, room=room)
+        for row, (prompt, text) in enumerate(zip(prompts, wanted, strict=True)):
+            target = np.array(text[:most])
+            lost = max(0, len(text) - most)
+            yield Lesson(row, prompt.ids, [0] * len(prompt.ids), target, (prompt.cut, lost))
+
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of texts as the base's tokenizer begins and ends them."""
+        end, found = end_id(self.base), [list(encoding.ids) for encoding in self.base.encoder.encode(texts)]
+        return [ids if ids and ids[-1] in self.base.eos_ids else [*ids, end] for ids in found]
+
+    def units(self, target: WindowTarget) -> int:
+        """One per token of the text."""
+        return len(target)
+
+    def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
+        """Sum of the text's cross-entropies in each lesson, from the decoder's states ``(B, T, D)``."""
+        lengths = torch.tensor([len(target) for target in targets], device=hidden.device)
+        row = torch.arange(len(targets), device=hidden.device).repeat_interleave(lengths)
+        place = torch.cat([torch.arange(len(target), device=hidden.device) for target in targets])
+        gold = torch.as_tensor(np.concatenate(list(targets)), device=hidden.device)
+        errors = self._errors(hidden[row, place], gold)
+        return torch.zeros(len(targets), device=hidden.device).index_add(0, row, errors)
+
+
+def prompt_room(base: Base, task: Task, max_tokens: int) -> int:
+    """Return the longest prompt of a task in tokens; a decoder has to hold the text beside it.
+
+    Raises:
+        ConfigError: the text alone is too long for the base.
+    """
+    room = min(max_tokens, base.positions - (task.generation.max_new_tokens if base.kind == "decoder" else 0))
+    if room < 1:
+        raise ConfigError(
+            f"task {task.name!r} may write {task.generation.max_new_tokens} tokens, but base {base.spec.name!r} holds "
+            f"{base.positions}, prompt included; lower task.{task.name}.generation.max_new_tokens"
+        )
+    return room
+
+
+def end_id(base: Base) -> int:
+    """Return the token that a text is taught to end with: the tokenizer's own, where it ends texts on this base."""
+    own = getattr(base.tokenizer, "eos_token_id", None)
+    return int(own) if own in base.eos_ids else min(base.eos_ids)

@@ -1,0 +1,3 @@
+"""Experts: banks of low-rank factors, gates, PEFT's format."""
+
+from __future__ import annotations

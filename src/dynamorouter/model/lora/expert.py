@@ -1,0 +1,113 @@
+"""An expert: LoRA factors and a head for one task, with a card that says where they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from dynamorouter.errors import AdapterError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.heads.base import Head
+from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.fusion import Fusion
+from dynamorouter.tasks.task import Task
+from dynamorouter.utils.seeding import seeded
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """What answers one task.
+
+    Attributes:
+        name: unique in its library; by default the task's name.
+        task: the task it answers.
+        base: name of the base that it sits on.
+        factors: name of a linear layer of the base to the expert's change to it.
+        head: turns hidden states into answers.
+        lora: how the factors were shaped.
+        card: where it comes from: base digest, data fingerprint, scores, versions.
+        fusion: answers the task in the expert's place, by mixing it with others; ``None`` where none was kept.
+    """
+
+    name: str
+    task: Task
+    base: str
+    factors: Mapping[str, Factors]
+    head: Head
+    lora: LoraSettings
+    card: dict[str, Any] = field(default_factory=dict)
+    fusion: Fusion | None = None
+
+    @property
+    def answering_head(self) -> Head:
+        """The head that answers: the fusion's where there is one."""
+        return self.head if self.fusion is None else self.fusion.head
+
+    def parameters(self) -> int:
+        """Count the numbers in factors and head, and in the fusion."""
+        adapters = sum(f.a.numel() + f.b.numel() for f in self.factors.values())
+        fused = [] if self.fusion is None else self.fusion.parameters()
+        return adapters + sum(p.numel() for p in (*self.head.parameters(), *fused))
+
+
+def fresh_factors(base: Base, lora: LoraSettings, *, seed: int, name: str) -> dict[str, Factors]:
+    """Draw new factors as PEFT does: A from Kaiming's uniform, B zero, so that the expert begins as the base."""
+    factors = {}
+    for layer in base.targets(lora.targets, trunk_depth=lora.trunk_depth):
+        out, width = base.shape(layer)
+        bound = 1 / math.sqrt(width)
+        a = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=seeded(seed, name, layer))
+        factors[layer] = Factors(a=a, b=torch.zeros(out, lora.rank), scaling=lora.scaling)
+    return factors
+
+
+def share_factors(experts: Sequence[Expert]) -> list[Expert]:
+    """Let experts that one merge has made hold the same factors, which are then in memory once.
+
+    Their cards name the merge; factors that differ nevertheless stay as they are.
+    """
+    first: dict[tuple[str, str], Expert] = {}
+    shared = []
+    for expert in experts:
+        merge = expert.card.get("merge")
+        known = first.setdefault((expert.base, str(merge["name"])), expert) if merge else expert
+        shared.append(replace(expert, factors=known.factors) if _same(known.factors, expert.factors) else expert)
+    return shared
+
+
+def _same(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> bool:
+    return one is other or (
+        one.keys() == other.keys()
+        and all(
+            f.scaling == other[layer].scaling and torch.equal(f.a, other[layer].a) and torch.equal(f.b, other[layer].b)
+            for layer, f in one.items()
+        )
+    )
+
+
+def install_experts(base: Base, experts: Sequence[Expert]) -> None:
+    """Build banks over all layers that any of the experts changes, and write the factors into them.
+
+    Raises:
+        AdapterError: an expert names a layer that the base has not.
+    """
+    base.uninstall()
+    linear = dict(base.model.named_modules())
+    ranks: dict[str, int] = {}
+    for expert in experts:
+        for layer, factors in expert.factors.items():
+            if layer not in linear:
+                raise AdapterError(
+                    f"expert {expert.name!r} changes layer {layer!r}, which base {base.spec.name!r} has not; "
+                    "it belongs to another base: name that base when you add it"
+                )
+            ranks[layer] = max(ranks.get(layer, 1), factors.a.shape[0])
+    banks = base.install(ranks, experts=len(experts))
+    for layer, bank in banks.items():
+        for index, expert in enumerate(experts):
+            if layer in expert.factors:
+                bank.put(index, expert.factors[layer], name=layer)

@@ -1,0 +1,305 @@
+"""Routers trained by gradient on pooled hidden states: what they share is the loop, the module and its file.
+
+Training stops early on rows held out of every expert in the same proportion, and these rows also fit the temperature
+(Guo et al., 2017). The same generator seed on the same machine gives the same weights to the last bit; the global
+source of chance is neither read nor moved.
+
+Letters: N rows, B batch, D width, F features, E experts.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import RouterError
+from dynamorouter.routing.base import GradientRouter, RouterInput, check_targets
+from dynamorouter.routing.calibration import better_temperature
+from dynamorouter.routing.learned import ScoringRouter
+from dynamorouter.routing.nets import RouterModule, base_features
+from dynamorouter.routing.pooling import check_layers, layer_states, parts, statistics
+
+PREFIX = "module."
+"""Of the names of the module's tensors in a saved router."""
+
+
+@dataclass(kw_only=True, eq=False)
+class TrainedRouter(GradientRouter, ScoringRouter):
+    """A small network over pooled states of the trunk.
+
+    Args:
+        layers: the layers that are pooled and joined.
+        pooling: how the tokens of a layer become one vector.
+        hidden: width of the hidden layer.
+        dropout: dropout in training, on the features and on the hidden layer.
+        epochs: at most so many passes over the rows.
+        learning_rate: of AdamW in the first epoch; it falls linearly with the epochs, towards zero.
+        weight_decay: of AdamW, on matrices alone.
+        batch_rows: rows per step.
+        patience: epochs without a better held-out loss before training stops.
+        held_out: share of the rows held out for early stopping and the temperature.
+
+    Raises:
+        RouterError: an option is out of range.
+    """
+
+    gauged: ClassVar[bool] = False  # whether the network has its second output
+
+    layers: tuple[int, ...] = (0, 1, 2, 3)
+    pooling: str = "mean"
+    hidden: int = 128
+    dropout: float = 0.3
+    epochs: int = 20
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.5
+    batch_rows: int = 128
+    patience: int = 5
+    held_out: float = 0.1
+    _module: RouterModule | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.layers = check_layers(self.layers)
+        self._at_least(1, "epochs", "batch_rows", "patience")
+        self._at_least(0, "hidden")
+        if not 0.0 < self.held_out < 1.0:
+            raise RouterError(f"held_out is {self.held_out}, but it is a share of the rows; set it between 0 and 1")
+
+    def new_module(self, width: int, experts: int) -> RouterModule:
+        """Return a fresh network for hidden states of ``width``."""
+        return RouterModule(
+            layers=self.layers,
+            pooling=self.pooling,
+            width=width,
+            hidden=self.hidden,
+            experts=experts,
+            dropout=self.dropout,
+            gauge=self.gauged,
+        )
+
+    @abstractmethod
+    def score_and_loss(
+        self, module: RouterModule, features: Tensor, targets: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(B, E)`` and the mean loss of pooled rows ``(B, F)`` (see ``GradientRouter.losses``)."""
+
+    @property
+    def module(self) -> RouterModule:
+        """The trainable part, for a joint phase.
+
+        Raises:
+            RouterError: the router is not fitted.
+        """
+        if self._module is None:
+            raise self.not_fitted()
+        return self._module
+
+    def logits(self, batch: RouterInput) -> Tensor:
+        """Return the logits before the temperature, ``(B, E)``, differentiable, in the module's present mode."""
+        return self.module.classify(self.module.pool(batch))
+
+    def losses(self, batch: RouterInput, targets: Tensor, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(B, E)`` and the mean loss of a batch (see ``GradientRouter``)."""
+        return self.score_and_loss(self.module, self.module.pool(batch), targets, scores)
+
+    def scores(self, batch: RouterInput) -> Tensor:
+        """Return the logits without dropout and gradients; the module keeps its mode."""
+        with evaluated(self.module) as module:
+            return module.classify(module.pool(batch))
+
+    def fit(
+        self,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        *,
+        generator: torch.Generator,
+        experts: int | None = None,
+        **data: Any,
+    ) -> None:
+        """Train from scratch, stop early on held-out rows, and fit the temperature on them.
+
+        The keyword argument ``scores`` ``(N,)`` gives each row's further target, NaN where it is not known.
+        """
+        count = check_targets(inputs, targets, experts)
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            states = layer_states(inputs[0], self.layers[0])
+            module = self.new_module(states.shape[2], count).to(states.device)
+            rows = Rows(module, inputs, targets.to(states.device), data.get("scores"), held_out=self.held_out)
+            module.standardise(*statistics(rows.features[rows.train]))
+            module.set_prior(torch.bincount(rows.targets[rows.train], minlength=count) / len(rows.train))
+            self._train(module, rows)
+        self._module, self.temperature = module, 1.0
+        with evaluated(module):
+            logits = module.classify(rows.pooled(rows.held))
+        self.temperature = better_temperature(logits, rows.targets[rows.held], 1.0)
+
+    def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:
+        """Fit the temperature on held-out batches, unless that would raise the calibration error."""
+        check_targets(inputs, targets, self.module.out.out_features)
+        super().calibrate(inputs, targets)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to ``device`` and return the router."""
+        self.module.to(device)
+        return self
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the options and the weights; widths and the number of experts follow from the weights."""
+        tensors = {f"{PREFIX}{name}": value.detach() for name, value in self.module.state_dict().items()}
+        return self.options(), tensors | {"temperature": torch.tensor(self.temperature, dtype=torch.float64)}
+
+    @classmethod
+    def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild a router from what ``state`` returned.
+
+        Raises:
+            ValueError: the weights do not fit the options.
+        """
+        router = cls(**options)
+        weights = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+        width, rest = divmod(weights["mean"].shape[0], len(router.layers) * parts(router.pooling))
+        if rest:
+            raise ValueError(f"{weights['mean'].shape[0]} features cannot come from {len(router.layers)} layers")
+        module = router.new_module(width, weights["out.bias"].shape[0])
+        module.load_state_dict(weights)
+        module.eval()
+        router._module = module
+        router.temperature = float(tensors["temperature"])
+        return router
+
+    def _train(self, module: RouterModule, rows: Rows) -> None:
+        decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+        plain = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        best, since = float("inf"), 0
+        kept = {name: value.clone() for name, value in module.state_dict().items()}
+        for epoch in range(self.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * (1.0 - epoch / self.epochs)
+            module.train()
+            for features, places in rows.batches(self.batch_rows):
+                _, loss = self.score_and_loss(module, features, rows.targets[places], rows.known(places))
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            with evaluated(module):
+                seen = rows.pooled(rows.held), rows.targets[rows.held], rows.known(rows.held)
+                held = float(self.score_and_loss(module, *seen)[1])
+            since += 1
+            if held < best:
+                best, since = held, 0
+                kept = {name: value.clone() for name, value in module.state_dict().items()}
+            if since >= self.patience:
+                break
+        module.load_state_dict(kept)
+        module.eval()
+
+
+@contextmanager
+def evaluated(module: RouterModule) -> Iterator[RouterModule]:
+    """Switch dropout and gradients off, and give the module its mode back afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        module.train(training)
+
+
+class Rows:
+    """Rows as training draws them, split into a training and a held-out part.
+
+    Poolings without parameters are computed once; attention pools each batch of token states anew.
+
+    Args:
+        module: what pools.
+        inputs: batches.
+        targets: index of each row's expert, ``(N,)``.
+        scores: a further target of each row, ``(N,)``, or ``None``.
+        held_out: share of each expert's rows that are held out.
+
+    Raises:
+        RouterError: there are not as many scores as rows, or nothing can be held out.
+    """
+
+    def __init__(
+        self,
+        module: RouterModule,
+        inputs: Sequence[RouterInput],
+        targets: Tensor,
+        scores: Tensor | None,
+        *,
+        held_out: float,
+    ) -> None:
+        self.module = module
+        self.inputs = inputs
+        self.targets = targets
+        with torch.no_grad():
+            self.features = torch.cat([base_features(module, batch) for batch in inputs])
+        if scores is not None and len(scores) != len(targets):
+            raise RouterError(f"there are {len(targets)} rows, but {len(scores)} scores; give one for each, or none")
+        self._scores = None if scores is None else scores.to(self.features)
+        self.train, self.held = split_rows(targets.cpu(), held_out)
+
+    def known(self, places: Tensor) -> Tensor | None:
+        """Return the scores of some rows, NaN where one is not known; ``None`` where there is none at all."""
+        return None if self._scores is None else self._scores[places]
+
+    def batches(self, batch_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the training rows once in a random order, as pooled features ``(B, F)`` and places ``(B,)``."""
+        if self.module.attention is None:
+            for places in self.train[torch.randperm(len(self.train))].split(batch_rows):  # type: ignore[no-untyped-call]
+                yield self.features[places], places
+            return
+        there = list(self._parts(self.train))
+        for number in torch.randperm(len(there)).tolist():
+            batch, local, places = there[number]
+            yield self.module.pool(batch.rows(local)), places
+
+    def pooled(self, places: Tensor) -> Tensor:
+        """Return the features of the rows at sorted places, ``(n, F)``."""
+        if self.module.attention is None:
+            return self.features[places]
+        return torch.cat([self.module.pool(batch.rows(local)) for batch, local, _ in self._parts(places)])
+
+    def _parts(self, places: Tensor) -> Iterator[tuple[RouterInput, Tensor, Tensor]]:
+        """Yield each batch that holds some of ``places``, where they are in it, and where overall."""
+        start = 0
+        for batch in self.inputs:
+            inside = places[(places >= start) & (places < start + len(batch))]
+            if len(inside):
+                yield batch, inside - start, inside
+            start += len(batch)
+
+
+def split_rows(targets: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
+    """Split places ``0..N-1`` into a training and a held-out part, both sorted, in the same proportion per expert.
+
+    An expert with a single row keeps it in training.
+
+    Raises:
+        RouterError: no expert has two rows, so that nothing can be held out.
+    """
+    train, held = [], []
+    for expert in sorted(set(targets.tolist())):
+        rows = targets.eq(expert).nonzero().squeeze(1)
+        rows = rows[torch.randperm(len(rows))]
+        out = min(max(1, round(len(rows) * held_out)), len(rows) - 1)
+        held.append(rows[:out])
+        train.append(rows[out:])
+    if not sum(len(rows) for rows in held):
+        raise RouterError(
+            f"the router got {len(targets)} rows, one per expert; give at least two of some expert, "
+            "so that one can be held out for early stopping"
+        )
+    return torch.cat(train).sort().values, torch.cat(held).sort().values

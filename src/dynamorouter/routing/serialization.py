@@ -1,0 +1,147 @@
+"""Building a router from options, and saving it as ``router.json`` and ``router.safetensors``.
+
+Nothing is unpickled. Both files are written beside their place and renamed into it; the JSON file carries the
+checksum of the tensors, so that a half-written or exchanged pair is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
+from dynamorouter.routing.base import Router, routers
+from dynamorouter.utils.files import write_json, writing
+
+OPTIONS_FILE = "router.json"
+TENSORS_FILE = "router.safetensors"
+FORMAT = 1
+
+
+def build(kind: str, options: Mapping[str, Any]) -> Router:
+    """Build an unfitted router from its registered name and its options.
+
+    Raises:
+        ConfigError: the name or an option is unknown, or a needed option is missing; all of them are named.
+        RouterError: an option is out of range.
+    """
+    router = routers.get(kind)
+    parameters = inspect.signature(router).parameters
+    mistakes = [
+        f"unknown option {name!r}{suggest(name, parameters)}; allowed: {one_of(parameters) or 'none'}"
+        for name in options
+        if name not in parameters
+    ]
+    mistakes += [
+        f"option {name!r} is missing"
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in options
+    ]
+    if mistakes:
+        raise ConfigError(f"router {kind!r}: " + "; ".join(mistakes))
+    return router(**options)
+
+
+def kind_of(router: Router) -> str:
+    """Return the name under which the class of ``router`` is registered.
+
+    Raises:
+        RouterError: it is not registered.
+    """
+    for name in routers:
+        if routers.get(name) is type(router):
+            return name
+    raise RouterError(
+        f"{type(router).__name__} is not a registered router; decorate it with @routers.register('name') to save it"
+    )
+
+
+def save(router: Router, folder: str | os.PathLike[str]) -> None:
+    """Write ``router`` into ``folder``, which is created when missing.
+
+    Raises:
+        RouterError: the router is not fitted or registered, or the files cannot be written.
+    """
+    target = Path(folder)
+    options, tensors = router.state()
+    data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in tensors.items()})
+    record = {
+        "format": FORMAT,
+        "kind": kind_of(router),
+        "options": options,
+        "tensors": {"file": TENSORS_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+    }
+    try:
+        with writing(target / TENSORS_FILE) as temporary:
+            temporary.write_bytes(data)
+        write_json(target / OPTIONS_FILE, record)
+    except OSError as error:
+        raise RouterError(
+            f"cannot write the router into {target}: {error.strerror or error}; "
+            "free some space or choose a folder that can be written to"
+        ) from error
+
+
+def load(folder: str | os.PathLike[str]) -> Router:
+    """Read the router that ``save`` wrote into ``folder``.
+
+    Raises:
+        RouterError: a file is missing, truncated, damaged, of a later version, or does not fit the other.
+    """
+    path = Path(folder) / OPTIONS_FILE
+    record = _record(path)
+    kind, options, expected = record["kind"], record["options"], record["tensors"]
+    tensors_path = Path(folder) / TENSORS_FILE
+    data = _read(tensors_path)
+    if len(data) != expected.get("bytes") or hashlib.sha256(data).hexdigest() != expected.get("sha256"):
+        raise _damaged(
+            tensors_path,
+            f"it holds {len(data)} bytes and {OPTIONS_FILE} describes {expected.get('bytes')} with another checksum",
+        )
+    if kind not in routers:
+        raise RouterError(
+            f"{path} holds a router of kind {kind!r}{suggest(str(kind), routers)}; known: {one_of(routers)}; "
+            "import the module that registers it, or fit the router again"
+        )
+    try:
+        return routers.get(kind).restore(options, safetensors.torch.load(data))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, f"its content does not make a {kind!r} router ({error})") from error
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_read(path))
+    except ValueError as error:
+        raise _damaged(path, f"it is not JSON ({error})") from error
+    wanted = {"format": int, "kind": str, "options": dict, "tensors": dict}
+    for key, kind in wanted.items():
+        if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+            raise _damaged(path, f"its entry {key!r} is missing or no {kind.__name__}")
+    if record["format"] != FORMAT:
+        raise RouterError(
+            f"{path} has format {record['format']}, but this version reads format {FORMAT}; "
+            "update dynamorouter, or fit the router again"
+        )
+    return dict(record)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RouterError(
+            f"cannot read {path}: {error.strerror or error}; copy the folder again, or fit the router again"
+        ) from error
+
+
+def _damaged(path: Path, reason: str) -> RouterError:
+    return RouterError(f"{path} is damaged: {reason}; copy the folder again, or fit the router again")

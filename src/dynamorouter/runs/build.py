@@ -1,0 +1,198 @@
+"""From a run's settings to the plain values that bases, experts and phases are built from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dynamorouter.config.schema import Config
+from dynamorouter.data.augment import AugmentOptions
+from dynamorouter.data.complexity.config import ComplexitySettings
+from dynamorouter.data.complexity.prepare import TierOptions
+from dynamorouter.data.complexity.score import CAPS, WEIGHTS, ScoreOptions
+from dynamorouter.data.prepare import PrepareOptions
+from dynamorouter.metrics.base import get_metric
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import BaseSettings, base_spec
+from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.text.prompts import prompts
+from dynamorouter.tasks.load import task_from_config
+from dynamorouter.tasks.task import Task
+from dynamorouter.training.experts import CacheOptions
+from dynamorouter.training.fusion import FusionPlan
+from dynamorouter.training.learner import ExpertPlan
+from dynamorouter.training.loop import LoopOptions
+from dynamorouter.utils.devices import pick_device, pick_dtype
+
+ALL = 10**9
+"""More rows than there are."""
+
+
+def run_tasks(config: Config) -> list[Task]:
+    """Return the tasks, in the order of their experts."""
+    tasks = source_tasks(config)
+    # tiers are local data of the run's own, whatever they were made of
+    return tasks if config.complexity is None else [replace(task, sources={"local": {}}) for task in tasks]
+
+
+def source_tasks(config: Config) -> list[Task]:
+    """Return the tasks as their data is found, which for tiers is one data set for all of them.
+
+    Raises:
+        ConfigError: a task is wrong, or there is no such prompt format.
+        MissingExtraError: a metric needs a package that is not installed.
+    """
+    items = config.task.items()
+    tasks = [task_from_config({**settings.model_dump(mode="json"), "name": name}) for name, settings in items]
+    for form in {config.base.prompt, *(base.prompt for base in config.bases.values())}:
+        prompts.get(form)
+    for task in tasks:
+        prompts.get(task.prompt or config.base.prompt)
+        for name in task.metrics:
+            get_metric(name)  # before any work, and not when it is done
+    return tasks
+
+
+def tier_options(config: Config, settings: ComplexitySettings) -> TierOptions:
+    """Return how rows get their tier."""
+    filters = config.data.filters
+    return TierOptions(
+        pipeline=settings.pipeline,
+        score=ScoreOptions(weights={**WEIGHTS, **settings.weights}, caps={**CAPS, **settings.caps}),
+        method=settings.tiers,
+        thresholds=settings.thresholds,
+        quantiles=settings.quantiles,
+        least_rows=settings.least_rows,
+        seed=config.seed,
+        leaks=config.data.leaks,
+        max_chars=filters.max_chars,
+        max_words=filters.max_words,
+        skip_bad=filters.skip_bad,
+    )
+
+
+def prepare_options(config: Config) -> PrepareOptions:
+    """Return how much data is prepared, before each task's own number of train rows."""
+    filters, evaluation = config.data.filters, config.evaluation
+    return PrepareOptions(
+        seed=config.seed,
+        router_rows=config.router.train_rows or ALL,
+        joint_rows=(config.joint.train_rows or ALL) if config.joint.enabled else 0,
+        select_rows=evaluation.select_rows,
+        calibrate_rows=evaluation.calibrate_rows,
+        report_rows=evaluation.report_rows or ALL,
+        leaks=config.data.leaks,
+        when_short=config.data.when_short,
+        max_chars=filters.max_chars,
+        max_words=filters.max_words,
+        skip_bad=filters.skip_bad,
+        augment=AugmentOptions(**config.data.augment.model_dump()),
+    )
+
+
+def base_settings(config: Config, task: Task) -> BaseSettings:
+    """Return the base that a task's expert sits on: the default one, or that which the task names."""
+    if task.base is None or task.base == config.base.name:
+        return config.base
+    return config.bases[task.base]
+
+
+def wanted_bases(config: Config) -> list[BaseSettings]:
+    """Return the default base, and those that tasks name, each once."""
+    named = [config.bases[task.base] for task in config.task.values() if task.base and task.base != config.base.name]
+    return list({settings.name: settings for settings in (config.base, *named)}.values())
+
+
+def load_bases(config: Config) -> dict[str, Base]:
+    """Load the default base, and those that tasks name, by their own names."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.precision, device)
+    wanted = wanted_bases(config)
+    return {settings.name: Base.load(base_spec(settings), device=device, dtype=dtype) for settings in wanted}
+
+
+def expert_plan(config: Config, task: Task) -> ExpertPlan:
+    """Return how a task's expert is trained, its own ``hyper`` applied."""
+    own = config.expert(task.name)
+    lora = LoraSettings(
+        rank=own.rank,
+        alpha=own.alpha,
+        rslora=own.rslora,
+        dropout=own.dropout,
+        targets=own.targets,
+        trunk_depth=own.trunk_depth,
+    )
+    return ExpertPlan(
+        task=task,
+        lora=lora,
+        head_options={"pooling": base_settings(config, task).pooling} if task.head == "classification" else {},
+        epochs=own.epochs,
+        batch_rows=own.batch_rows * own.accumulation,
+        learning_rate=own.learning_rate,
+        head_learning_rate=own.head_learning_rate or own.learning_rate,
+        weight_decay=own.weight_decay,
+        warmup=own.warmup,
+        clip=own.clip,
+        patience=own.patience,
+        min_delta=own.min_delta,
+        weight=own.fixed_weights.get(task.name, 1.0),
+        uncertainty=own.loss_weights == "uncertainty",
+        select_by=own.select_by,
+    )
+
+
+def joint_plan(config: Config, task: Task) -> ExpertPlan:
+    """Return how a task's expert is trained on in the joint phase."""
+    joint = config.joint
+    return replace(
+        expert_plan(config, task),
+        epochs=joint.epochs,
+        learning_rate=joint.learning_rate,
+        head_learning_rate=joint.learning_rate,
+        weight_decay=joint.weight_decay,
+        warmup=joint.warmup,
+        batch_rows=max(1, joint.batch_rows // len(config.task)),
+    )
+
+
+def fusion_plans(config: Config) -> list[FusionPlan]:
+    """Return the fusions that are wanted, in the order of the tasks."""
+    tasks = {task.name: task for task in run_tasks(config)}
+    plans = []
+    for name in (name for name in tasks if name in config.experts.fusion):
+        own, base = config.experts.fusion[name], base_settings(config, tasks[name]).name
+        alike = tuple(other for other, task in tasks.items() if base_settings(config, task).name == base)
+        plans.append(
+            FusionPlan(
+                task=name,
+                sources=alike if own.sources is None else own.sources,
+                epochs=own.epochs,
+                learning_rate=own.learning_rate,
+                key_width=own.key_width,
+                batch_rows=own.batch_rows,
+            )
+        )
+    return plans
+
+
+def loop_options(config: Config) -> LoopOptions:
+    """Return what all experts of the run share."""
+    return LoopOptions(
+        tokens_per_batch=config.experts.tokens_per_batch,
+        checkpoint_every=config.experts.checkpoint_every,
+        seed=config.seed,
+        packing=_packs(config),
+    )
+
+
+def _packs(config: Config) -> bool:
+    """Tell whether short rows share sequences: by itself on a GPU, where fewer and fuller rows pay."""
+    asked = config.experts.packing
+    return pick_device(config.device).type == "cuda" if asked == "auto" else asked
+
+
+def cache_options(config: Config, folder: Path) -> CacheOptions:
+    """Return where the trunk's outputs are kept, ``folder`` being the place on disk."""
+    settings = config.experts.trunk_cache
+    limit = 0 if settings.where == "off" else settings.limit_mb << 20
+    return CacheOptions(limit=limit, folder=folder if settings.where == "disk" else None)

@@ -1,0 +1,111 @@
+"""What tiers of complexity bring, measured on a run's own rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynamorouter.config.schema import Config
+from dynamorouter.data.complexity.record import complexities
+from dynamorouter.data.prepare import PreparedData
+from dynamorouter.evaluation.complexity import ONE, Begin, arm_losses, compare, route_rows, routing_scores, row_losses
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.runs.build import cache_options, expert_plan, load_bases, loop_options, run_tasks
+from dynamorouter.system.library import Library
+from dynamorouter.system.system import System
+from dynamorouter.training.experts import fit_experts
+
+
+def joint_scores(data: PreparedData, names: Sequence[str]) -> dict[int, list[float]] | None:
+    """Return the complexity of each row of the joint phase, by expert; ``None`` where none is known."""
+    found = {index: complexities(data.split("joint", name)) for index, name in enumerate(names)}
+    return found if any(not math.isnan(score) for own in found.values() for score in own) else None
+
+
+def complexity_report(
+    config: Config,
+    out: Path,
+    system: System,
+    data: PreparedData,
+    *,
+    begin: Begin = lambda total: lambda windows: None,
+) -> dict[str, Any]:
+    """Return the part ``complexity`` of a report.
+
+    Args:
+        config: settings with ``complexity``.
+        out: folder of the run; the one LoRA is kept under ``phases/``.
+        system: with experts of all tiers and a router.
+        data: prepared rows.
+        begin: called with the number of windows that the one LoRA will be trained on.
+    """
+    names = system.names
+    held = {name: data.split("report", name) for name in names}
+    rows = [record for name in names for record in held[name]]
+    tiers = np.repeat(np.arange(len(names)), [len(held[name]) for name in names])
+    found = route_rows(system, rows)
+    train = {name: data.split("train", name) for name in names}
+    report: dict[str, Any] = {
+        "rows": {name: {"train": len(train[name]), "report": len(held[name])} for name in names},
+        "routing": routing_scores(names, tiers, found, rows, train),
+        "latency_ms": found.milliseconds,
+    }
+    if config.complexity is None or not config.complexity.arms:
+        return report
+    losses = arm_losses(system, rows, tiers, found)
+    base = load_bases(config)[config.base.name]
+    one = one_lora(config, out, base, data, names, begin=begin)
+    install_experts(base, [one])
+    alone = torch.zeros(len(rows), dtype=torch.int64, device=base.device)
+    losses[ONE] = row_losses(base, one.task, rows, lambda at: RowGate(alone[at]))
+    parameters = {"tiers": sum(expert.parameters() for expert in system.experts), ONE: one.parameters()}
+    options = {"seed": config.seed, "resamples": config.evaluation.bootstrap}
+    return {**report, "parameters": parameters, **compare(losses, tiers, names, **options)}
+
+
+def one_lora(
+    config: Config, out: Path, base: Base, data: PreparedData, names: Sequence[str], *, begin: Begin
+) -> Expert:
+    """Return the one expert of all tiers: as many numbers as theirs together, the same rows, the same passes.
+
+    It is trained unless the run has it already, and goes on from its own checkpoint.
+    """
+    library = Library(out / "phases" / ONE)
+    first = run_tasks(config)[0]
+    if ONE in library.names():
+        return library.load(ONE, base)
+    plan = expert_plan(config, first)
+    plans = [expert_plan(config, task) for task in run_tasks(config)]
+    rank = sum(own.lora.rank for own in plans)
+    epochs = config.complexity.arm_epochs if config.complexity else None
+    plan = replace(
+        plan,
+        task=replace(first, name=ONE),
+        lora=replace(plan.lora, rank=rank, alpha=plan.lora.alpha * rank / plan.lora.rank),  # the same scaling
+        epochs=epochs or plan.epochs,
+    )
+    parts = ("train", "joint") if config.joint.enabled else ("train",)
+    train = [record for name in names for part in parts for record in data.split(part, name)]
+    select = [record for name in names for record in data.split("select", name)]
+    (one,) = fit_experts(
+        base,
+        [plan],
+        {ONE: train},
+        {ONE: select},
+        options=loop_options(config),
+        log=lambda step, values: None,
+        cache=cache_options(config, out / "phases" / "trunk"),
+        checkpoint=out / "phases" / f"{ONE}.checkpoint",
+        begin=begin,
+    )
+    library.add(one, base)
+    (out / "phases" / f"{ONE}.checkpoint").unlink(missing_ok=True)
+    return one

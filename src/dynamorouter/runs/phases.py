@@ -1,0 +1,370 @@
+"""The phases of a recipe, each resumable: prepare, experts, router, joint, score.
+
+A phase writes a whole system to ``OUT/phases/PHASE`` or nothing; the last one is then copied to ``OUT/system``. A
+phase that is there is not done again, and the experts' and the joint phase go on from their own checkpoints, so an
+interrupted run ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dynamorouter.config.schema import Config
+from dynamorouter.data.complexity.prepare import prepare_tiers
+from dynamorouter.data.lengths import truncation_report
+from dynamorouter.data.prepare import PreparedData, load_prepared
+from dynamorouter.data.prepare import prepare as prepare_data
+from dynamorouter.errors import DataError
+from dynamorouter.evaluation.score import score_system
+from dynamorouter.inference.engine import writes
+from dynamorouter.metrics.base import check_metrics
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import base_spec as base_spec
+from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.text.examples import writing_report
+from dynamorouter.routing.pooling import Skill
+from dynamorouter.runs.build import (
+    base_settings,
+    cache_options,
+    expert_plan,
+    fusion_plans,
+    joint_plan,
+    load_bases,
+    loop_options,
+    prepare_options,
+    run_tasks,
+    source_tasks,
+    tier_options,
+    wanted_bases,
+)
+from dynamorouter.runs.complexity import complexity_report, joint_scores
+from dynamorouter.runs.run import Run
+from dynamorouter.system.router import RouterRows, fit_system_router, keep_better_router
+from dynamorouter.system.system import System
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.experts import fit_experts as train_experts
+from dynamorouter.training.fusion import fit_fusions
+from dynamorouter.training.joint import JointOptions, joint_router
+from dynamorouter.training.joint import fit_joint as train_joint
+from dynamorouter.training.loop import Log
+from dynamorouter.utils.files import read_metadata, sweep, write_json, writing_folder
+from dynamorouter.utils.progress import Progress
+from dynamorouter.utils.tracking import Tracker
+
+
+def run(config: Config, out: Path) -> Path:
+    """Go through all phases of a recipe, from where they stand; returns the folder of the system."""
+    prepare(config, out)
+    fit_experts(config, out)
+    fit_router(config, out)
+    if config.joint.enabled:
+        fit_joint(config, out)
+    report(config, out)
+    return out / "system"
+
+
+def prepare(config: Config, out: Path) -> PreparedData:
+    """Read, filter, split and write the rows of all tasks to ``OUT/data``."""
+    run = Run(config, out)
+    if run.is_done("prepare"):
+        return _prepared(run)
+    tasks = run_tasks(config)
+    check_metrics(tasks)
+    shared = prepare_options(config)
+    own = {name: replace(shared, train_rows=config.expert(name).rows_for(name)) for name in config.task}
+    before = time.perf_counter()
+    source, options = _source(config, out)
+    with Progress("prepare", len(own), unit="tasks") as progress:
+        data = prepare_data(
+            tasks,
+            out / "data",
+            source=source,
+            source_options=options,
+            options=shared,
+            task_options=own,
+            advance=progress.advance,
+        )
+    if "prepare" not in run.state()["log"]:
+        with _tracker(run, 0) as tracker:
+            for name, entry in data.manifest["tasks"].items():
+                sizes = {split: part["rows"] for split, part in entry["splits"].items()}
+                tracker.log(0, "prepare", task=name, rows=sizes, counts=entry["counts"], leaks=entry["leaks"]["found"])
+            run.note("prepare", seconds=time.perf_counter() - before, log=tracker.offset())
+    return data
+
+
+def _source(config: Config, out: Path) -> tuple[str, dict[str, Any]]:
+    """Return where rows are prepared from: the data itself, or the tiers that it is parted into first."""
+    options = {"root": config.data.root} if config.data.source == "local" else {}
+    if config.complexity is None:
+        return config.data.source, options
+    with _bar("complexity") as begin:
+        prepare_tiers(
+            source_tasks(config),
+            out / "tiers",
+            source=config.data.source,
+            overrides=options,
+            options=tier_options(config, config.complexity),
+            begin=begin,
+        )
+    return "local", {"root": str(out / "tiers")}
+
+
+def fit_experts(config: Config, out: Path) -> Path:
+    """Train the experts on prepared rows."""
+    return _phase(Run(config, out), "experts", "prepare", _experts)
+
+
+def fit_router(config: Config, out: Path) -> Path:
+    """Fit the router on prepared rows."""
+    return _phase(Run(config, out), "router", "experts", _router)
+
+
+def fit_joint(config: Config, out: Path) -> Path:
+    """Train router and experts together."""
+    return _phase(Run(config, out), "joint", "router", _joint)
+
+
+def report(config: Config, out: Path) -> Path:
+    """Score the system on the report rows and write ``OUT/report.json``, unless it is there."""
+    run, path = Run(config, out), out / "report.json"
+    if path.is_file():
+        return path
+    system = System.load(out / "system", device=config.device, precision=config.precision)
+    data = _prepared(run)
+    records = {name: data.split("report", name) for name in config.task}
+    with Progress("score", sum(map(len, records.values()))) as progress:
+        scores = score_system(
+            system,
+            records,
+            seed=config.seed,
+            resamples=config.evaluation.bootstrap,
+            config_hash=config.digest(),
+            advance=progress.advance,
+        )
+    if config.complexity is not None:
+        with _bar("one LoRA") as begin:
+            scores["complexity"] = complexity_report(config, out, system, data, begin=begin)
+    scores["cost"]["seconds"] = run.state()["seconds"]
+    scores["recipe"] = config.recipe
+    scores["truncation"] = {
+        expert.name: _truncation(data.split("train", expert.task.name), system.bases[expert.base], expert)
+        for expert in system.experts
+    }
+    write_json(path, scores)
+    return path
+
+
+def _truncation(records: Sequence[Record], base: Base, expert: Expert) -> dict[str, Any]:
+    """Return how long an expert's rows are in tokens, and how many are cut."""
+    if writes(expert):
+        return writing_report(base, expert.head, expert.task, records)
+    return truncation_report(records, base.tokenizer, expert.task).to_json()
+
+
+class _Sitting:
+    """One sitting at a phase: its log, and the seconds that it and earlier ones took.
+
+    Args:
+        run: the run.
+        name: the phase.
+        tracker: the log.
+    """
+
+    def __init__(self, run: Run, name: str, tracker: Tracker) -> None:
+        self.run, self.name, self.tracker = run, name, tracker
+        self._began = time.perf_counter() - float(run.state()["seconds"].get(name, 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._began
+
+    def saved(self) -> None:
+        """Take note of a checkpoint."""
+        self.run.note(self.name, seconds=self.seconds)
+
+    def log(self, part: str) -> Log:
+        """Return where the training loop of a part of the phase logs to."""
+        return lambda step, values: self.tracker.log(step, self.name, part=part, **values)
+
+
+Work = Callable[[Run, PreparedData, _Sitting], tuple[System, dict[str, Skill]]]
+
+
+def _phase(run: Run, name: str, after: str, work: Work) -> Path:
+    """Do a phase unless its result is there, and make that the run's system."""
+    folder = run.phase(name)
+    if not run.is_done(name):
+        if not run.is_done(after):
+            raise DataError(
+                f"{run.out} has no finished {after!r} phase, which {name!r} builds on; "
+                f"do it first, with 'dynamorouter {'prepare' if after == 'prepare' else f'fit {after}'}'"
+            )
+        sweep(folder.parent)
+        rounds = {part: _last_round(file) for part, file in _checkpoints(run, name).items() if file.is_file()}
+        with _tracker(run, run.log_length(name, after, rounds)) as tracker:
+            sitting = _Sitting(run, name, tracker)
+            system, skills = work(run, _prepared(run), sitting)
+            with writing_folder(folder) as temporary:
+                system.save(temporary, skills=skills)
+                run.note(name, seconds=sitting.seconds, log=tracker.offset())
+        (run.out / "report.json").unlink(missing_ok=True)
+    for stale in _checkpoints(run, name).values():
+        stale.unlink(missing_ok=True)
+    if not run.serves(name):
+        sweep(run.out)
+        with writing_folder(run.out / "system") as temporary:
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        run.serve(name)
+    return folder
+
+
+def _tracker(run: Run, length: int) -> Tracker:
+    return Tracker(run.out, run.config.tracking, resume_at=length, config=run.config.to_json())
+
+
+def _prepared(run: Run) -> PreparedData:
+    return load_prepared(run.out / "data", list(run.config.task))
+
+
+def _checkpoints(run: Run, name: str) -> dict[str, Path]:
+    """Where the parts of a phase keep their checkpoints, by the name of the base that they train on."""
+    bases = [base.name for base in wanted_bases(run.config)] if name == "experts" else [run.config.base.name]
+    return {base: run.out / "phases" / f"{name}.{index}.checkpoint" for index, base in enumerate(bases)}
+
+
+def _last_round(checkpoint: Path) -> int:
+    return int(json.loads(read_metadata(checkpoint)["state"])["round"])
+
+
+def _experts(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dict[str, Skill]]:
+    config, tasks = run.config, run_tasks(run.config)
+    bases = load_bases(config)
+    train = {task.name: data.split("train", task.name) for task in tasks}
+    select = {task.name: data.split("select", task.name) for task in tasks}
+    done: dict[str, Expert] = {}
+    for name, checkpoint in _checkpoints(run, "experts").items():
+        plans = [expert_plan(config, task) for task in tasks if base_settings(config, task).name == name]
+        if not plans:
+            continue
+        with _bar("experts" if len(bases) == 1 else f"experts of {name}") as begin:
+            found = train_experts(
+                bases[name],
+                plans,
+                train,
+                select,
+                options=loop_options(config),
+                log=sitting.log(name),
+                cache=cache_options(config, run.out / "phases" / "trunk"),
+                checkpoint=checkpoint,
+                saved=sitting.saved,
+                begin=begin,
+            )
+        done.update({expert.name: expert for expert in found})
+    experts = _fused(run, data, sitting, bases, [done[task.name] for task in tasks])
+    info = {"recipe": config.recipe, "seed": config.seed, "config_hash": config.digest()}
+    return System(bases, experts, None, router_base=config.base.name, info=info), {}
+
+
+def _router(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dict[str, Skill]]:
+    config = run.config
+    system = System.load(run.phase("experts"), device=config.device, precision=config.precision)
+    more = config.router.expert_rows
+    rows = RouterRows(
+        train={name: data.split("router", name) + data.split("train", name)[:more] for name in config.task},
+        calibrate={name: data.split("calibrate", name) for name in config.task},
+    )
+    system.tokens_per_batch = config.experts.tokens_per_batch
+    with Progress("router", 2 * len(config.task), unit="parts") as progress:
+        settings = config.router.model_dump()
+        skills, notes = fit_system_router(system, settings, rows, seed=config.seed, advance=progress.advance)
+    sitting.tracker.log(0, "router", **notes)
+    return system, skills
+
+
+def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dict[str, Skill]]:
+    config, joint = run.config, run.config.joint
+    before = System.load(run.phase("router"), device=config.device, precision=config.precision)
+    system = System.load(run.phase("router"), device=config.device, precision=config.precision)
+    base = system.bases[system.router_base]
+    ((part, checkpoint),) = _checkpoints(run, "joint").items()
+    with _bar("joint") as begin:
+        experts = train_joint(
+            base,
+            system.experts,
+            joint_router(system.router),
+            [joint_plan(config, expert.task) for expert in system.experts],
+            {name: data.split("joint", name) for name in config.task},
+            {name: data.split("select", name) for name in config.task},
+            joint=JointOptions(
+                gates=joint.gates,
+                learning_rate=joint.router_learning_rate or joint.learning_rate,
+                weight=joint.router_loss_weight,
+                order=joint.order,
+                scores=joint_scores(data, system.names),
+            ),
+            options=loop_options(config),
+            log=sitting.log(part),
+            cache=cache_options(config, run.out / "phases" / "trunk"),
+            checkpoint=checkpoint,
+            saved=sitting.saved,
+            begin=begin,
+        )
+    system = System(
+        system.bases,
+        _fused(run, data, sitting, system.bases, experts),
+        system.router,
+        router_base=system.router_base,
+        classes=system.classes,
+        info=system.info,
+    )
+    calibrate = {name: data.split("calibrate", name) for name in config.task}
+    sitting.tracker.log(0, "joint", **keep_better_router(system, before, calibrate))
+    library = before.library
+    skills = {name: skill for name in system.names if library and (skill := library.skill(name)) is not None}
+    return system, skills
+
+
+def _fused(
+    run: Run, data: PreparedData, sitting: _Sitting, bases: Mapping[str, Base], experts: Sequence[Expert]
+) -> list[Expert]:
+    """Train the fusions that are wanted over experts that will not change any more in this phase."""
+    plans = fusion_plans(run.config)
+    if not plans:
+        return list(experts)
+    with _bar("fusion") as begin:
+        return fit_fusions(
+            bases,
+            experts,
+            plans,
+            {plan.task: data.split("train", plan.task) for plan in plans},
+            {plan.task: data.split("select", plan.task) for plan in plans},
+            options=loop_options(run.config),
+            log=lambda task: sitting.log(f"fusion of {task}"),
+            cache=cache_options(run.config, run.out / "phases" / "trunk"),
+            begin=begin,
+        )
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Give a training loop its progress bar, once it knows how much there is to do."""
+    bars: list[Progress] = []
+
+    def begin(total: int) -> Callable[[int], None]:
+        bars.append(Progress(label, total, unit="rows"))
+        return bars[-1].advance
+
+    try:
+        yield begin
+    finally:
+        for bar in bars:
+            bar.close()

@@ -1,0 +1,193 @@
+"""The library: a folder of experts, each a PEFT adapter folder with ``head.safetensors`` and ``card.json``.
+
+``fusion.safetensors`` is there for an expert that answers through a mixture with others, and
+``skill.safetensors`` beside them holds what a router read of some of the expert's own rows, so that a router can be
+fitted again when an expert joins, without the data of the others.
+
+Letters: N rows, F features of a row.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dynamorouter.errors import LibraryError, one_of, suggest
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.heads.base import Head, build_head
+from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.lora.fusion import Fusion, load_layers
+from dynamorouter.model.lora.peft import load_adapter, save_adapter
+from dynamorouter.routing.pooling import Skill
+from dynamorouter.tasks.load import task_from_config
+from dynamorouter.tasks.task import Task, plain_task
+from dynamorouter.utils.files import (
+    checked_name,
+    read_form,
+    read_metadata,
+    read_tensors,
+    write_json,
+    write_tensors,
+    writing_folder,
+)
+
+CARD, HEAD, SKILL, FUSION = "card.json", "head.safetensors", "skill.safetensors", "fusion.safetensors"
+FORMAT = 1
+
+
+class Library:
+    """The folder of a system's experts.
+
+    Args:
+        folder: where the experts' folders are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """List the experts that are there, sorted."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.parent.name for path in self.folder.glob(f"*/{CARD}") if path.parent.name[0] != ".")
+
+    def add(self, expert: Expert, base: Base, *, skill: Skill | None = None, replace: bool = False) -> Path:
+        """Write an expert's folder, whole or not at all.
+
+        Raises:
+            LibraryError: the name is no file name, or is taken.
+        """
+        folder = self.folder / checked_name(expert.name, kind="expert name")
+        if folder.exists() and not replace:
+            raise LibraryError(
+                f"there is an expert {expert.name!r} in {self.folder} already; remove it first, or give another --name"
+            )
+        with writing_folder(folder) as temporary:
+            save_adapter(temporary, expert.factors, expert.lora, base)
+            write_tensors(temporary / HEAD, expert.head.state_dict())
+            if expert.fusion is not None:
+                write_tensors(temporary / FUSION, expert.fusion.state())
+            if skill is not None:
+                states = {f"layer.{layer}": value for layer, value in skill.states.items()}
+                write_tensors(temporary / SKILL, states, metadata={"pooling": skill.pooling})
+            write_json(temporary / CARD, _card(expert, base))
+        return folder
+
+    def remove(self, name: str) -> None:
+        """Delete an expert's folder.
+
+        Raises:
+            LibraryError: there is none of that name.
+        """
+        shutil.rmtree(self._existing(name))
+
+    def card(self, name: str) -> dict[str, Any]:
+        """Return an expert's card.
+
+        Raises:
+            LibraryError: there is no such expert, or a later version wrote it.
+        """
+        return read_form(self._existing(name) / CARD, format=FORMAT, keys=("task", "base", "head"))
+
+    def load(self, name: str, base: Base) -> Expert:
+        """Read an expert for its base.
+
+        Raises:
+            LibraryError: a file is missing or damaged, or the base's weights are not those it was trained on.
+        """
+        folder, card = self._existing(name), self.card(name)
+        digest = card["base"]["digest"]
+        if digest != base.digest:
+            raise LibraryError(
+                f"expert {name!r} was trained on base {card['base']['name']!r} with digest {digest}, but the base at "
+                f"{base.spec.locate()!r} has {base.digest}; give the base it was trained on"
+            )
+        adapter = load_adapter(folder, base)
+        task = task_from_config(card["task"])
+        head = build_head(task, base.width, card["head"])
+        load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))
+        own = {key: value for key, value in card.items() if key not in _DERIVED}
+        fusion = _fusion(folder, task, base, card["fusion"]) if "fusion" in card else None
+        lora, targets = adapter.lora, card.get("lora", {}).get("targets")
+        if targets is not None:  # as they were asked for; the adapter lists every layer
+            lora = replace(lora, targets=targets if isinstance(targets, str) else tuple(targets))
+        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), lora, own, fusion)
+
+    def skill(self, name: str) -> Skill | None:
+        """Return what a router read of the expert's rows, if it was kept."""
+        path = self._existing(name) / SKILL
+        if not path.is_file():
+            return None
+        states = {int(key.removeprefix("layer.")): value for key, value in read_tensors(path).items()}
+        return Skill(states, read_metadata(path)["pooling"])
+
+    def write_skill(self, name: str, skill: Skill) -> None:
+        """Replace what is kept of the expert's rows."""
+        states = {f"layer.{layer}": value for layer, value in skill.states.items()}
+        write_tensors(self._existing(name) / SKILL, states, metadata={"pooling": skill.pooling})
+
+    def bytes(self, name: str) -> int:
+        """Count the bytes of an expert's files."""
+        return sum(path.stat().st_size for path in self._existing(name).iterdir())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def _existing(self, name: str) -> Path:
+        folder = self.folder / checked_name(name, kind="expert name")
+        if not (folder / CARD).is_file():
+            names = self.names()
+            raise LibraryError(
+                f"there is no expert {name!r} in {self.folder}{suggest(name, names)}; there are: {one_of(names) or '-'}"
+            )
+        return folder
+
+
+_DERIVED = {"format", "name", "task", "base", "head", "lora", "parameters", "fusion"}
+
+
+def _card(expert: Expert, base: Base) -> dict[str, Any]:
+    fusion = expert.fusion
+    mixed = {} if fusion is None else {"fusion": {"sources": list(fusion.sources), "head": dict(fusion.head.options)}}
+    return {
+        "format": FORMAT,
+        "name": expert.name,
+        "task": plain_task(expert.task),
+        "base": {"name": expert.base, "digest": base.digest},
+        "head": dict(expert.head.options),
+        "lora": asdict(expert.lora),
+        "parameters": expert.parameters(),
+        **mixed,
+        **{key: value for key, value in expert.card.items() if key not in _DERIVED},
+    }
+
+
+def _fusion(folder: Path, task: Task, base: Base, card: Mapping[str, Any]) -> Fusion:
+    """Read the fusion of an expert's folder; its sources are looked up by the system."""
+    place, tensors = folder / FUSION, read_tensors(folder / FUSION)
+    own = {key.removeprefix("head/"): value for key, value in tensors.items() if key.startswith("head/")}
+    others = {key: value for key, value in tensors.items() if not key.startswith("head/")}
+    head = build_head(task, base.width, card["head"])
+    load_head(head, own, where=str(place))
+    layers = load_layers(others, experts=len(card["sources"]), where=str(place))
+    return Fusion(tuple(card["sources"]), layers, head.eval())
+
+
+def load_head(head: Head, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Load a head's weights, all of them and nothing else.
+
+    Raises:
+        LibraryError: keys are missing or unmatched, or shapes differ.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if own != given:
+        raise LibraryError(
+            f"{where} holds {given}, but the head needs {own}; the file is damaged, or belongs to another task"
+        )
+    head.load_state_dict(dict(tensors))

@@ -1,0 +1,198 @@
+"""Fitting the router of a system, and keeping what it read of each expert's rows for later.
+
+Letters: N rows, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dynamorouter.data.complexity.record import complexities
+from dynamorouter.errors import RouterError
+from dynamorouter.model.text.tokenize import TextPair
+from dynamorouter.routing.base import Router, RouterInput
+from dynamorouter.routing.baselines import Oracle
+from dynamorouter.routing.pooling import Skill
+from dynamorouter.routing.serialization import build
+from dynamorouter.system.system import System
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.router import fit_router, joined, make_skill, read_rows, remember, router_options
+
+Labelled = tuple[list[RouterInput], list[int]]
+"""Batches, and the expert of each of their rows."""
+
+
+def check_router(settings: Mapping[str, Any]) -> None:
+    """Build a router from its settings and throw it away, so that mistakes are found before any work.
+
+    Raises:
+        ConfigError: the kind or an option is unknown.
+        RouterError: an option is out of range.
+    """
+    layers = settings["layers"]
+    build(
+        settings["kind"],
+        router_options(settings["kind"], {**settings, "layers": (0,) if layers == "trunk" else layers}),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRows:
+    """Rows by expert.
+
+    Attributes:
+        train: to fit on; an expert without rows is represented by its skill in the library.
+        calibrate: held out, for the temperature; may be empty.
+    """
+
+    train: Mapping[str, Sequence[Record]]
+    calibrate: Mapping[str, Sequence[Record]]
+
+
+def fit_system_router(
+    system: System,
+    settings: Mapping[str, Any],
+    rows: RouterRows,
+    *,
+    seed: int,
+    advance: Callable[[int], None] = lambda parts: None,
+) -> tuple[dict[str, Skill], dict[str, Any]]:
+    """Fit a router to a system's experts and put it into the system.
+
+    Args:
+        system: whose ``router`` and ``classes`` are set.
+        settings: of the router: ``kind``, ``layers`` and whatever the kind understands.
+        rows: what to fit on.
+        seed: of initial weights and order.
+        advance: called after each task that was read, twice per task.
+
+    Returns:
+        What to keep of each expert's rows, and notes for the log.
+
+    Raises:
+        RouterError: an expert has neither rows nor a skill that this router can use.
+    """
+    depth = min((e.lora.trunk_depth for e in system.experts if e.base == system.router_base), default=0)
+    layers = settings["layers"]
+    if layers == "trunk":
+        layers = tuple(range((depth or system.bases[system.router_base].depth // 2) + 1))
+    options = router_options(settings["kind"], {**settings, "layers": layers})
+    reader = build(settings["kind"], options)
+    share = float(settings.get("join_pairs", 0.0))
+    train, scores, skills = _to_fit_on(system, reader, rows.train, share=share, advance=advance)
+    held: Labelled = ([], [])
+    for index, name in enumerate(system.names):
+        if rows.calibrate.get(name):
+            _label(held, *_read(system, reader, _pairs(rows.calibrate[name])), index)
+        advance(1)
+    base = system.bases[system.router_base]
+    calibrate = held if held[0] else None
+    router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed, scores=scores)
+    system.router, system.classes = router, list(system.names)
+    system.refresh()
+    notes: dict[str, Any] = {"kind": settings["kind"], "layers": list(router.layers)}
+    if held[0]:
+        notes["calibrate_accuracy"], notes["calibrate_nll"] = _judge(router, held)
+    return skills, notes
+
+
+def _to_fit_on(
+    system: System,
+    reader: Router,
+    rows: Mapping[str, Sequence[Record]],
+    *,
+    share: float,
+    advance: Callable[[int], None],
+) -> tuple[list[Labelled], list[float], dict[str, Skill]]:
+    """Read the rows of every expert, a share of its pairs also as one run of text, and what is remembered of others.
+
+    Returns:
+        Batches with their experts; a complexity for each of their rows, NaN where none is known; new skills.
+    """
+    train: list[Labelled] = []
+    scores: list[float] = []
+    skills: dict[str, Skill] = {}
+    for index, name in enumerate(system.names):
+        if rows.get(name):
+            batches, order = _read(system, reader, _pairs(rows[name]))
+            train.append((batches, [index] * len(order)))
+            known = complexities(rows[name])
+            scores += [known[row] for row in order]
+            places = {row: place for place, row in enumerate(order)}
+            skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
+            if skill is not None:
+                skills[name] = skill
+            runs = joined(_pairs(rows[name]))
+            if runs and share:
+                more, order = _read(system, reader, runs[: round(share * len(runs))])
+                train.append((more, [index] * len(order)))
+                paired = complexities([record for record in rows[name] if record.pair is not None])
+                scores += [paired[row] for row in order]
+        else:
+            train.append(_remembered(system, reader, name, index))
+            scores += [math.nan] * len(train[-1][1])
+        advance(1)
+    return train, scores, skills
+
+
+def _label(held: Labelled, batches: Sequence[RouterInput], order: Sequence[int], expert: int) -> None:
+    """Add batches whose rows are all of one expert."""
+    held[0].extend(batches)
+    held[1].extend([expert] * len(order))
+
+
+def keep_better_router(system: System, before: System, rows: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Calibrate a system's router, and put the one from before back where that routes held-out rows better."""
+    assert system.router is not None and before.router is not None
+    held: Labelled = ([], [])
+    for index, name in enumerate(system.names):
+        _label(held, *_read(system, system.router, _pairs(rows[name])), index)
+    device = system.bases[system.router_base].device
+    system.router.calibrate(held[0], torch.tensor(held[1], device=device))
+    old, new = _judge(before.router, held), _judge(system.router, held)
+    kept = (new[0], -new[1]) >= (old[0], -old[1])
+    if not kept:
+        system.router = before.router
+        system.refresh()
+    return {"accuracy_before": old[0], "accuracy": new[0], "nll_before": old[1], "nll": new[1], "kept": kept}
+
+
+def _pairs(records: Sequence[Record]) -> list[TextPair]:
+    return [(record.text, record.pair) for record in records]
+
+
+def _read(system: System, router: Router, rows: Sequence[TextPair]) -> tuple[list[RouterInput], list[int]]:
+    base = system.bases[system.router_base]
+    return read_rows(
+        base, router, rows, max_tokens=system.max_tokens, stride=system.stride, budget=system.tokens_per_batch
+    )
+
+
+def _remembered(system: System, reader: Router, name: str, index: int) -> Labelled:
+    skill = system.library.skill(name) if system.library is not None and name in system.library.names() else None
+    if skill is None or skill.pooling != getattr(reader, "pooling", None) or set(skill.states) != set(reader.layers):
+        raise RouterError(
+            f"expert {name!r} has no rows to fit the router on, and the library holds no features of it that a "
+            f"{type(reader).__name__} router over layers {list(reader.layers)} reads; give rows of it with --data"
+        )
+    batch = remember(skill, system.bases[system.router_base].device)
+    return [batch], [index] * len(batch)
+
+
+def _judge(router: Router, held: Labelled) -> tuple[float, float]:
+    """Return accuracy and mean negative log-likelihood on labelled batches."""
+    routes, at = [], 0
+    for batch in held[0]:
+        if isinstance(router, Oracle):
+            router.known = torch.tensor(held[1][at : at + len(batch)])
+        routes.append(router.route(batch).probabilities)
+        at += len(batch)
+    chances = torch.cat(routes).double()
+    targets = torch.tensor(held[1], device=chances.device)
+    picked = chances.gather(1, targets[:, None]).clamp_min(1e-12)
+    return float((chances.argmax(dim=1) == targets).double().mean()), float(-picked.log().mean())

@@ -1,0 +1,104 @@
+"""Settings of one task: its columns, its head and metrics, and what it changes of the expert phase for itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_serializer, model_validator
+
+from dynamorouter.errors import one_of, suggest
+from dynamorouter.tasks.generation import WRITERS, GenerationSettings, HeadName, SelectBy
+from dynamorouter.utils.options import Count, Rate, Rows, Settings, Share, Size, Weight
+
+
+class ColumnSettings(Settings):
+    """Names of a task's native columns."""
+
+    text: str
+    """The single text, the first of a pair, the question, or the list of tokens."""
+    target: str
+    """Label, list of tags, answers with ``text[]`` and ``answer_start[]``, or the text to be written."""
+    pair: str | None = None
+    """The second text, or the context of a question."""
+    id: str | None = None
+    """Unique identifier, if the data has one."""
+    extra: dict[str, str] = Field(default_factory=dict)
+    """Further columns that only a metric reads, by the name it knows them by: ``tests: test_list``."""
+
+
+class HyperSettings(Settings):
+    """What one task may change of the expert phase for itself; ``null`` or absent keeps the phase's value."""
+
+    rank: Count | None = None
+    alpha: Rate | None = None
+    rslora: bool | None = None
+    dropout: Share | None = None
+    targets: str | tuple[str, ...] | None = None
+    trunk_depth: Size | None = None
+    epochs: Count | None = None
+    learning_rate: Rate | None = None
+    head_learning_rate: Rate | None = None
+    weight_decay: Weight | None = None
+    warmup: Share | None = None
+    batch_rows: Count | None = None
+    patience: Size | None = None
+    min_delta: Weight | None = None
+    select_by: SelectBy | None = None
+    train_rows: Rows = None
+
+    @model_serializer(mode="plain")
+    def _changes(self) -> dict[str, Any]:
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+class TaskSettings(Settings):
+    """One task; the fields of ``dynamorouter.tasks.task.Task``."""
+
+    name: str
+    """Its name, the same as the key that it stands under; set by ``compose`` when absent."""
+    head: HeadName
+    """The kind of head that answers it."""
+    columns: ColumnSettings
+    """The native columns."""
+    labels: tuple[str, ...] = ()
+    """Allowed labels or tags in the order of the head's outputs; empty for spans and for texts."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("accuracy",)
+    """Names of metrics; the first is the headline."""
+    sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options by data source: ``hub``, ``local``, ``builtin``."""
+    version: Count = 1
+    """Raised whenever the meaning of the task changes."""
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+    """Longest window in tokens."""
+    stride: Size = 32
+    """Overlap in tokens between the windows of a long text."""
+    hyper: HyperSettings = HyperSettings()
+    """Changes of the expert phase for this task alone."""
+    base: str | None = None
+    """Name of the base its expert sits on, from ``base`` or ``bases``; ``null`` for the system's own."""
+    positive: str | None = None
+    """The label whose F1 the metric ``f1`` is; ``null`` for the mean over all labels."""
+    prompt: str | None = None
+    """Form in which an expert that writes reads a row; ``null`` for that of its base."""
+    generation: GenerationSettings = GenerationSettings()
+    """How an expert that writes does so."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.head not in ("span", *WRITERS) and len(set(self.labels)) < 2:
+            raise ValueError(f"a {self.head} head needs at least two different labels; list them under 'labels'")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a label is listed twice under 'labels'")
+        if self.positive is not None and self.positive not in self.labels:
+            raise ValueError(
+                f"positive is {self.positive!r}{suggest(self.positive, self.labels)}; allowed: {one_of(self.labels)}"
+            )
+        if self.head in WRITERS and self.labels:
+            raise ValueError(f"a {self.head} head has no labels; leave out 'labels'")
+        if self.columns.extra and (self.head not in WRITERS or "texts" in self.columns.extra):
+            raise ValueError("columns.extra is for heads that write, and none of its names may be 'texts'")
+        if self.head == "span" and self.columns.pair is None:
+            raise ValueError("a span head needs the context's column under 'columns.pair'")
+        if self.stride >= self.max_tokens:
+            raise ValueError(f"stride {self.stride} must be below max_tokens {self.max_tokens}")
+        return self

@@ -1,0 +1,130 @@
+"""How experts, fusions and router are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dynamorouter.tasks.generation import Packing, SelectBy
+from dynamorouter.utils.options import Count, Rate, Rows, Settings, Share, Size, Weight
+
+TRAIN_ROWS = 5000
+
+
+class CacheSettings(Settings):
+    """Where the trunk's outputs are kept between epochs."""
+
+    where: Literal["memory", "disk", "off"] = "memory"
+    """In memory, in files beside the run, or computed anew each time."""
+    limit_mb: Count = 2048
+    """Most it may hold, in MiB; what is over is computed anew."""
+
+
+class FusionSettings(Settings):
+    """AdapterFusion for one task: attention over the outputs of frozen experts, and a head of its own."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """Tasks whose experts are mixed; ``null`` for all on the task's base."""
+    epochs: Count = 3
+    """Passes over the task's train rows; the best one is kept."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate of attention and head; it falls linearly."""
+    key_width: Count = 16
+    """Width of queries and keys."""
+    batch_rows: Count = 32
+    """Rows per step."""
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if self.sources is not None and len(set(self.sources)) != len(self.sources):
+            raise ValueError("a task is listed twice under 'sources'")
+        return self
+
+
+class ExpertSettings(Settings):
+    """The expert phase: LoRA factors and heads of all tasks, trained side by side."""
+
+    rank: Count = 8
+    """Width of the low-rank factors."""
+    alpha: Rate = 16.0
+    """Numerator of the scaling ``alpha / rank``."""
+    rslora: bool = False
+    """Scale by ``alpha / sqrt(rank)`` instead."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the factors' input while training."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """``all-linear``, a regular expression over module names, or a list of names."""
+    trunk_depth: Size = 3
+    """Number of lowest blocks without experts, shared by all tasks; 0 puts experts everywhere."""
+    trunk_cache: CacheSettings = CacheSettings()
+    """Where the trunk's outputs are kept between epochs."""
+    train_rows: Rows | dict[str, Rows] = TRAIN_ROWS
+    """Rows per task; ``null`` is all; or a mapping of task names and ``default`` to rows, 5000 where neither is."""
+    epochs: Count = 3
+    """Most passes over the train rows."""
+    batch_rows: Count = 16
+    """Rows of one task per optimizer step of its expert; passes stay full whatever it is."""
+    tokens_per_batch: Count = 4096
+    """Most tokens in one forward pass, padding included."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate of the factors."""
+    head_learning_rate: Rate | None = None
+    """Peak learning rate of the heads; ``null`` takes ``learning_rate``."""
+    weight_decay: Weight = 0.01
+    """Decoupled weight decay."""
+    warmup: Share = 0.06
+    """Share of a task's steps over which its learning rate rises; it falls linearly after that."""
+    clip: Rate | None = 1.0
+    """Largest gradient norm per expert; ``null`` clips nothing."""
+    accumulation: Count = 1
+    """Batches whose gradients are added up for one step."""
+    patience: Size = 2
+    """Epochs without improvement after which a task stops; 0 never stops early."""
+    min_delta: Weight = 0.0
+    """Smallest gain of the headline metric that counts as improvement."""
+    select_by: SelectBy = "loss"
+    """What decides on the best pass of an expert that writes: its held-out loss, or its headline metric."""
+    packing: Packing = "auto"
+    """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
+    loss_weights: Literal["fixed", "uncertainty"] = "fixed"
+    """Weigh the tasks' losses by ``fixed_weights``, or by learned uncertainty."""
+    fixed_weights: dict[str, Weight] = Field(default_factory=dict)
+    """Weight of each task's loss, 1 where absent."""
+    checkpoint_every: Count = 200
+    """Optimizer steps between checkpoints."""
+    fusion: dict[str, FusionSettings] = Field(default_factory=dict)
+    """AdapterFusion by target task: kept where it answers held-out rows as well as the task's own expert, or better."""
+
+    def rows_for(self, task: str) -> int | None:
+        """Return the number of train rows of ``task``, or ``None`` for all."""
+        if isinstance(self.train_rows, dict):
+            return self.train_rows.get(task, self.train_rows.get("default", TRAIN_ROWS))
+        return self.train_rows
+
+
+class JointSettings(Settings):
+    """The joint phase: router and experts trained together."""
+
+    enabled: bool = False
+    """Whether ``run`` goes through it."""
+    train_rows: Rows = 1000
+    """Rows per task; ``null`` is all."""
+    epochs: Count = 1
+    """Passes over the rows."""
+    batch_rows: Count = 32
+    """Rows of all tasks together per step."""
+    learning_rate: Rate = 2e-4
+    """Peak learning rate of factors and heads."""
+    router_learning_rate: Rate | None = None
+    """Peak learning rate of the router; ``null`` takes ``learning_rate``."""
+    weight_decay: Weight = 0.01
+    """Decoupled weight decay."""
+    warmup: Share = 0.06
+    """Share of the steps over which the learning rate rises."""
+    gates: Literal["hard", "soft"] = "hard"
+    """Each row through its own task's expert, or through the router's mixture."""
+    order: Literal["together", "alternating"] = "together"
+    """Router and experts step in the same rounds, or in turns."""
+    router_loss_weight: Weight = 1.0
+    """Weight of the router's loss beside the tasks' losses."""

@@ -1,0 +1,117 @@
+"""The expert phase: one LoRA expert and head per task, all trained side by side on one frozen base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.lora.expert import Expert, fresh_factors, install_experts
+from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
+from dynamorouter.training.validate import Examiner, Gates
+from dynamorouter.utils.seeding import seeded
+
+__all__ = ["CacheOptions", "Examiner", "Gates", "collect", "fit_experts", "fresh_expert", "learners"]
+
+
+def fit_experts(
+    base: Base,
+    plans: Sequence[ExpertPlan],
+    train: Mapping[str, Sequence[Record]],
+    select: Mapping[str, Sequence[Record]],
+    *,
+    options: LoopOptions,
+    log: Log,
+    cache: CacheOptions | None = None,
+    checkpoint: Path | None = None,
+    saved: Callable[[], None] = lambda: None,
+    start: Sequence[Expert] | None = None,
+    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
+) -> list[Expert]:
+    """Train one expert per plan, packed, and return them.
+
+    Args:
+        base: the frozen base; its banks are replaced.
+        plans: one per task, all with the same trunk depth.
+        train: rows by task.
+        select: held-out rows by task, for early stopping and the choice of the best pass.
+        options: shared settings.
+        log: where losses and scores go.
+        cache: where the trunk's outputs are kept.
+        checkpoint: file to resume from and to write to.
+        saved: called after each checkpoint.
+        start: experts to go on from instead of fresh ones.
+        begin: called with the number of windows to come; what it returns is called as they are done.
+    """
+    cache = cache or CacheOptions()
+    depth = min(plan.lora.trunk_depth for plan in plans)
+    experts = list(start) if start else [fresh_expert(base, plan, seed=options.seed) for plan in plans]
+    trainees, examples = learners(base, experts, plans, train, seed=options.seed)
+    budget = options.tokens_per_batch
+    examiners = [
+        Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
+        for p in plans
+    ]
+    file = cache.folder / "train" if cache.folder else None
+    trunk = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
+    trunk.fill()
+    loop = PackedLoop(
+        base,
+        trainees,
+        examples,
+        trunk,
+        evaluate=lambda trainee: examiners[trainee.index](trainee.head, trainee.index),
+        options=options,
+        log=log,
+        checkpoint=checkpoint,
+        saved=saved,
+        advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
+    )
+    loop.run()
+    for held in (trunk, *(examiner.cache for examiner in examiners)):
+        held.close()
+    return [collect(base, expert, index, trainees[index]) for index, expert in enumerate(experts)]
+
+
+def learners(
+    base: Base,
+    experts: Sequence[Expert],
+    plans: Sequence[ExpertPlan],
+    train: Mapping[str, Sequence[Record]],
+    *,
+    seed: int,
+) -> tuple[list[Trainee], list[Example]]:
+    """Put experts into the banks, and return a trainee for each with the examples of all."""
+    install_experts(base, experts)
+    examples: list[Example] = []
+    trainees: list[Trainee] = []
+    for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
+        head = expert.head.to(base.device).requires_grad_(True)
+        own = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
+        positions = range(len(examples), len(examples) + len(own))
+        examples += own
+        trainees.append(Trainee(index, plan, head, base, positions, seed=seed))
+    return trainees, examples
+
+
+def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:
+    """Draw a new expert; its weights depend on the seed and the task's name alone."""
+    head = build_head(plan.task, base.width, plan.head_options)
+    head.initialise(seeded(seed, plan.task.name, "head"))
+    factors = fresh_factors(base, plan.lora, seed=seed, name=plan.task.name)
+    return Expert(plan.task.name, plan.task, base.spec.name, factors, head, plan.lora)
+
+
+def collect(base: Base, expert: Expert, index: int, trainee: Trainee) -> Expert:
+    """Read a trained expert back out of the banks."""
+    factors = {layer: base.banks[layer].get(index, old.a.shape[0]) for layer, old in expert.factors.items()}
+    progress = trainee.progress
+    training = {"steps": progress.step, "epochs": progress.epoch, "select_score": round(progress.best, 6)}
+    head = trainee.head.eval().requires_grad_(False)
+    return dataclasses.replace(expert, factors=factors, head=head, card={**expert.card, "training": training})

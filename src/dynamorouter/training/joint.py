@@ -1,0 +1,272 @@
+"""The joint phase: router and experts trained together on rows of all tasks.
+
+With ``hard`` gates a row goes through its own task's expert, with a straight-through weight (Bengio et al., 2013):
+its value is one, its gradient that of the router's probability, so that the task's loss teaches the router too.
+With ``soft`` gates it goes through the router's mixture of all experts. The router's own loss, the cross-entropy of
+the task, is added in both cases.
+
+Letters: B batch, S positions, D width, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import ConfigError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.gate import Gate
+from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.text.examples import Example
+from dynamorouter.model.text.tokenize import Batch
+from dynamorouter.model.text.trunk_cache import TrunkCache
+from dynamorouter.routing.base import GradientRouter, Router, RouterInput
+from dynamorouter.tasks.record import Record
+from dynamorouter.training.experts import CacheOptions, Examiner, collect, learners
+from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
+from dynamorouter.training.placeholder import bystander
+
+Gates = Literal["hard", "soft"]
+Order = Literal["together", "alternating"]
+Scores = Mapping[int, Sequence[float]]
+"""A number for each row, by expert; NaN where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class JointOptions:
+    """How the router is trained beside the experts.
+
+    Attributes:
+        gates: ``hard`` or ``soft``.
+        learning_rate: of the router's AdamW.
+        weight: factor on the router's own loss.
+        order: whether router and experts step in the same rounds or in turns, the router first.
+        scores: a further target of the router, by expert and row; ``None`` where there is none.
+    """
+
+    gates: Gates = "hard"
+    learning_rate: float = 2e-4
+    weight: float = 1.0
+    order: Order = "together"
+    scores: Scores | None = None
+
+
+class JointRouter:
+    """A task router in training beside the experts.
+
+    Args:
+        base: the base it reads.
+        router: one with a gradient; it is trained in place.
+        options: how.
+        depth: the experts' trunk depth; the router must read no deeper.
+        writers: experts whose examples hold the answer after the prompt.
+    """
+
+    def __init__(
+        self, base: Base, router: GradientRouter, options: JointOptions, *, depth: int, writers: Collection[int] = ()
+    ) -> None:
+        self.base, self.router, self.options, self.depth = base, router, options, depth
+        self.writers = frozenset(writers)
+        self.parameters = [p for p in router.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate)
+        self._rows = 1
+        self._loss = 0.0
+
+    def begin(self, rows: int) -> None:
+        """Take note of the number of rows in the coming step."""
+        self._rows = rows
+
+    def learns(self, turn: int) -> tuple[bool, bool]:
+        """Tell whether the router, and whether the experts, step in a round."""
+        return (True, True) if self.options.order == "together" else (turn % 2 == 0, turn % 2 == 1)
+
+    def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
+        """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states.
+
+        Of an example that holds its answer the router reads the prompt alone.
+        """
+        with torch.no_grad():
+            states = self.base.trunk(
+                batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers)
+            )
+        read = {layer: states[layer] for layer in self.router.layers}
+        rows = [("", None)] * experts.shape[0]
+        scores = None
+        if self.options.scores is not None:
+            known = [self.options.scores[example.expert][example.row] for example in examples]
+            scores = torch.tensor(known, device=self.base.device)
+        seen = RouterInput(states=read, mask=self._prompts(batch.mask, examples), texts=rows)
+        logits, mean = self.router.losses(seen, experts, scores)
+        loss = mean * (experts.shape[0] / self._rows)
+        self._loss += float(loss.detach())
+        chances = logits.softmax(dim=1)
+        gate: Gate
+        if self.options.gates == "soft":
+            gate = SoftGate(chances)
+        else:
+            own = chances.gather(1, experts[:, None])[:, 0]
+            gate = RowGate(experts, 1 + own - own.detach())
+        return gate, self.options.weight * loss, states[self.depth], self.depth
+
+    def _prompts(self, mask: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Return the mask ``(B, S)`` without the answers that a decoder's examples go on with."""
+        if self.base.kind != "decoder" or not self.writers:
+            return mask
+        whole = mask.shape[1]
+        ends = [int(example.target[0]) if example.expert in self.writers else whole for example in examples]
+        places = torch.arange(whole, device=mask.device)
+        return mask * (places < torch.tensor(ends, device=mask.device)[:, None])
+
+    def skip(self) -> tuple[float, float]:
+        """Leave a step out; returns the mean loss of the rows since the last one, and 0 for the gradient's norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, self._loss = self._loss, 0.0
+        return loss, 0.0
+
+    def step(self, *, scale: float) -> tuple[float, float]:
+        """Take an optimizer step, unless a gradient has overflowed.
+
+        Args:
+            scale: what the loss was multiplied by.
+
+        Returns:
+            The mean loss of the rows since the last step, and the gradient's norm before clipping, which is not finite
+            when the step was left out.
+        """
+        if scale != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        loss, _ = self.skip()
+        return loss, norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Return weights and the optimizer's moments."""
+        tensors = {f"w.{i}": parameter.detach().clone() for i, parameter in enumerate(self.parameters)}
+        for i, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"m.{i}.{key}"] = value
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned."""
+        for i, parameter in enumerate(self.parameters):
+            parameter.data.copy_(tensors[f"w.{i}"])
+            prefix = f"m.{i}."
+            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if moments:
+                self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
+
+
+def joint_router(router: Router | None) -> GradientRouter:
+    """Return the router if it can be trained together with experts.
+
+    Raises:
+        ConfigError: it has no gradient.
+    """
+    if not isinstance(router, GradientRouter):
+        raise ConfigError(
+            f"the joint phase trains the router by gradient, but this one is {type(router).__name__}; "
+            "choose router=mlp or router=complexity, or joint.enabled=false"
+        )
+    return router
+
+
+def fit_joint(
+    base: Base,
+    experts: Sequence[Expert],
+    router: GradientRouter,
+    plans: Sequence[ExpertPlan],
+    train: Mapping[str, Sequence[Record]],
+    select: Mapping[str, Sequence[Record]],
+    *,
+    joint: JointOptions,
+    options: LoopOptions,
+    log: Log,
+    cache: CacheOptions | None = None,
+    checkpoint: Path | None = None,
+    saved: Callable[[], None] = lambda: None,
+    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
+) -> list[Expert]:
+    """Train experts and router on; an expert is changed only where its held-out score rises.
+
+    Args:
+        base: of the router; experts that sit on another base are left as they are, but their rows teach the router.
+        experts: in the order of the router's classes.
+        router: trained in place.
+        plans: how each expert is trained on.
+        train: rows by task.
+        select: held-out rows by task.
+        joint: how the router is trained beside them.
+        options: shared settings of the loop.
+        log: where losses and scores go.
+        cache: where the trunk's outputs for the held-out rows are kept.
+        checkpoint: file to resume from and to write to.
+        saved: called after each checkpoint.
+        begin: called with the number of windows to come; what it returns is called as they are done.
+    """
+    depth, budget = _depth(base, experts), options.tokens_per_batch
+    placed = [expert if expert.base == base.spec.name else bystander(expert, base) for expert in experts]
+    trainees, examples = learners(base, placed, plans, train, seed=options.seed)
+    examiners = _examiners(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
+    for i, examiner in examiners.items():
+        trainees[i].progress.best = examiner(trainees[i].head, i)
+    writers = [i for i in examiners if plans[i].task.head == "causal_lm"]
+    loop = PackedLoop(
+        base,
+        trainees,
+        examples,
+        TrunkCache(base, examples, depth=0, limit=0, budget=budget),
+        evaluate=lambda trainee: _judged(examiners.get(trainee.index), trainee),
+        options=options,
+        log=log,
+        checkpoint=checkpoint,
+        saved=saved,
+        router=JointRouter(base, router, joint, depth=depth, writers=writers),
+        advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
+    )
+    router.module.train()
+    loop.run()
+    router.module.eval()
+    for examiner in examiners.values():
+        examiner.cache.close()
+    return [collect(base, e, i, trainees[i]) if i in examiners else e for i, e in enumerate(experts)]
+
+
+def _depth(base: Base, experts: Sequence[Expert]) -> int:
+    """Return how deep the trunk is that all experts on a base share."""
+    return min((expert.lora.trunk_depth for expert in experts if expert.base == base.spec.name), default=0)
+
+
+def _examiners(
+    base: Base,
+    experts: Sequence[Expert],
+    plans: Sequence[ExpertPlan],
+    select: Mapping[str, Sequence[Record]],
+    *,
+    budget: int,
+    cache: CacheOptions,
+) -> dict[int, Examiner]:
+    """Return what scores each expert on its held-out rows; one that sits elsewhere has none."""
+    depth = _depth(base, experts)
+    return {
+        i: Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
+        for i, p in enumerate(plans)
+        if experts[i].base == base.spec.name
+    }
+
+
+def _judged(examiner: Examiner | None, trainee: Trainee) -> float:
+    """Score an expert on its held-out rows; one that sits elsewhere is the same as before."""
+    return 0.0 if examiner is None else examiner(trainee.head, trainee.index)

@@ -1,0 +1,278 @@
+"""The training loop: rows of all tasks share a batch, each goes through its own expert and head.
+
+A round takes one batch from every expert that is still learning, sorts the rows of all of them by length, cuts
+them into passes under a token budget, adds the gradients up, and lets every expert take its own step. An expert's
+batches, and so its gradients, are the same whether it is trained alone or beside others.
+
+Letters: B batch, S positions, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import LibraryError, TrainingError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.gate import Dropout, Gate
+from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.text.batching import rows_of
+from dynamorouter.model.text.examples import Example
+from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_passes
+from dynamorouter.model.text.tokenize import Batch
+from dynamorouter.model.text.trunk_cache import TrunkCache
+from dynamorouter.training.learner import Trainee, units_of
+from dynamorouter.utils.files import read_tensors, write_tensors
+
+
+class RouterTrainee(Protocol):
+    """A router that learns together with the experts (see ``learn.joint``)."""
+
+    def learns(self, turn: int) -> tuple[bool, bool]:
+        """Tell whether the router, and whether the experts, step in a round."""
+
+    def skip(self) -> tuple[float, float]:
+        """Leave a step out and return the mean loss since the last one, and 0 for the gradient's norm."""
+
+    def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
+        """Return the gate, the router's summed loss, and the trunk's states ``(B, S, D)`` with their depth."""
+
+    def begin(self, rows: int) -> None:
+        """Take note of the number of rows in the coming step."""
+
+    def step(self, *, scale: float) -> tuple[float, float]:
+        """Take an optimizer step and return the mean loss since the last one and the gradient's norm.
+
+        The step is left out where the norm is not finite.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint needs."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned."""
+
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""Called with the round and the values to note."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """What all experts of a run share.
+
+    Attributes:
+        tokens_per_batch: most tokens in one pass, padding included.
+        checkpoint_every: rounds between checkpoints.
+        checkpoint_seconds: most seconds between checkpoints.
+        seed: of dropout.
+        log_every: rounds between notes in the log.
+        packing: lay several short examples of an expert into one row, where the base is a decoder.
+    """
+
+    tokens_per_batch: int = 4096
+    checkpoint_every: int = 200
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    log_every: int = 10
+    packing: bool = False
+
+
+class PackedLoop:
+    """Trains several experts of one base at once.
+
+    Args:
+        base: with the banks of all trainees installed.
+        trainees: by expert index.
+        examples: of all of them; each trainee knows its own positions.
+        cache: the trunk's outputs for ``examples``.
+        evaluate: returns a trainee's headline score on held-out rows.
+        options: shared settings.
+        log: where losses and scores go.
+        checkpoint: file to resume from and to write to; ``None`` writes none.
+        saved: called after each checkpoint.
+        router: learns together with the experts and sets their gates; ``None`` sends each row to its own expert.
+        advance: called with the number of windows after each round, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        trainees: Sequence[Trainee],
+        examples: Sequence[Example],
+        cache: TrunkCache,
+        *,
+        evaluate: Callable[[Trainee], float],
+        options: LoopOptions,
+        log: Log,
+        checkpoint: Path | None = None,
+        saved: Callable[[], None] = lambda: None,
+        router: RouterTrainee | None = None,
+        advance: Callable[[int], None] = lambda windows: None,
+    ) -> None:
+        self.base = base
+        self.trainees = list(trainees)
+        self.examples = examples
+        self.cache = cache
+        self.evaluate = evaluate
+        self.options = options
+        self.log = log
+        self.checkpoint = checkpoint
+        self.saved = saved
+        self.router = router
+        self.advance = advance
+        self.round = 0
+        self.scale = 2.0**14 if base.dtype == torch.float16 else 1.0
+        drops = [trainee.plan.lora.dropout for trainee in self.trainees]
+        self._dropout = torch.tensor(drops, device=base.device)
+        self._same_dropout = len(set(drops)) <= 1
+
+    def run(self) -> None:
+        """Train until every expert is done; then put each one's best weights back."""
+        torch.manual_seed(self.options.seed)
+        if self.checkpoint is not None and self.checkpoint.is_file():
+            self._load(self.checkpoint)
+        last = time.monotonic()
+        for bank in self.base.banks.values():
+            bank.requires_grad_(True).base.requires_grad_(False)
+        while active := [trainee for trainee in self.trainees if not trainee.progress.done]:
+            self._one_round(active)
+            due = self.round % self.options.checkpoint_every == 0
+            if due or time.monotonic() - last > self.options.checkpoint_seconds:
+                self._save()
+                last = time.monotonic()
+        self._save()
+        for trainee in self.trainees:
+            trainee.restore_best()
+        for bank in self.base.banks.values():
+            bank.requires_grad_(False)
+
+    def _one_round(self, active: Sequence[Trainee]) -> None:
+        losses = self._accumulate(active)
+        router, experts = (False, True) if self.router is None else self.router.learns(self.round)
+        norms = {t.name: t.step(scale=self.scale) if experts else t.skip() for t in active}
+        if self.router is not None:
+            stepped = self.router.step(scale=self.scale) if router else self.router.skip()
+            losses["router"], norms["router"] = stepped
+        for bank in self.base.banks.values():
+            bank.a.grad = bank.b.grad = None
+        self._check(losses, norms)
+        self.round += 1
+        if self.round % self.options.log_every == 0:
+            notes = {f"loss/{name}": value for name, value in losses.items()}
+            self.log(self.round, notes | {f"norm/{name}": value for name, value in norms.items()})
+        for trainee in active:
+            if trainee.end_of_pass():
+                trainee.head.eval()
+                score = self.evaluate(trainee)
+                trainee.judge(score)
+                self.log(self.round, {f"select/{trainee.name}": score, f"epoch/{trainee.name}": trainee.progress.epoch})
+
+    def _accumulate(self, active: Sequence[Trainee]) -> dict[str, float]:
+        """Run one batch of every active expert forward and backward; returns the mean loss of each."""
+        pool: list[int] = []
+        units: dict[int, int] = {}
+        for trainee in active:
+            trainee.head.train()
+            batch = trainee.next_batch()
+            units[trainee.index] = units_of(self.examples, batch)
+            pool += batch
+        totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
+        if self.router is not None:
+            self.router.begin(len(pool))
+        packing = self.options.packing and self.base.kind == "decoder" and self.router is None
+        for rows in plan_passes(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
+            means, extra = self._losses(rows, units)
+            total = torch.stack([self.trainees[e].weigh(loss) for e, loss in means.items()]).sum() + extra
+            total.mul(self.scale).backward()  # type: ignore[no-untyped-call]
+            for expert, loss in means.items():
+                totals[expert] = totals[expert] + loss.detach()
+        self.advance(len(pool))
+        return {self.trainees[expert].name: float(total) for expert, total in totals.items()}
+
+    def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
+        """Return each present expert's share of its mean loss, and the router's, from one pass over a mixed batch."""
+        layout = Layout.of(self.examples, rows)
+        batch = layout.batch(self.base)
+        ids = torch.tensor(layout.experts, device=self.base.device)
+        dropout: Dropout = float(self._dropout[0]) if self._same_dropout else self._dropout[ids]
+        extra: Tensor | float = 0.0
+        gate: Gate = RowGate(ids)
+        states, depth = None, self.cache.depth
+        if self.router is not None:
+            gate, extra, states, depth = self.router.gate(batch, ids, layout.examples)
+        elif depth:
+            states = layout.together(self.cache.fetch(layout.positions, layout.longest), batch.mask.shape[1])
+        hidden, mask = last_states(self.base, layout, batch, gate, states=states, depth=depth, dropout=dropout)
+        losses = {}
+        for expert, mine in rows_of([example.expert for example in layout.examples]).items():
+            at = torch.tensor(mine, device=hidden.device)
+            longest = layout.longest_read(self.base, mine)
+            targets = [layout.examples[i].target for i in mine]
+            head = self.trainees[expert].head
+            losses[expert] = head.loss(hidden[at, :longest], mask[at, :longest], targets).sum() / units[expert]
+        return losses, extra
+
+    def _check(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """Stop on a loss that is no number; with fp16, an overflow only lowers the loss scale."""
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        overflow = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        if not bad and overflow and self.base.dtype == torch.float16 and self.scale > 1:
+            self.scale /= 2
+            return
+        if bad or overflow:
+            name = (bad or overflow)[0]
+            saved = self.checkpoint is not None and self.checkpoint.is_file()
+            kept = f"the last good checkpoint, {self.checkpoint}, is kept" if saved else "there is no checkpoint yet"
+            raise TrainingError(
+                f"task {name!r}: loss {losses[name]}, gradient norm {norms[name]} at step {self.round + 1}; {kept}; "
+                f"lower experts.learning_rate, task.{name}.hyper.learning_rate or joint.learning_rate in a new run, "
+                "or look for broken rows"
+            )
+
+    def _save(self) -> None:
+        """Write everything that the rest of the run depends on into one safetensors file, if one is wanted."""
+        if self.checkpoint is None:
+            return
+        tensors = {"rng": torch.get_rng_state()}
+        if self.base.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
+        progress = {}
+        for trainee in self.trainees:
+            progress[trainee.name], parts = trainee.state()
+            tensors.update(parts)
+        if self.router is not None:
+            tensors.update({f"router/{name}": tensor for name, tensor in self.router.state().items()})
+        state = {"round": self.round, "scale": self.scale, "progress": progress}
+        write_tensors(self.checkpoint, tensors, metadata={"state": json.dumps(state)})
+        self.saved()
+
+    def _load(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        tensors = read_tensors(path)
+        with safe_open(path, framework="pt") as handle:
+            state: dict[str, Any] = json.loads(handle.metadata()["state"])
+        names = [trainee.name for trainee in self.trainees]
+        if sorted(state["progress"]) != sorted(names):
+            raise LibraryError(
+                f"checkpoint {path} is of the experts {', '.join(state['progress'])}, not {', '.join(names)}; "
+                "resume with the same configuration, or remove the file to begin again"
+            )
+        self.round, self.scale = state["round"], state["scale"]
+        for trainee in self.trainees:
+            trainee.restore(state["progress"][trainee.name], tensors)
+        if self.router is not None:
+            own = {name.removeprefix("router/"): t for name, t in tensors.items() if name.startswith("router/")}
+            self.router.restore(own)
+        torch.set_rng_state(tensors["rng"])
+        if "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)

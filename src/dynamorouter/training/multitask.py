@@ -1,0 +1,304 @@
+"""One body under the heads of several tasks: joint LoRA, full fine-tuning, and heads alone (linear probes).
+
+Unlike the experts of ``learn.experts``, which never touch each other, everything here is changed by the rows of all
+tasks. Each pass over the rows takes every row once; a step's batch holds every task in proportion to its rows.
+
+Letters: B batch, S positions, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynamorouter.errors import TrainingError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.gate import Gate
+from dynamorouter.model.heads.base import Head
+from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.text.batching import rows_of, token_batches
+from dynamorouter.model.text.examples import Example, batch_of, make_examples
+from dynamorouter.model.text.packing import Layout, last_states
+from dynamorouter.model.text.trunk_cache import TrunkCache
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import Task
+from dynamorouter.utils.seeding import seeded
+
+
+@dataclass(frozen=True, slots=True)
+class Pupil:
+    """One task's part of what is trained.
+
+    Attributes:
+        task: what is learned.
+        head: trained in place, unless heads are frozen.
+        rows: to learn from.
+    """
+
+    task: Task
+    head: Head
+    rows: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedOptions:
+    """How a shared body is trained; the schedule and the optimizer are those of the experts.
+
+    Attributes:
+        epochs: passes over the rows; the best one is kept where there is a judge.
+        batch_rows: windows of one task per step, on average.
+        learning_rate: peak, of the body.
+        head_learning_rate: peak, of the heads; ``None`` freezes them.
+        weight_decay: decoupled; biases are left out.
+        warmup: share of the steps over which the rate rises; it falls linearly after that.
+        clip: largest gradient norm.
+        budget: most tokens in a pass, padding included.
+        seed: of the order.
+    """
+
+    epochs: int
+    batch_rows: int
+    learning_rate: float
+    head_learning_rate: float | None
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    clip: float = 1.0
+    budget: int = 4096
+    seed: int = 0
+
+
+class Body(Protocol):
+    """What lies under the heads."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained of it."""
+
+    def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states ``(B, S, D)`` of some examples, and their mask ``(B, S)``."""
+
+
+class FrozenBody:
+    """The base under fixed gates; what it makes of the examples is computed once.
+
+    Args:
+        base: with whatever banks are installed.
+        examples: what will be asked for, by position.
+        gates: makes the gate of a batch from the rows' positions; ``None`` is the bare base.
+        limit: most bytes to keep.
+        budget: most tokens in a pass.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        examples: Sequence[Example],
+        *,
+        gates: Callable[[Sequence[Example]], Gate | None] = lambda examples: None,
+        limit: int,
+        budget: int,
+    ) -> None:
+        self.base, self.examples = base, examples
+
+        def compute(chosen: Sequence[Example]) -> Tensor:
+            return base.full(batch_of(base, chosen), gates(chosen))
+
+        self.cache = TrunkCache(base, examples, depth=base.depth, limit=limit, budget=budget, compute=compute)
+        self.cache.fill()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return nothing: it is frozen."""
+        return []
+
+    def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See ``Body``."""
+        mask = batch_of(self.base, [self.examples[i] for i in positions]).mask
+        return self.cache.fetch(positions, mask.shape[1]), mask
+
+
+class AdapterBody:
+    """The first expert of the base's banks, which every row goes through.
+
+    Args:
+        base: with banks of one expert installed.
+        examples: what will be asked for, by position.
+        depth: blocks below this one hold no factors, and are computed once.
+        limit: most bytes to keep.
+        budget: most tokens in a pass.
+    """
+
+    def __init__(self, base: Base, examples: Sequence[Example], *, depth: int, limit: int, budget: int) -> None:
+        self.base, self.examples, self.depth = base, examples, depth
+        self.cache = TrunkCache(base, examples, depth=depth, limit=limit, budget=budget)
+        self.cache.fill()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the factors of all layers."""
+        return [side for bank in self.base.banks.values() for side in (bank.a, bank.b)]
+
+    def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See ``Body``."""
+        layout = Layout.of(self.examples, [[i] for i in positions])
+        batch = layout.batch(self.base)
+        states = self.cache.fetch(positions, batch.mask.shape[1]) if self.depth else None
+        gate = one_for_all(len(positions), self.base.device)
+        return last_states(self.base, layout, batch, gate, states=states, depth=self.depth)
+
+
+class WholeBody:
+    """Every weight of a base that nobody else uses.
+
+    Args:
+        base: without banks.
+        examples: what will be asked for, by position.
+    """
+
+    def __init__(self, base: Base, examples: Sequence[Example]) -> None:
+        self.base, self.examples = base, examples
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return all weights but those of a pooler, which no head reads."""
+        return [p for name, p in self.base.model.named_parameters() if "pooler" not in name]
+
+    def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See ``Body``."""
+        layout = Layout.of(self.examples, [[i] for i in positions])
+        return last_states(self.base, layout, layout.batch(self.base), RowGate(_nobody(len(positions), self.base)))
+
+
+def _nobody(rows: int, base: Base) -> Tensor:
+    """Return the expert of rows that have none, ``(B,)``."""
+    return torch.full((rows,), -1, device=base.device)
+
+
+def one_for_all(rows: int, device: torch.device) -> SoftGate:
+    """Return the gate that sends every row through the only expert, as plain matmuls of any rank."""
+    return SoftGate(torch.ones(rows, 1, device=device))
+
+
+def shared_examples(base: Base, pupils: Sequence[Pupil]) -> list[Example]:
+    """Cut the rows of all tasks into windows; each window's ``expert`` is its task's position."""
+    return [
+        example
+        for index, pupil in enumerate(pupils)
+        for example in make_examples(base, pupil.head, pupil.task, pupil.rows, expert=index)
+    ]
+
+
+def fit_shared(
+    body: Body,
+    pupils: Sequence[Pupil],
+    examples: Sequence[Example],
+    *,
+    options: SharedOptions,
+    judge: Callable[[], float] | None = None,
+) -> list[float]:
+    """Train a body and heads in place.
+
+    Args:
+        body: what lies under the heads.
+        pupils: tasks and heads, in the order of the examples' ``expert``.
+        examples: what ``shared_examples`` made of the pupils.
+        options: how.
+        judge: called after each pass; the weights after the best one are kept. ``None`` keeps the last.
+
+    Returns:
+        What the judge said after each pass.
+
+    Raises:
+        TrainingError: a loss is no number.
+    """
+    torch.manual_seed(options.seed)  # dropout draws from torch's own generator
+    heads = [pupil.head for pupil in pupils]
+    trained = body.parameters()
+    rates = [options.learning_rate] * len(trained)
+    if options.head_learning_rate is not None:
+        own = [p for head in heads for p in head.parameters()]
+        trained, rates = trained + own, rates + [options.head_learning_rate] * len(own)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(_groups(trained, rates, options.weight_decay))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    steps = math.ceil(len(examples) / (options.batch_rows * len(pupils)))
+    total, taken = steps * options.epochs, 0
+    said: list[float] = []
+    best = [p.detach().clone() for p in trained] if judge else []
+    for epoch in range(options.epochs):
+        for batch in _batches(examples, len(pupils), steps, seed=options.seed, epoch=epoch):
+            for head in heads:
+                head.train(options.head_learning_rate is not None)
+            loss = _backward(body, heads, examples, batch, options)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of a shared body is {loss} at step {taken + 1}; lower its learning rate, "
+                    f"which is {options.learning_rate:g}, or look for broken rows"
+                )
+            torch.nn.utils.clip_grad_norm_(trained, options.clip)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * _factor(taken, total, options.warmup)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            taken += 1
+        for head in heads:
+            head.eval()
+        if judge:
+            said.append(judge())
+            if said[-1] > max(said[:-1], default=-math.inf):
+                best = [p.detach().clone() for p in trained]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    for parameter, kept in zip(trained, best, strict=False):
+        parameter.copy_(kept)
+    return said
+
+
+def _groups(trained: Sequence[nn.Parameter], rates: Sequence[float], decay: float) -> list[dict[str, object]]:
+    """Group parameters by rate, matrices with weight decay and vectors without."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter, rate in zip(trained, rates, strict=True):
+        groups.setdefault((rate, decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    return [{"params": own, "lr": rate, "weight_decay": weight} for (rate, weight), own in groups.items()]
+
+
+def _batches(examples: Sequence[Example], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Spread each task's examples, shuffled, evenly over the steps of a pass."""
+    batches: list[list[int]] = [[] for _ in range(steps)]
+    for task in range(tasks):
+        own = np.array([i for i, example in enumerate(examples) if example.expert == task])
+        order = torch.randperm(len(own), generator=seeded(seed, "shared", str(task), str(epoch))).numpy()
+        for batch, part in zip(batches, np.array_split(own[order], steps), strict=True):
+            batch.extend(int(i) for i in part)
+    return [batch for batch in batches if batch]
+
+
+def _backward(
+    body: Body, heads: Sequence[Head], examples: Sequence[Example], batch: Sequence[int], options: SharedOptions
+) -> float:
+    """Add up the gradients of the mean over tasks of each task's mean loss, and return that mean."""
+    units: dict[int, int] = {}
+    for i in batch:
+        units[examples[i].expert] = units.get(examples[i].expert, 0) + examples[i].units
+    sum_of = 0.0
+    for group in token_batches([len(examples[i]) for i in batch], budget=options.budget):
+        positions = [batch[i] for i in group]
+        hidden, mask = body.hidden(positions)
+        losses = []
+        for task, rows in rows_of([examples[i].expert for i in positions]).items():
+            targets = [examples[positions[row]].target for row in rows]
+            at = torch.tensor(rows, device=hidden.device)
+            loss = heads[task].loss(hidden[at], mask[at], targets).sum()
+            losses.append(loss / units[task] / len(units))
+        total = torch.stack(losses).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        sum_of += float(total.detach())
+    return sum_of
+
+
+def _factor(step: int, total: int, warmup: float) -> float:
+    rise = max(1, round(total * warmup)) if warmup else 0
+    return (step + 1) / (rise + 1) if step < rise else max(0.0, (total - step) / max(1, total - rise))

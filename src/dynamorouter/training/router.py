@@ -1,0 +1,152 @@
+"""The router phase: what the router reads of each expert's rows, and fitting it on that.
+
+Letters: B batch, S positions, D width, N rows, E experts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamorouter.errors import RouterError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.text.batching import token_batches
+from dynamorouter.model.text.prompts import prompt_windows
+from dynamorouter.model.text.tokenize import TextPair
+from dynamorouter.routing.arrow import prototype
+from dynamorouter.routing.base import Router, RouterInput, routers
+from dynamorouter.routing.pooling import POOLINGS, Skill, condense, pooled_all, spread
+from dynamorouter.routing.serialization import build
+from dynamorouter.utils.seeding import seeded
+
+SKILL_ROWS = 32
+"""Rows of each expert whose features are kept in the library."""
+READS_STATE = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "c_attn", "query_proj")
+"""Projections whose input is the hidden state that enters a block."""
+
+
+def pooled_by(router: Router) -> str | None:
+    """Return the pooling without parameters through which alone the router reads its layers, else ``None``."""
+    pooling = getattr(router, "pooling", None)
+    return pooling if pooling in POOLINGS and router.layers else None
+
+
+@torch.inference_mode()
+def read_rows(
+    base: Base, router: Router, rows: Sequence[TextPair], *, max_tokens: int, stride: int, budget: int
+) -> tuple[list[RouterInput], list[int]]:
+    """Run the trunk over rows and keep what the router reads.
+
+    Returns:
+        Batches, and the position in ``rows`` of each of their rows in order.
+    """
+    first = [w for w in prompt_windows(base, rows, max_tokens=max_tokens, stride=stride) if w.part == 0]
+    inputs: list[RouterInput] = []
+    order: list[int] = []
+    pooling = pooled_by(router)
+    for group in token_batches([len(window) for window in first], budget=budget):
+        batch = base.encoder.collate([first[i].encoding for i in group], base.device)
+        states = base.trunk(batch, max(router.layers), keep=router.layers) if router.layers else {}
+        states = {layer: states[layer] for layer in router.layers}
+        read = RouterInput(states=states, mask=batch.mask, texts=[rows[i] for i in group])
+        inputs.append(condense(read, pooling) if pooling else read)
+        order += group
+    return inputs, order
+
+
+def joined(rows: Sequence[TextPair]) -> list[TextPair]:
+    """Return each pair as one run of text, so that a router also learns pairs that arrive that way."""
+    return [(f"{text} {pair}", None) for text, pair in rows if pair is not None]
+
+
+def router_options(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from the router's settings what this kind of router understands; its own ``options`` come on top."""
+    allowed = inspect.signature(routers.get(kind)).parameters
+    options = {name: value for name, value in settings.items() if name in allowed}
+    if "layer" in allowed and settings.get("layers"):
+        options["layer"] = max(settings["layers"])
+    return {**options, **settings.get("options", {})}
+
+
+def fit_router(
+    kind: str,
+    options: Mapping[str, Any],
+    base: Base,
+    experts: Sequence[Expert],
+    train: Sequence[tuple[list[RouterInput], list[int]]],
+    calibrate: tuple[list[RouterInput], list[int]] | None,
+    *,
+    seed: int,
+    scores: Sequence[float] = (),
+) -> Router:
+    """Fit a router.
+
+    Args:
+        kind: its registered name.
+        options: its constructor's arguments.
+        base: the router's base.
+        experts: those it chooses among, in order.
+        train: batches and the expert of each of their rows, from several sources.
+        calibrate: the same of held-out rows, for the temperature.
+        seed: of initial weights and order.
+        scores: complexity of the rows of ``train``, in order, NaN where it is not known; for routers that learn it.
+    """
+    router = build(kind, options)
+    inputs = [batch for batches, _ in train for batch in batches]
+    targets = torch.tensor([target for _, own in train for target in own], device=base.device)
+    extra: dict[str, Any] = {"prototypes": prototypes(base, experts)} if kind == "arrow" else {}
+    if not all(map(math.isnan, scores)):
+        extra["scores"] = torch.tensor(scores)
+    router.fit(inputs, targets, generator=seeded(seed, "router"), experts=len(experts), **extra)
+    if calibrate is not None:
+        router.calibrate(calibrate[0], torch.tensor(calibrate[1], device=base.device))
+    return router
+
+
+def prototypes(base: Base, experts: Sequence[Expert]) -> Tensor:
+    """Return for every expert the directions its lowest adapted block responds to most: ``(E, P, D)``.
+
+    Raises:
+        RouterError: an expert changes no projection that reads a block's input.
+    """
+    found = []
+    for expert in experts:
+        block = f"{base.blocks_name}.{expert.lora.trunk_depth}."
+        own = [
+            prototype(change.a, change.b)
+            for layer, change in sorted(expert.factors.items())
+            if layer.startswith(block) and layer.rsplit(".", 1)[-1] in READS_STATE
+        ]
+        if not own:
+            raise RouterError(
+                f"arrow routes by query, key or value projections, but expert {expert.name!r} changes none in block "
+                f"{expert.lora.trunk_depth}; choose another router, or train it with experts.targets=all-linear"
+            )
+        found.append(torch.stack(own))
+    most = max(own.shape[0] for own in found)
+    padded = [torch.cat([own, own[:1].expand(most - own.shape[0], -1)]) for own in found]
+    return torch.stack(padded).to(base.device)
+
+
+def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[int]) -> Skill | None:
+    """Keep what the router read of some rows; ``None`` where it reads more of a layer than a fixed pooling."""
+    pooling = pooled_by(router)
+    if pooling is None:
+        return None
+    chosen = list(wanted)[:SKILL_ROWS]
+    states = {layer: pooled_all(batches, (layer,), pooling)[chosen].to("cpu", torch.float16) for layer in router.layers}
+    return Skill(states=states, pooling=pooling)
+
+
+def remember(skill: Skill, device: torch.device) -> RouterInput:
+    """Give a kept skill the form of a batch of few positions, which pools to it again."""
+    found = {layer: spread(state.to(device), skill.pooling) for layer, state in skill.states.items()}
+    states = {layer: positions for layer, (positions, _) in found.items()}
+    _, mask = next(iter(found.values()))
+    return RouterInput(states=states, mask=mask, texts=[("", None)] * len(mask))

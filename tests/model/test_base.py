@@ -1,0 +1,208 @@
+"""Laws of the base: a pass cut at the trunk is the whole pass; experts over it are PEFT's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from dynamorouter.errors import AdapterError, ConfigError, LibraryError, MissingExtraError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.lora.expert import fresh_factors
+from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.lora.peft import load_adapter, save_adapter
+from dynamorouter.model.text.tokenize import Batch
+
+ARCHITECTURES = ["bert", "roberta", "distilbert", "gpt2", "llama"]
+ROWS = [("the film was dull", None), ("who won", "the team won the match in paris"), ("joy", None)]
+Loader = Callable[..., Base]
+
+
+def batch_of(base: Base) -> Batch:
+    windows = base.encoder.windows(ROWS, max_tokens=32, stride=8)
+    return base.encoder.collate([window.encoding for window in windows], base.device)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_trunk_then_finish_is_the_whole_pass(tiny_base: Loader, architecture: str) -> None:
+    base = tiny_base(architecture)
+    batch = batch_of(base)
+    extra = {} if batch.types is None else {"token_type_ids": batch.types}
+    with torch.inference_mode():
+        whole = base.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True, **extra)
+        for depth in range(base.depth):
+            states = base.trunk(batch, depth, keep=range(depth + 1))
+            assert sorted(states) == list(range(depth + 1))
+            for layer, state in states.items():
+                torch.testing.assert_close(state, whole.hidden_states[layer])
+            done = base.finish(states[depth], batch.mask, None, depth=depth)
+            live = batch.mask.bool()
+            torch.testing.assert_close(done[live], whole.last_hidden_state[live])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("rslora", [False, True])
+def test_bank_equals_peft_for_the_same_adapter(
+    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, architecture: str, rslora: bool
+) -> None:
+    base = tiny_base(architecture)
+    names = {name.rsplit(".", 1)[-1] for name in base.targets("all-linear", trunk_depth=0)}
+    config = LoraConfig(
+        r=3,
+        lora_alpha=7,
+        use_rslora=rslora,
+        target_modules=sorted(names),
+        rank_pattern={r".*\.1\..*": 5},
+        alpha_pattern={r".*\.2\..*": 2},
+        fan_in_fan_out=architecture == "gpt2",
+        init_lora_weights=False,
+    )
+    torch.manual_seed(1)
+    oracle = get_peft_model(AutoModel.from_pretrained(tiny_folder(architecture)), config).eval()
+    oracle.save_pretrained(tmp_path)
+    adapter = load_adapter(tmp_path, base)
+    assert {change.a.shape[0] for change in adapter.factors.values()} == {3, 5}
+    base.install(dict.fromkeys(adapter.factors, 6), experts=3)
+    for layer, change in adapter.factors.items():
+        base.banks[layer].put(1, change)
+    batch = batch_of(base)
+    extra = {} if batch.types is None else {"token_type_ids": batch.types}
+    with torch.inference_mode():
+        want = oracle(input_ids=batch.ids, attention_mask=batch.mask, **extra).last_hidden_state
+        bare = base.full(batch, None)
+        for gate in (RowGate(torch.tensor([1, -1, 1])), SoftGate(torch.tensor([[0, 1.0, 0], [0, 0, 0], [0, 1, 0]]))):
+            got = base.full(batch, gate)
+            live = batch.mask.bool()
+            torch.testing.assert_close(got[0][live[0]], want[0][live[0]], atol=6e-6, rtol=1e-5)
+            torch.testing.assert_close(got[1][live[1]], bare[1][live[1]], atol=6e-6, rtol=1e-5)
+            torch.testing.assert_close(got[2][live[2]], want[2][live[2]], atol=6e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_saved_adapter_is_loaded_by_peft_and_by_us(
+    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, architecture: str
+) -> None:
+    base = tiny_base(architecture)
+    lora = LoraSettings(rank=2, alpha=5, trunk_depth=1)
+    factors = fresh_factors(base, lora, seed=3, name="x")
+    factors = {layer: type(f)(f.a, 0.1 * torch.randn_like(f.b), f.scaling * 1.5) for layer, f in factors.items()}
+    save_adapter(tmp_path, factors, lora, base)
+    again = load_adapter(tmp_path, base)
+    assert again.lora.trunk_depth == 1
+    for layer, change in factors.items():
+        assert torch.equal(again.factors[layer].a, change.a) and torch.equal(again.factors[layer].b, change.b)
+        assert again.factors[layer].scaling == pytest.approx(change.scaling)
+    oracle = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_folder(architecture)), tmp_path).eval()
+    base.install(dict.fromkeys(factors, 2), experts=1)
+    for layer, change in factors.items():
+        base.banks[layer].put(0, change)
+    batch = batch_of(base)
+    extra = {} if batch.types is None else {"token_type_ids": batch.types}
+    with torch.inference_mode():
+        want = oracle(input_ids=batch.ids, attention_mask=batch.mask, **extra).last_hidden_state
+        got = base.full(batch, RowGate(torch.zeros(len(ROWS), dtype=torch.int64)))
+    live = batch.mask.bool()
+    torch.testing.assert_close(got[live], want[live], atol=6e-6, rtol=1e-5)
+
+
+def test_adapter_of_a_task_model_brings_its_head(
+    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = tiny_base("bert")
+    for kind, cls, key in (
+        ("SEQ_CLS", AutoModelForSequenceClassification, "classifier.weight"),
+        ("QUESTION_ANS", AutoModelForQuestionAnswering, "qa_outputs.weight"),
+    ):
+        model = get_peft_model(
+            cls.from_pretrained(tiny_folder("bert")), LoraConfig(task_type=kind, r=2, target_modules=["query"])
+        )
+        model.save_pretrained(tmp_path / kind)
+        adapter = load_adapter(tmp_path / kind, base)
+        assert key in adapter.head
+        assert all(layer.startswith("encoder.layer.") for layer in adapter.factors)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_by_name(
+    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, options: dict[str, object], word: str
+) -> None:
+    config = LoraConfig(r=2, target_modules=["query"], **options)
+    get_peft_model(AutoModel.from_pretrained(tiny_folder("bert")), config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    saved.update(options)  # PEFT itself rewrites pissa when it saves
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    with pytest.raises(AdapterError, match=word):
+        load_adapter(tmp_path, tiny_base())
+
+
+def test_unmatched_keys_and_other_bases_are_refused(
+    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = tiny_base()
+    lora = LoraSettings(rank=2, targets=("query",))
+    save_adapter(tmp_path, fresh_factors(base, lora, seed=0, name="x"), lora, base)
+    path = tmp_path / "adapter_model.safetensors"
+    whole = load_file(path)
+    save_file({**whole, "base_model.model.embeddings.word_embeddings.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(AdapterError, match="word_embeddings"):
+        load_adapter(tmp_path, base)
+    save_file(whole, path)
+    with pytest.raises(AdapterError, match="another base"):
+        load_adapter(tmp_path, tiny_base("gpt2"))
+    first = next(iter(whole))
+    save_file({**whole, first: torch.ones(2, 7)}, path)
+    with pytest.raises(AdapterError, match="another base"):
+        load_adapter(tmp_path, base)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(LibraryError, match="truncated or corrupt"):
+        load_adapter(tmp_path, base)
+
+
+def test_targets_by_group_regex_and_ending(tiny_base: Loader) -> None:
+    base = tiny_base("bert")
+    assert len(base.targets("all-linear", trunk_depth=0)) == 24
+    assert len(base.targets("all-linear", trunk_depth=3)) == 6
+    assert len(base.targets("attention", trunk_depth=0)) == 8
+    assert base.targets(r".*layer\.0\..*key", trunk_depth=0) == ["encoder.layer.0.attention.self.key"]
+    assert len(base.targets(["query", "output.dense"], trunk_depth=2)) == 6
+    with pytest.raises(ConfigError, match=r"match no linear layer.*query"):
+        base.targets(["quary"], trunk_depth=0)
+    with pytest.raises(ConfigError, match=r"trunk_depth is 4.*0 to 3"):
+        base.targets("all-linear", trunk_depth=4)
+
+
+def test_a_base_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        Base.load(BaseSpec("b", str(tmp_path)), device=device)
+    with pytest.raises(MissingExtraError, match="offline"):
+        Base.load(BaseSpec("b", "package:no_such_package/model"), device=device)
+
+
+def test_windows_overlap_cover_the_text_and_keep_the_question(tiny_base: Loader) -> None:
+    base = tiny_base()
+    words = [f"the {'film' if i % 2 else 'bank'}" for i in range(60)]
+    windows = base.encoder.windows([("who won ?", " ".join(words))], max_tokens=32, stride=8)
+    covered = set()
+    for window in windows:
+        assert len(window) <= 32
+        assert window.encoding.tokens[1:4] == ["who", "won", "?"]
+        pairs = zip(window.encoding.offsets, window.encoding.sequence_ids, strict=True)
+        covered |= {offset for offset, kind in pairs if kind == 1}
+    assert len(covered) == 120
+    assert [window.part for window in windows] == list(range(len(windows)))

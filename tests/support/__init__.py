@@ -1,0 +1,3 @@
+"""What tests share: tiny models, tiny runs, references."""
+
+from __future__ import annotations

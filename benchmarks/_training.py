@@ -28,10 +28,10 @@ from dynamorouter.model.text.examples import Example, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import WRITERS
+from dynamorouter.tasks.spec import GENERATIVE
 from dynamorouter.tasks.task import Task
-from dynamorouter.training.experts import CacheOptions, Examiner, fresh_expert
-from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.experts import CacheOptions, Validator, fresh_expert
+from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
 from dynamorouter.utils.jsonl import SkipCount
 
@@ -45,7 +45,7 @@ def tasks_of_seven() -> list[Task]:
     """Return the six tasks of the recipe that an encoder answers, contexts cut at 256 tokens to keep the run short."""
     config = compose("seven", ["data=builtin", "task.squad.max_tokens=256", "task.squad.stride=64"])
     tasks = [task_from_config({**t.model_dump(mode="json"), "name": name}) for name, t in config.task.items()]
-    return [task for task in tasks if task.head not in WRITERS]
+    return [task for task in tasks if task.head not in GENERATIVE]
 
 
 def minilm() -> Base:
@@ -121,30 +121,30 @@ class Packed:
         """Count the tokens of one epoch."""
         return sum(len(example) for own in self.examples for example in own)
 
-    def train(self, *, seed: int = 0, fresh: bool = True, packing: bool = False) -> list[Trainee]:
+    def train(self, *, seed: int = 0, fresh: bool = True, packing: bool = False) -> list[ExpertLearner]:
         """Train all experts at once, from the same start each time; the trunk's outputs are computed within."""
         if fresh:
             self.experts = [fresh_expert(self.base, plan, seed=seed) for plan in self.plans]
         install_experts(self.base, self.experts)
         flat = [example for own in self.examples for example in own]
-        trainees, first = [], 0
+        learners, first = [], 0
         for i, (plan, expert) in enumerate(zip(self.plans, self.experts, strict=True)):
             places = range(first, first + len(self.examples[i]))
-            trainees.append(Trainee(i, plan, expert.head.to(DEVICE), self.base, places, seed=seed))
+            learners.append(ExpertLearner(i, plan, expert.head.to(DEVICE), self.base, places, seed=seed))
             first += len(self.examples[i])
         depth = min(plan.lora.trunk_depth for plan in self.plans)
         cache = TrunkCache(self.base, flat, depth=depth, limit=4 << 30, budget=BUDGET)
         cache.fill()
         PackedLoop(
             self.base,
-            trainees,
+            learners,
             flat,
             cache,
-            evaluate=lambda trainee: float(trainee.progress.epoch),
+            evaluate=lambda learner: float(learner.progress.epoch),
             options=LoopOptions(tokens_per_batch=BUDGET, seed=seed, packing=packing),
             log=lambda step, values: None,
         ).run()
-        return trainees
+        return learners
 
 
 class WithHead(nn.Module):
@@ -256,17 +256,17 @@ def trainer_arguments(folder: str, *, epochs: int, rate: float, seed: int, group
     )
 
 
-def examine(base: Base, task: Task, records: Sequence[Record], trained: WithHead | Trainee) -> float:
+def examine(base: Base, task: Task, records: Sequence[Record], trained: WithHead | ExpertLearner) -> float:
     """Score one trained expert on held-out rows by the task's headline metric."""
-    if isinstance(trained, Trainee):
+    if isinstance(trained, ExpertLearner):
         depth = trained.plan.lora.trunk_depth
-        examiner = Examiner(base, task, records, depth=depth, budget=BUDGET, cache=CacheOptions())
+        validator = Validator(base, task, records, depth=depth, budget=BUDGET, cache=CacheOptions())
         trained.head.eval()
-        return examiner(trained.head, trained.index)
+        return validator(trained.head, trained.index)
     inner = trained.model.merge_and_unload() if hasattr(trained.model, "merge_and_unload") else trained.model
     other = Base(base.spec, inner, base.tokenizer)
-    examiner = Examiner(other, task, records, depth=0, budget=BUDGET, cache=CacheOptions())
-    return examiner(trained.head, -1)
+    validator = Validator(other, task, records, depth=0, budget=BUDGET, cache=CacheOptions())
+    return validator(trained.head, -1)
 
 
 def timed(work: Any) -> tuple[Any, float]:

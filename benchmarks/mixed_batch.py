@@ -103,7 +103,7 @@ def case(shape: str, targets: str, base: Base, peft: Any | None, rows: int, size
             out[at] = peft(**{key: value[at] for key, value in inputs.items()}).last_hidden_state
         return out
 
-    works = {"base": lambda: base.full(batch, None), "ours": lambda: base.full(batch, gate)}
+    works = {"base": lambda: base.forward(batch, None), "ours": lambda: base.forward(batch, gate)}
     if peft is not None:
         works |= {"peft adapter_names": one_pass, "peft set_adapter": by_groups}
     with torch.inference_mode():

@@ -36,7 +36,7 @@ from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
 from dynamorouter.routing.config import RouterSettings
-from dynamorouter.routing.pooling import condense
+from dynamorouter.routing.pooling import to_pseudo_tokens
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
@@ -72,7 +72,7 @@ def read(system: System, rows: Sequence[tuple[int, Record]], *, joined: bool) ->
     with torch.inference_mode():
         for group in token_batches([len(window) for window in first], budget=4096):
             batch = base.encoder.collate([first[i].encoding for i in group], base.device)
-            states = base.trunk(batch, base.depth, keep=layers)
+            states = base.forward_to(batch, base.depth, keep=layers)
             batches.append(RouterInput(states=states, mask=batch.mask, texts=[texts[i] for i in group]))
             targets += [rows[i][0] for i in group]
     return batches, targets
@@ -85,7 +85,7 @@ def seen_by(router: Router, batches: Sequence[RouterInput]) -> list[RouterInput]
         RouterInput(states={layer: b.states[layer] for layer in router.layers}, mask=b.mask, texts=b.texts)
         for b in batches
     ]
-    return [condense(batch, pooling) for batch in own] if pooling else own
+    return [to_pseudo_tokens(batch, pooling) for batch in own] if pooling else own
 
 
 def accuracy(router: Router, batches: Sequence[RouterInput], targets: Sequence[int]) -> float:
@@ -163,8 +163,8 @@ def ablations(data: Path, *, rows: int, held: int, epochs: int) -> list[dict[str
     found = []
     for depth in (0, 2, 3, 4):
         packed = Packed.of(base, plans(tasks, depth=depth, epochs=epochs), train)
-        trainees = packed.train()
-        scores = {t.name: examine(base, t.plan.task, test[t.name], t) for t in trainees}
+        learners = packed.train()
+        scores = {t.name: examine(base, t.plan.task, test[t.name], t) for t in learners}
         found.append({"arm": f"packed LoRA, trunk_depth {depth}", "scores": scores})
         print(found[-1], flush=True)
     packed = Packed.of(base, plans(tasks, depth=0, epochs=epochs), train)

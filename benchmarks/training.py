@@ -67,8 +67,8 @@ def scores(
     found = []
     for depth in depths:
         packed = Packed.of(base, plans(tasks, depth=depth, epochs=epochs), rows, seed=seed)
-        trainees, ours_s = timed(partial(packed.train, seed=seed))
-        ours = {t.name: examine(base, t.plan.task, held[t.name], t) for t in trainees}
+        learners, ours_s = timed(partial(packed.train, seed=seed))
+        ours = {t.name: examine(base, t.plan.task, held[t.name], t) for t in learners}
         peers_s, peers, loose = 0.0, {}, {}
         for i, task in enumerate(tasks):
             trained, seconds = by_trainer(packed, i, layers="lora", seed=seed)

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dynamorouter.errors import ConfigError
-from dynamorouter.inference.generation.decoding import Decoding, read_prompts
-from dynamorouter.inference.generation.generate import Piece, generate, stream
+from dynamorouter.inference.generation.decoding import DecodeState, read_prompts
+from dynamorouter.inference.generation.generate import TextDelta, generate, stream
 from dynamorouter.inference.generation.sampling import GenerationOptions, Sampler
 from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
@@ -92,7 +92,7 @@ def test_padding_and_neighbours_change_no_logits(lm_folder: Folder, tmp_path: Pa
         reading = read_prompts(base, [prompts[i] for i in rows], 0)
         gate = RowGate(torch.tensor([CHOSEN[i] for i in rows]))
         with torch.inference_mode():
-            run, hidden = Decoding.begin(base, reading, gate)
+            run, hidden = DecodeState.begin(base, reading, gate)
             found = [hidden, *(run.step(forced[rows, t]) for t in range(forced.shape[1]))]
         return base.logits(torch.stack(found, dim=1))
 
@@ -150,7 +150,7 @@ def test_pieces_make_the_whole_and_hold_whole_characters(lm_folder: Folder, tmp_
     prompts = make_prompts()
     gate, options = RowGate(torch.tensor(CHOSEN)), GenerationOptions(max_new_tokens=30)
     want = generate(base, prompts, gate, options)
-    pieces: list[Piece] = []
+    pieces: list[TextDelta] = []
     assert generate(base, prompts, gate, options, on_piece=pieces.append) == want
     for i, row in enumerate(want):
         mine = [piece for piece in pieces if piece.row == i]
@@ -171,7 +171,7 @@ def test_a_stop_text_ends_a_row_wherever_tokens_part(lm_folder: Folder, tmp_path
     assert clean
     stop = long[clean[0]].text[7:10]
     options = GenerationOptions(max_new_tokens=24, stop=("never said", stop))
-    pieces: list[Piece] = []
+    pieces: list[TextDelta] = []
     got = generate(base, prompts, gate, options, on_piece=pieces.append)
     assert got == generate(base, prompts, gate, options)
     for i, (row, whole) in enumerate(zip(got, long, strict=True)):
@@ -343,7 +343,7 @@ def test_a_real_decoder_tells_its_story_in_a_mixed_batch(tmp_path: Path) -> None
     ]
     want = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     assert got[0].text.startswith(want)
-    pieces: list[Piece] = []
+    pieces: list[TextDelta] = []
     options = GenerationOptions(max_new_tokens=60, stop=(" in the park",))
     (row,) = generate(base, prompts[:1], None, options, on_piece=pieces.append)
     assert row.text == want.split(" in the park")[0] == "".join(piece.text for piece in pieces)

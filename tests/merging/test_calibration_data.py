@@ -59,7 +59,7 @@ def test_second_moments_are_those_of_the_inputs(tiny_base: Callable[..., Base]) 
     inputs: list[Tensor] = []
     hook = base.model.get_submodule(layer).register_forward_hook(lambda m, args, out: inputs.append(args[0][0]))
     for example in make_examples(base, experts[0].head, MOOD, ROWS["mood"], expert=0):
-        base.full(batch_of(base, [example]), None)
+        base.forward(batch_of(base, [example]), None)
     hook.remove()
     tokens = torch.cat(inputs).double()
     torch.testing.assert_close(seen["mood"][layer], tokens.T @ tokens / len(tokens), rtol=1e-4, atol=1e-5)
@@ -78,7 +78,7 @@ def test_squared_gradients_are_those_of_each_example(tiny_base: Callable[..., Ba
     examples = make_examples(base, experts[1].head, NAMES, ROWS["names"], expert=0)
     for example in examples:
         batch = batch_of(base, [example])
-        loss = experts[1].head.loss(base.full(batch, None), batch.mask, [example.target]).sum()
+        loss = experts[1].head.loss(base.forward(batch, None), batch.mask, [example.target]).sum()
         squares += torch.autograd.grad(loss, weight)[0] ** 2
     torch.testing.assert_close(seen["names"][layer], squares / len(examples), rtol=1e-3, atol=1e-7)
     assert all(p.grad is None for expert in experts for p in expert.head.parameters())
@@ -101,7 +101,7 @@ def test_the_loss_of_coefficients_is_that_of_the_merge(tiny_base: Callable[..., 
         for example in examples:
             batch = batch_of(base, [example])
             with torch.no_grad():
-                hidden = base.full(batch, RowGate(torch.tensor([0])))
+                hidden = base.forward(batch, RowGate(torch.tensor([0])))
                 total += float(expert.head.loss(hidden, batch.mask, [example.target]).sum())
         losses.append(total / sum(example.units for example in examples))
     assert got == pytest.approx(sum(losses) / 3, rel=1e-4)

@@ -88,7 +88,7 @@ def test_moments_of_a_decoder_are_those_of_its_inputs(tmp_path: Path) -> None:
     inputs: list[torch.Tensor] = []
     hook = base.model.get_submodule(layer).register_forward_hook(lambda m, args, out: inputs.append(args[0][0]))
     for example in make_examples(base, experts[0].head, experts[0].task, data["one"], expert=0):
-        base.full(batch_of(base, [example]), None)
+        base.forward(batch_of(base, [example]), None)
     hook.remove()
     tokens = torch.cat(inputs).double()
     torch.testing.assert_close(seen["one"][layer], tokens.T @ tokens / len(tokens), rtol=1e-4, atol=1e-5)

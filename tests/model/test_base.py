@@ -39,11 +39,11 @@ def test_trunk_then_finish_is_the_whole_pass(tiny_base: Loader, architecture: st
     with torch.inference_mode():
         whole = base.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True, **extra)
         for depth in range(base.depth):
-            states = base.trunk(batch, depth, keep=range(depth + 1))
+            states = base.forward_to(batch, depth, keep=range(depth + 1))
             assert sorted(states) == list(range(depth + 1))
             for layer, state in states.items():
                 torch.testing.assert_close(state, whole.hidden_states[layer])
-            done = base.finish(states[depth], batch.mask, None, depth=depth)
+            done = base.forward_from(states[depth], batch.mask, None, depth=depth)
             live = batch.mask.bool()
             torch.testing.assert_close(done[live], whole.last_hidden_state[live])
 
@@ -77,9 +77,9 @@ def test_bank_equals_peft_for_the_same_adapter(
     extra = {} if batch.types is None else {"token_type_ids": batch.types}
     with torch.inference_mode():
         want = oracle(input_ids=batch.ids, attention_mask=batch.mask, **extra).last_hidden_state
-        bare = base.full(batch, None)
+        bare = base.forward(batch, None)
         for gate in (RowGate(torch.tensor([1, -1, 1])), SoftGate(torch.tensor([[0, 1.0, 0], [0, 0, 0], [0, 1, 0]]))):
-            got = base.full(batch, gate)
+            got = base.forward(batch, gate)
             live = batch.mask.bool()
             torch.testing.assert_close(got[0][live[0]], want[0][live[0]], atol=6e-6, rtol=1e-5)
             torch.testing.assert_close(got[1][live[1]], bare[1][live[1]], atol=6e-6, rtol=1e-5)
@@ -108,7 +108,7 @@ def test_saved_adapter_is_loaded_by_peft_and_by_us(
     extra = {} if batch.types is None else {"token_type_ids": batch.types}
     with torch.inference_mode():
         want = oracle(input_ids=batch.ids, attention_mask=batch.mask, **extra).last_hidden_state
-        got = base.full(batch, RowGate(torch.zeros(len(ROWS), dtype=torch.int64)))
+        got = base.forward(batch, RowGate(torch.zeros(len(ROWS), dtype=torch.int64)))
     live = batch.mask.bool()
     torch.testing.assert_close(got[live], want[live], atol=6e-6, rtol=1e-5)
 

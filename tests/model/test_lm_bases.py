@@ -56,7 +56,7 @@ def test_what_an_architecture_cannot_do_is_found_out(
     with pytest.raises(ConfigError, match=r"t5 .*cannot be cut at block 1.*trunk_depth=0"):
         generate(base, [[5, 6]], None, reading=read_prompts(base, [[5, 6]], 1))
     with pytest.raises(ConfigError, match=r"t5 .*several examples in one row.*without packing"):
-        base.full(Batch(torch.ones(1, 2).long(), None, torch.ones(1, 2).long(), torch.zeros(1, 2).long()), None)
+        base.forward(Batch(torch.ones(1, 2).long(), None, torch.ones(1, 2).long(), torch.zeros(1, 2).long()), None)
     monkeypatch.setattr(base.language_head, "before", 1.0)
     assert base.language_head is not None
     with pytest.raises(ConfigError, match=r"T5ForConditionalGeneration .*computes its logits in a way"):
@@ -73,7 +73,7 @@ def test_kind_parts_and_logits_are_the_models_own(lm_folder: Folder, architectur
     live = batch.mask.bool()
     with torch.inference_mode():
         if base.kind == "decoder":
-            got = base.logits(base.full(batch, None))[live]
+            got = base.logits(base.forward(batch, None))[live]
             want = model(input_ids=batch.ids, attention_mask=batch.mask).logits[live]
         else:
             labels = torch.randint(4, VOCABULARY, (len(LENGTHS), 7))
@@ -109,9 +109,9 @@ def test_examples_in_one_row_do_not_see_each_other(lm_folder: Folder, architectu
     ids = torch.cat([one, other, torch.zeros(1, 3).long()], dim=1)
     mask = torch.cat([torch.ones(1, 13), torch.zeros(1, 3)], dim=1).long()
     with torch.inference_mode():
-        states = base.trunk(Batch(ids, None, mask, places), 2)[2]
-        packed = base.full(Batch(ids, None, mask, places), None)
-        cut = base.finish(states, mask, None, depth=2, positions=places)
+        states = base.forward_to(Batch(ids, None, mask, places), 2)[2]
+        packed = base.forward(Batch(ids, None, mask, places), None)
+        cut = base.forward_from(states, mask, None, depth=2, positions=places)
         for got in (packed, cut):
-            torch.testing.assert_close(got[:, :5], base.full(Batch(one, None, torch.ones_like(one)), None))
-            torch.testing.assert_close(got[:, 5:13], base.full(Batch(other, None, torch.ones_like(other)), None))
+            torch.testing.assert_close(got[:, :5], base.forward(Batch(one, None, torch.ones_like(one)), None))
+            torch.testing.assert_close(got[:, 5:13], base.forward(Batch(other, None, torch.ones_like(other)), None))

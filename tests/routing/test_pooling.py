@@ -18,15 +18,15 @@ from dynamorouter.routing.nets import AttentionPool
 from dynamorouter.routing.pooling import (
     POOLINGS,
     SUM_OVER,
-    condense,
     first_token,
     last_token,
     masked_mean,
     parts,
     pooled,
     pooled_all,
-    spread,
     statistics,
+    to_pseudo_tokens,
+    unpool,
 )
 
 
@@ -63,13 +63,13 @@ def test_poolings_equal_a_plain_loop(batch: int, positions: int, seed: int) -> N
 def test_a_condensed_batch_pools_to_the_same(pooling: str, batch: int, positions: int, seed: int) -> None:
     states, mask = ragged(batch, positions, seed)
     whole = RouterInput({0: states, 2: -states}, mask, [("a", "b")] * batch)
-    small = condense(whole, pooling)
+    small = to_pseudo_tokens(whole, pooling)
     few = 1 if pooling == "mean_sum" else parts(pooling)
     assert small.states[0].shape == (batch, few, 5)
     assert small.mask.shape == (batch, few)
     assert small.texts == whole.texts
     torch.testing.assert_close(pooled(small, (0, 2), pooling), pooled(whole, (0, 2), pooling), rtol=1e-5, atol=1e-5)
-    again, counts = spread(pooled(whole, (0,), pooling), pooling)
+    again, counts = unpool(pooled(whole, (0,), pooling), pooling)
     torch.testing.assert_close(again, small.states[0])
     torch.testing.assert_close(counts, small.mask)
 
@@ -77,7 +77,7 @@ def test_a_condensed_batch_pools_to_the_same(pooling: str, batch: int, positions
 def test_condensing_names_an_unknown_pooling() -> None:
     states, mask = ragged(2, 3, 1)
     with pytest.raises(RouterError, match="did you mean 'mean_last'"):
-        condense(RouterInput({0: states}, mask, [("", None)] * 2), "mean_lst")
+        to_pseudo_tokens(RouterInput({0: states}, mask, [("", None)] * 2), "mean_lst")
 
 
 def test_half_precision_is_averaged_in_float32() -> None:

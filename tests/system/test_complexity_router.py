@@ -109,10 +109,10 @@ def test_the_router_reads_states_alone() -> None:
 
 def test_without_scores_the_gauge_is_left_alone() -> None:
     with_scores, without = fitted(), fitted(scores=False)
-    assert not torch.equal(with_scores.module.gauge.weight, without.module.gauge.weight)
+    assert not torch.equal(with_scores.module.score_head.weight, without.module.score_head.weight)
     batch, targets, _ = rows(9)
     without.losses(batch, targets)[1].backward()  # type: ignore[no-untyped-call]
-    assert without.module.gauge.weight.grad is None
+    assert without.module.score_head.weight.grad is None
 
 
 @pytest.mark.parametrize("option", [{"hidden": 0}, {"held_out": 1.0}, {"balance_weight": -1.0}, {"pooling": "max"}])

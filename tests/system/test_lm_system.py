@@ -162,7 +162,7 @@ def test_resumed_with_a_decoder_is_uninterrupted_to_the_bit(
         pass
 
     count = 0
-    original = pipeline._Sitting.saved
+    original = pipeline.PhaseLog.saved
 
     def saved(self: object) -> None:
         nonlocal count
@@ -171,7 +171,7 @@ def test_resumed_with_a_decoder_is_uninterrupted_to_the_bit(
         if count in (2, 8):
             raise KilledError
 
-    monkeypatch.setattr(pipeline._Sitting, "saved", saved)
+    monkeypatch.setattr(pipeline.PhaseLog, "saved", saved)
     config, out = settings(den, "mixed"), tmp_path / "run"
     open_run(config, out, resume=False)
     for _ in range(2):
@@ -197,8 +197,8 @@ def test_saved_equals_loaded_and_peft_loads_what_is_saved(mixed: Path, tmp_path:
     batch = base.encoder.pad([[5, 9, 12, 30], [7, 8]], [[0] * 4, [0] * 2], base.device)
     with torch.inference_mode():
         theirs = oracle(input_ids=batch.ids, attention_mask=batch.mask).logits
-        ours = base.logits(base.full(batch, RowGate(torch.tensor([0, 0]))))
-        bare = base.logits(base.full(batch, None))
+        ours = base.logits(base.forward(batch, RowGate(torch.tensor([0, 0]))))
+        bare = base.logits(base.forward(batch, None))
     for row, length in enumerate((4, 2)):
         torch.testing.assert_close(ours[row, :length], theirs[row, :length], atol=1e-4, rtol=1e-4)
     assert float((ours - bare).abs().max()) > 1e-3

@@ -23,7 +23,7 @@ from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.routing.base import Route, Router, RouterInput
-from dynamorouter.routing.pooling import Skill
+from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
@@ -157,7 +157,7 @@ def test_loading_and_saving_loses_nothing(tiny_base: Loader, tmp_path: Path, sam
     system = untrained(tiny_base())
     system.router = build("uniform", {})
     system.router.count = 3  # type: ignore[attr-defined]
-    skills = {name: Skill({2: torch.randn(4, 32).half()}, "mean") for name in system.names}
+    skills = {name: FeatureSample({2: torch.randn(4, 32).half()}, "mean") for name in system.names}
     folder = system.save(tmp_path / "s", skills=skills)
     before = stored(folder)
     assert {f"experts/{name}/skill.safetensors" for name in system.names} < set(before)

@@ -24,9 +24,9 @@ from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Generation, Task
 from dynamorouter.training.experts import fit_experts, fresh_expert
-from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
-from dynamorouter.training.validate import Examiner
+from dynamorouter.training.validate import Validator
 from support.tinylm import load_lm, write_lm
 
 Folder = Callable[[str], Path]
@@ -100,24 +100,24 @@ def loop_over(
 ) -> PackedLoop:
     install_experts(base, experts)
     examples: list[Example] = []
-    trainees = []
+    learners = []
     for index, (one, expert) in enumerate(zip(plans, experts, strict=True)):
         own = make_examples(base, expert.head, one.task, ROWS[one.task.name], expert=index)
         places = range(len(examples), len(examples) + len(own))
         examples += own
-        trainees.append(Trainee(index, one, expert.head, base, places, seed=0))
+        learners.append(ExpertLearner(index, one, expert.head, base, places, seed=0))
     cache = TrunkCache(base, examples, depth=depth, limit=1 << 20, budget=128)
     cache.fill()
     options = LoopOptions(tokens_per_batch=128, packing=packing)
     return PackedLoop(
-        base, trainees, examples, cache, evaluate=lambda t: 0.0, options=options, log=lambda step, values: None
+        base, learners, examples, cache, evaluate=lambda t: 0.0, options=options, log=lambda step, values: None
     )
 
 
-def gradients(loop: PackedLoop, trainees: list[Trainee]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def gradients(loop: PackedLoop, learners: list[ExpertLearner]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     for bank in loop.base.banks.values():
         bank.requires_grad_(True).base.requires_grad_(False)
-    losses = loop._accumulate(trainees)
+    losses = loop._accumulate(learners)
     found = {}
     for name, bank in loop.base.banks.items():
         assert bank.a.grad is not None and bank.b.grad is not None
@@ -134,7 +134,7 @@ def test_the_loss_is_the_mean_over_the_texts_tokens_and_their_end(folder: Folder
     with torch.no_grad():
         layout = Layout.of(examples, [[i] for i in range(len(examples))])
         batch = layout.batch(base)
-        total = head.loss(base.full(batch, None), batch.mask, [e.target for e in examples]).sum()
+        total = head.loss(base.forward(batch, None), batch.mask, [e.target for e in examples]).sum()
         sums, count = 0.0, 0
         for example, record in zip(examples, ROWS["one"], strict=True):
             prompt = encode_prompts(base, [(record.text, record.pair)], form="plain", room=48)[0].ids
@@ -153,7 +153,7 @@ def test_the_loss_of_an_encoder_decoder_is_the_models_own(folder: Folder) -> Non
     task = writing("one", head="seq2seq")
     head = build_head(task, base.width)
     examples = make_examples(base, head, task, ROWS["one"][:4], expert=0)
-    held = Examiner(base, task, ROWS["one"][:4], depth=0, budget=64, cache=CacheOptions(), select_by="loss")
+    held = Validator(base, task, ROWS["one"][:4], depth=0, budget=64, cache=CacheOptions(), select_by="loss")
     labels = torch.nn.utils.rnn.pad_sequence(
         [torch.as_tensor(e.target) for e in examples], batch_first=True, padding_value=-100
     )
@@ -171,7 +171,7 @@ def test_packed_rows_give_the_same_loss_and_gradients(folder: Folder, architectu
     found = []
     for packing in (False, True):
         loop = loop_over(base, plans, lively(base, plans), packing=packing, depth=depth)
-        found.append(gradients(loop, loop.trainees))
+        found.append(gradients(loop, loop.learners))
     lengths = [len(example) for example in loop.examples]
     passes = plan_passes(loop.examples, range(len(lengths)), budget=128, packing=True)
     laid = [row for rows_ in passes for row in rows_]
@@ -189,7 +189,7 @@ def test_gradients_reach_the_right_expert_alone(folder: Folder) -> None:
     base = load_lm(folder("gpt2"))
     plans = [plan(ONE), plan(TWO)]
     loop = loop_over(base, plans, lively(base, plans), packing=True)
-    _, found = gradients(loop, loop.trainees[:1])
+    _, found = gradients(loop, loop.learners[:1])
     assert all(bool(grad[0].any()) and not grad[1].any() for grad in found.values())
 
 
@@ -226,7 +226,7 @@ def test_training_lowers_the_held_out_loss_on_every_kind_of_base(folder: Folder)
     for architecture, head in (("gpt2", "causal_lm"), ("t5", "seq2seq")):
         base = load_lm(folder(architecture))
         task = writing("one", head=head)
-        held = Examiner(base, task, ROWS["one"], depth=0, budget=128, cache=CacheOptions(), select_by="loss")
+        held = Validator(base, task, ROWS["one"], depth=0, budget=128, cache=CacheOptions(), select_by="loss")
         before = held(build_head(task, base.width), -1)
         (expert,) = fit_experts(
             base,
@@ -250,7 +250,7 @@ def test_a_large_vocabulary_is_told_in_parts_with_the_same_gradient(
     for most in (LOGITS, 3 * base.config.vocab_size):
         monkeypatch.setattr("dynamorouter.model.heads.language.LOGITS", most)
         loop = loop_over(base, plans, lively(base, plans), packing=False)
-        found.append(gradients(loop, loop.trainees)[1])
+        found.append(gradients(loop, loop.learners)[1])
     for name, want in found[0].items():
         torch.testing.assert_close(found[1][name], want, atol=1e-6, rtol=1e-5)
 

@@ -24,7 +24,7 @@ from dynamorouter.model.text.examples import make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions, fit_experts, fresh_expert
-from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
 from support.builders import ASK, MOOD, NAMES, TASKS, make_rows
 
@@ -76,13 +76,13 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
     ]
     install_experts(base, experts)
     own = make_examples(base, experts[0].head, MOOD, ROWS["mood"][:6], expert=0)
-    trainees = [
-        Trainee(0, plans[0], experts[0].head, base, range(len(own)), seed=0),
-        Trainee(1, plans[1], experts[1].head, base, [0], seed=0),
+    learners = [
+        ExpertLearner(0, plans[0], experts[0].head, base, range(len(own)), seed=0),
+        ExpertLearner(1, plans[1], experts[1].head, base, [0], seed=0),
     ]
     loop = PackedLoop(
         base,
-        trainees,
+        learners,
         own,
         TrunkCache(base, own, depth=0, limit=0, budget=96),
         evaluate=lambda t: 0.0,
@@ -91,7 +91,7 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
     )
     for bank in base.banks.values():
         bank.requires_grad_(True).base.requires_grad_(False)
-    loop._accumulate(trainees[:1])
+    loop._accumulate(learners[:1])
 
     save_adapter(tmp_path, experts[0].factors, experts[0].lora, base)
     folder = base.spec.path
@@ -173,7 +173,7 @@ def test_trunk_cache_gives_the_trunks_outputs_within_its_limit(
     for wanted in ([3], [0, 7, 4], list(range(len(examples)))):
         batch = base.encoder.pad([examples[i].ids for i in wanted], [examples[i].types for i in wanted], base.device)
         with torch.no_grad():
-            direct = base.trunk(batch, 2)[2]
+            direct = base.forward_to(batch, 2)[2]
         got = cache.fetch(wanted, batch.mask.shape[1])
         torch.testing.assert_close(got[batch.mask.bool()], direct[batch.mask.bool()], atol=1e-5, rtol=1e-5)
     cache.close()
@@ -205,32 +205,32 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
     scores: dict[str, list[float]] = {"mood": [0.5, 0.4, 0.3], "names": [0.1, 0.2, 0.3, 0.4]}
     experts = [fresh_expert(base, plan(task, epochs=4, patience=2), seed=0) for task in (MOOD, NAMES)]
     install_experts(base, experts)
-    examples, trainees = [], []
+    examples, learners = [], []
     for i, expert in enumerate(experts):
         own = make_examples(base, expert.head, expert.task, ROWS[expert.name], expert=i)
         places = range(len(examples), len(examples) + len(own))
-        trainees.append(Trainee(i, plan(expert.task, epochs=4, patience=2), expert.head, base, places, seed=0))
+        learners.append(ExpertLearner(i, plan(expert.task, epochs=4, patience=2), expert.head, base, places, seed=0))
         examples += own
     seen: dict[str, list[Tensor]] = {}
 
-    def judge(trainee: Trainee) -> float:
-        score = scores[trainee.name][trainee.progress.epoch]
-        if score == max(scores[trainee.name]):
-            seen[trainee.name] = [tensor.clone() for tensor in trainee.tensors()]
+    def judge(learner: ExpertLearner) -> float:
+        score = scores[learner.name][learner.progress.epoch]
+        if score == max(scores[learner.name]):
+            seen[learner.name] = [tensor.clone() for tensor in learner.tensors()]
         return score
 
     PackedLoop(
         base,
-        trainees,
+        learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=96),
         evaluate=judge,
         options=LoopOptions(tokens_per_batch=96),
         log=lambda step, values: None,
     ).run()
-    assert [trainee.progress.epoch for trainee in trainees] == [3, 4]
-    for trainee in trainees:
-        assert all(torch.equal(a, b) for a, b in zip(trainee.tensors(), seen[trainee.name], strict=True))
+    assert [learner.progress.epoch for learner in learners] == [3, 4]
+    for learner in learners:
+        assert all(torch.equal(a, b) for a, b in zip(learner.tensors(), seen[learner.name], strict=True))
 
 
 def test_learning_rate_rises_then_falls_to_zero(tiny_base: Loader) -> None:
@@ -239,11 +239,11 @@ def test_learning_rate_rises_then_falls_to_zero(tiny_base: Loader) -> None:
     expert = fresh_expert(base, one, seed=0)
     install_experts(base, [expert])
     own = make_examples(base, expert.head, MOOD, ROWS["mood"], expert=0)
-    trainee = Trainee(0, one, expert.head, base, range(len(own)), seed=0)
+    learner = ExpertLearner(0, one, expert.head, base, range(len(own)), seed=0)
     rates = []
     for step in range(30):
-        trainee.progress.step = step
-        rates.append(trainee._factor())
+        learner.progress.step = step
+        rates.append(learner._factor())
     assert rates[0] < rates[3] < rates[6] == max(rates) == 1.0
     assert rates[29] == pytest.approx(1 / 24) and all(a >= b for a, b in itertools.pairwise(rates[6:]))
 
@@ -272,10 +272,10 @@ def test_adam_equals_the_same_steps_by_hand_under_peft(tiny_base: Loader) -> Non
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     own = make_examples(base, head, MOOD, ROWS["mood"], expert=0)
     install_experts(base, [start])
-    trainee = Trainee(0, one, start.head, base, range(len(own)), seed=0)
+    learner = ExpertLearner(0, one, start.head, base, range(len(own)), seed=0)
     total = math.ceil(len(own) / 5)
     for step in range(total):
-        chosen = [own[i] for i in trainee.next_batch()]
+        chosen = [own[i] for i in learner.next_batch()]
         batch = base.encoder.pad([e.ids for e in chosen], [e.types for e in chosen], base.device)
         hidden = oracle(input_ids=batch.ids, attention_mask=batch.mask, token_type_ids=batch.types).last_hidden_state
         head.loss(hidden, batch.mask, [e.target for e in chosen]).mean().backward()

@@ -30,7 +30,7 @@ from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.multitask import one_for_all
-from dynamorouter.training.validate import Examiner
+from dynamorouter.training.validate import Validator
 from dynamorouter.utils.devices import pick_device, pick_dtype
 
 FLOAT = 4
@@ -38,7 +38,7 @@ FLOAT = 4
 
 
 @dataclass(slots=True)
-class Contest:
+class Experiment:
     """What the arms of one seed share.
 
     Attributes:
@@ -53,15 +53,15 @@ class Contest:
     data: PreparedData
     base: Base
     _rows: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
-    _examiners: dict[tuple[str, str, int], Examiner] = field(default_factory=dict)
+    _validators: dict[tuple[str, str, int], Validator] = field(default_factory=dict)
     _installed: object = None
 
     @staticmethod
-    def open(config: Config, run: Path, data: PreparedData) -> Contest:
+    def open(config: Config, run: Path, data: PreparedData) -> Experiment:
         """Load a seed's system, as its router's phase left it, and a second copy of its base."""
         system = System.load(Run(config, run).phase("router"), device=config.device, precision=config.precision)
         system.tokens_per_batch = config.experts.tokens_per_batch
-        return Contest(config, system, data, fresh_base(config))
+        return Experiment(config, system, data, fresh_base(config))
 
     @property
     def seed(self) -> int:
@@ -106,23 +106,23 @@ class Contest:
         """Return the gates that send every row through what ``install_factors`` put there."""
         return lambda rows: one_for_all(rows, self.base.device)
 
-    def examiner(self, split: str, task: str, limit: int | None = None) -> Examiner:
+    def validator(self, split: str, task: str, limit: int | None = None) -> Validator:
         """Return what answers and scores rows of a task over the second base; the trunk's outputs are kept."""
         records = self.rows(split, task, limit)
         key = (split, task, len(records))
-        if key not in self._examiners:
+        if key not in self._validators:
             own = self.config.experts
             depth = min(expert.lora.trunk_depth for expert in self.system.experts)
             cache = CacheOptions(limit=(own.trunk_cache.limit_mb << 20) // (2 * len(self.names)))
             budget = own.tokens_per_batch
-            self._examiners[key] = Examiner(
+            self._validators[key] = Validator(
                 self.base, self.expert(task).task, records, depth=depth, budget=budget, cache=cache
             )
-        return self._examiners[key]
+        return self._validators[key]
 
     def answers(self, task: str, *, split: str = "report", limit: int | None = None) -> list[Answer | None]:
         """Answer a task's rows through what ``install_factors`` put there, under the task's own head."""
-        return list(self.examiner(split, task, limit).answers(self.expert(task).head, 0, gates=self.own_gates()))
+        return list(self.validator(split, task, limit).answers(self.expert(task).head, 0, gates=self.own_gates()))
 
     def select_score(self, limit: int) -> float:
         """Return the mean over tasks of the headline score on held-out rows that choices are made on."""
@@ -184,10 +184,10 @@ def headline(task: Task, answers: Sequence[Answer | None], records: Sequence[Rec
     return row_statistics(task.metrics[0], task, answers, records)
 
 
-def factor_work(contest: Contest, experts: Sequence[Expert]) -> float:
+def factor_work(experiment: Experiment, experts: Sequence[Expert]) -> float:
     """Return the multiplications of experts' factors for a token over those of the base's blocks."""
-    lying = sum(bank.a.numel() + bank.b.numel() for bank in contest.base.banks.values())
-    blocks = sum(p.numel() for p in contest.base.blocks.parameters() if p.dim() > 1) - lying
+    lying = sum(bank.a.numel() + bank.b.numel() for bank in experiment.base.banks.values())
+    blocks = sum(p.numel() for p in experiment.base.blocks.parameters() if p.dim() > 1) - lying
     return factor_count(experts) / blocks
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dynamorouter.bench.arms.baselines import as_experts
-from dynamorouter.bench.experiment import Contest, fresh_base, headline
+from dynamorouter.bench.experiment import Experiment, fresh_base, headline
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.metrics.bootstrap import Array, bootstrap_ci, bootstrap_difference
@@ -26,8 +26,8 @@ from dynamorouter.model.lora.gates import SoftGate
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import WRITERS
-from dynamorouter.training.multitask import FrozenBody, Pupil, fit_shared, one_for_all, shared_examples
+from dynamorouter.tasks.spec import GENERATIVE
+from dynamorouter.training.multitask import FrozenBackbone, TaskHead, fit_shared, one_for_all, shared_examples
 from dynamorouter.utils.seeding import seeded
 
 EPOCHS = 30
@@ -37,20 +37,20 @@ ROUTER_ROWS = 100
 MERGES = ("linear", "task_arithmetic", "ties")
 
 
-def unseen(contest: Contest, task: str) -> dict[str, Any]:
+def unseen(experiment: Experiment, task: str) -> dict[str, Any]:
     """Return the score of each body on a task left out, and the difference to the bare base with its interval."""
-    rows = contest.rows("train", task, contest.config.bench.studies.unseen_rows)
-    others = [expert for expert in contest.system.experts if expert.task.name != task]
-    weights = route_weights(contest, others, rows)
-    found: dict[str, Array] = {"base": _through(contest, task, rows, [])}
+    rows = experiment.rows("train", task, experiment.config.bench.studies.unseen_rows)
+    others = [expert for expert in experiment.system.experts if expert.task.name != task]
+    weights = route_weights(experiment, others, rows)
+    found: dict[str, Array] = {"base": _through(experiment, task, rows, [])}
     for method in MERGES:
-        result = merge_experts(others, method=method, seed=contest.seed)
+        result = merge_experts(others, method=method, seed=experiment.seed)
         merged = dataclasses.replace(others[0], factors=dict(result.factors), fusion=None)
-        found[f"merge/{method}"] = _through(contest, task, rows, [merged])
-    found["router"] = _through(contest, task, rows, others, weights)
-    found["own expert"] = _through(contest, task, rows, [contest.expert(task)])
-    reduce = get_metric(contest.expert(task).task.metrics[0]).reduce
-    resamples, level = contest.config.bench.resamples, contest.config.bench.level
+        found[f"merge/{method}"] = _through(experiment, task, rows, [merged])
+    found["router"] = _through(experiment, task, rows, others, weights)
+    found["own expert"] = _through(experiment, task, rows, [experiment.expert(task)])
+    reduce = get_metric(experiment.expert(task).task.metrics[0]).reduce
+    resamples, level = experiment.config.bench.resamples, experiment.config.bench.level
     bodies = {}
     for name, numbers in found.items():
         over = bootstrap_difference(numbers, found["base"], reduce, seed=0, resamples=resamples, level=level)
@@ -63,12 +63,12 @@ def unseen(contest: Contest, task: str) -> dict[str, Any]:
     return {"rows": len(rows), "bodies": bodies, "route": {name: round(share, 4) for name, share in shares.items()}}
 
 
-def route_weights(contest: Contest, others: list[Expert], rows: list[Record]) -> torch.Tensor:
+def route_weights(experiment: Experiment, others: list[Expert], rows: list[Record]) -> torch.Tensor:
     """Fit a router to the other experts, and return its mean probabilities on rows of the task left out, ``(E,)``."""
-    base = fresh_base(contest.config)
+    base = fresh_base(experiment.config)
     system = System({base.spec.name: base}, others, None, router_base=base.spec.name)
-    train = {expert.name: contest.rows("router", expert.task.name, ROUTER_ROWS) for expert in others}
-    fit_system_router(system, contest.config.router.model_dump(), RouterRows(train, {}), seed=contest.seed)
+    train = {expert.name: experiment.rows("router", expert.task.name, ROUTER_ROWS) for expert in others}
+    fit_system_router(system, experiment.config.router.model_dump(), RouterRows(train, {}), seed=experiment.seed)
     total = torch.zeros(len(others))
     with torch.inference_mode():
         for _, chunk in system.chunks([(record.text, record.pair) for record in rows]):
@@ -77,42 +77,43 @@ def route_weights(contest: Contest, others: list[Expert], rows: list[Record]) ->
 
 
 def _through(
-    contest: Contest, task: str, rows: list[Record], experts: list[Expert], weights: torch.Tensor | None = None
+    experiment: Experiment, task: str, rows: list[Record], experts: list[Expert], weights: torch.Tensor | None = None
 ) -> Array:
     """Train a head on the few rows over frozen experts, and return its numbers on the report rows, ``(N, K)``."""
-    expert = contest.expert(task)
-    contest.install([dataclasses.replace(each, fusion=None) for each in experts] or _none(contest), key=object())
-    device = contest.base.device
+    expert = experiment.expert(task)
+    experiment.install([dataclasses.replace(each, fusion=None) for each in experts] or _none(experiment), key=object())
+    device = experiment.base.device
 
     def gates(count: int) -> Gate:
         if weights is None:
             return one_for_all(count, device)
         return SoftGate(weights.to(device).expand(count, -1))
 
-    head = build_head(expert.task, contest.base.width, expert.head.options)
-    head.initialise(seeded(contest.seed, task, "unseen")).to(device)
-    pupil = Pupil(expert.task, head, rows)
-    if expert.task.head not in WRITERS:
-        _teach(contest, pupil, gates)
-    answers = contest.examiner("report", task).answers(head, 0, gates=gates)
-    return np.asarray(headline(expert.task, answers, contest.rows("report", task)))
+    head = build_head(expert.task, experiment.base.width, expert.head.options)
+    head.initialise(seeded(experiment.seed, task, "unseen")).to(device)
+    task_head = TaskHead(expert.task, head, rows)
+    if expert.task.head not in GENERATIVE:
+        _teach(experiment, task_head, gates)
+    answers = experiment.validator("report", task).answers(head, 0, gates=gates)
+    return np.asarray(headline(expert.task, answers, experiment.rows("report", task)))
 
 
-def _teach(contest: Contest, pupil: Pupil, gates: Callable[[int], Gate]) -> None:
+def _teach(experiment: Experiment, task_head: TaskHead, gates: Callable[[int], Gate]) -> None:
     """Train a head over what lies in the banks."""
-    own = contest.config.expert(pupil.task.name)
-    examples = shared_examples(contest.base, [pupil])
-    body = FrozenBody(
-        contest.base,
+    own = experiment.config.expert(task_head.task.name)
+    examples = shared_examples(experiment.base, [task_head])
+    body = FrozenBackbone(
+        experiment.base,
         examples,
         gates=lambda chosen: gates(len(chosen)),
         limit=own.trunk_cache.limit_mb << 20,
         budget=own.tokens_per_batch,
     )
-    fit_shared(body, [pupil], examples, options=dataclasses.replace(as_experts(own, seed=contest.seed), epochs=EPOCHS))
+    options = dataclasses.replace(as_experts(own, seed=experiment.seed), epochs=EPOCHS)
+    fit_shared(body, [task_head], examples, options=options)
     body.cache.close()
 
 
-def _none(contest: Contest) -> list[Expert]:
+def _none(experiment: Experiment) -> list[Expert]:
     """Return one expert that changes nothing."""
-    return [dataclasses.replace(contest.system.experts[0], factors={}, fusion=None)]
+    return [dataclasses.replace(experiment.system.experts[0], factors={}, fusion=None)]

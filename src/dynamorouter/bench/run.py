@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamorouter.bench.arms.base import Arm, build_arm, match_arms
-from dynamorouter.bench.experiment import FLOAT, Contest, check_one_base, fresh_base, headline
+from dynamorouter.bench.experiment import FLOAT, Experiment, check_one_base, fresh_base, headline
 from dynamorouter.bench.results import ROWS, RowFile, item_path, row_digest, write_items
 from dynamorouter.bench.studies import check_studies, study
 from dynamorouter.config.schema import Config
@@ -63,11 +63,11 @@ def bench(config: Config, out: Path) -> list[dict[str, Any]]:
         _train(own, folder, first=out / SEEDS / str(config.seed))
         missing = [name for name in names if not _done(file, name, own, digest)]
         if missing:
-            contest = Contest.open(own, folder, load_prepared(folder / "data", list(config.task)))
-            _same_experts(contest, file, out)
-            _arms(contest, missing, file, out, config_hash=digest)
+            experiment = Experiment.open(own, folder, load_prepared(folder / "data", list(config.task)))
+            _same_experts(experiment, file, out)
+            _arms(experiment, missing, file, out, config_hash=digest)
     first = out / SEEDS / str(config.seed)
-    study(Contest.open(config, first, load_prepared(first / "data", list(config.task))), out)
+    study(Experiment.open(config, first, load_prepared(first / "data", list(config.task))), out)
     return list(file)
 
 
@@ -86,14 +86,14 @@ def _impossible(config: Config) -> list[str]:
     return found
 
 
-def _same_experts(contest: Contest, file: RowFile, out: Path) -> None:
+def _same_experts(experiment: Experiment, file: RowFile, out: Path) -> None:
     """Make sure that the rows of this seed were made of the same experts."""
-    digests = contest.digests()
-    other = [row["arm"] for row in file if row["seed"] == contest.seed and row["experts"] != digests]
+    digests = experiment.digests()
+    other = [row["arm"] for row in file if row["seed"] == experiment.seed and row["experts"] != digests]
     if other:
         raise ConfigError(
-            f"the experts of seed {contest.seed} are not those that {other[0]!r} was made with: "
-            f"{str(out / SEEDS / str(contest.seed))!r} has changed since; begin a new comparison in another folder"
+            f"the experts of seed {experiment.seed} are not those that {other[0]!r} was made with: "
+            f"{str(out / SEEDS / str(experiment.seed))!r} has changed since; begin a new comparison in another folder"
         )
 
 
@@ -141,44 +141,44 @@ def _answerable(name: str, config: Config) -> list[str]:
     return [task.name for task in tasks if arm.applies(task)] if arm.suits(tasks) else []
 
 
-def _arms(contest: Contest, names: Sequence[str], file: RowFile, out: Path, *, config_hash: str) -> None:
+def _arms(experiment: Experiment, names: Sequence[str], file: RowFile, out: Path, *, config_hash: str) -> None:
     """Fit each arm, and write a row for each task that has none yet."""
     shared: dict[str, Any] = {
         "config_hash": config_hash,
-        "experts": contest.digests(),
-        "data_fingerprint": contest.fingerprint(),
+        "experts": experiment.digests(),
+        "data_fingerprint": experiment.fingerprint(),
         "versions": versions(),
     }
-    with Progress(f"arms, seed {contest.seed}", len(names), unit="arms") as progress:
+    with Progress(f"arms, seed {experiment.seed}", len(names), unit="arms") as progress:
         for name in names:
             arm = build_arm(name)
             before = time.perf_counter()
-            arm.fit(contest)
+            arm.fit(experiment)
             fit = time.perf_counter() - before
-            for task in contest.tasks:
-                key = {"arm": name, "task": task.name, "seed": contest.seed, "config_hash": config_hash}
+            for task in experiment.tasks:
+                key = {"arm": name, "task": task.name, "seed": experiment.seed, "config_hash": config_hash}
                 if arm.applies(task) and not file.has(**key):
-                    file.append({**_row(contest, arm, name, task.name, out, fit=fit), **shared})
+                    file.append({**_row(experiment, arm, name, task.name, out, fit=fit), **shared})
             progress.advance(note=name)
 
 
-def _row(contest: Contest, arm: Arm, name: str, task_name: str, out: Path, *, fit: float) -> dict[str, Any]:
+def _row(experiment: Experiment, arm: Arm, name: str, task_name: str, out: Path, *, fit: float) -> dict[str, Any]:
     """Let an arm answer one task; the items are written before the row is."""
-    task = contest.expert(task_name).task
-    records = contest.rows("report", task_name)
+    task = experiment.expert(task_name).task
+    records = experiment.rows("report", task_name)
     before = time.perf_counter()
-    arm.prepare(contest, task_name)
+    arm.prepare(experiment, task_name)
     ready = time.perf_counter()
-    answers = arm.answer(contest, task_name)
+    answers = arm.answer(experiment, task_name)
     done = time.perf_counter()
     statistics = headline(task, answers, records)
-    place = item_path(name, task_name, contest.seed)
+    place = item_path(name, task_name, experiment.seed)
     write_items(out / place, records, answers, statistics)
     facts = arm.facts
     return {
         "arm": name,
         "task": task_name,
-        "seed": contest.seed,
+        "seed": experiment.seed,
         "told": arm.told,
         "metric": task.metrics[0],
         "n": len(records),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamorouter.bench.experiment import Contest, score_of
+from dynamorouter.bench.experiment import Experiment, score_of
 from dynamorouter.bench.leave_one_out import unseen
 from dynamorouter.bench.results import RowFile
 from dynamorouter.config.schema import Config
@@ -39,29 +39,29 @@ def check_studies(config: Config) -> list[str]:
     return [f"bench.studies.pairs: got {method!r}; allowed are methods that need no data: {able}"]
 
 
-def study(contest: Contest, out: Path) -> None:
+def study(experiment: Experiment, out: Path) -> None:
     """Make the measurements that are not there yet."""
     file = RowFile(out / STUDIES)
-    settings = contest.config.bench.studies
-    planned = [*_sweeps(contest), *_pairs(contest)]
-    with Progress("studies", len(planned) + len(contest.names), unit="parts") as progress:
+    settings = experiment.config.bench.studies
+    planned = [*_sweeps(experiment), *_pairs(experiment)]
+    with Progress("studies", len(planned) + len(experiment.names), unit="parts") as progress:
         for key, options in planned:
             if not file.has(**key):
-                file.append({**key, **_scores(contest, options)})
+                file.append({**key, **_scores(experiment, options)})
             progress.advance()
-        for row in layers(contest) if settings.layers else ():
+        for row in layers(experiment) if settings.layers else ():
             if not file.has(study="layers", layer=row["layer"]):
                 file.append(row)
-        if settings.unseen_rows and len(contest.names) > 2:
-            for task in contest.names:
+        if settings.unseen_rows and len(experiment.names) > 2:
+            for task in experiment.names:
                 if not file.has(study="unseen", task=task):
-                    file.append({"study": "unseen", "task": task, **unseen(contest, task)})
+                    file.append({"study": "unseen", "task": task, **unseen(experiment, task)})
                 progress.advance()
 
 
-def _sweeps(contest: Contest) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _sweeps(experiment: Experiment) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield the key of each point of the sweeps, and how to merge there."""
-    settings = contest.config.bench.studies
+    settings = experiment.config.bench.studies
     for scale in settings.coefficients:
         yield {"study": "coefficient", "at": scale}, {"method": "task_arithmetic", "scale": scale}
     for density in settings.densities:
@@ -70,37 +70,39 @@ def _sweeps(contest: Contest) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]
         yield {"study": "rank", "at": rank}, {"method": "linear", "output": f"rank={rank}"}
 
 
-def _pairs(contest: Contest) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _pairs(experiment: Experiment) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield each pair of experts, and each expert alone for comparison."""
-    method = contest.config.bench.studies.pairs
+    method = experiment.config.bench.studies.pairs
     if method is None:
         return
-    for name in contest.names:
+    for name in experiment.names:
         yield {"study": "alone", "tasks": [name]}, {"method": "linear", "names": [name]}
-    for pair in combinations(contest.names, 2):
+    for pair in combinations(experiment.names, 2):
         yield {"study": "pair", "tasks": list(pair)}, {"method": method, "names": list(pair)}
 
 
-def _scores(contest: Contest, options: dict[str, Any]) -> dict[str, Any]:
+def _scores(experiment: Experiment, options: dict[str, Any]) -> dict[str, Any]:
     """Merge as asked, and score the merged experts' tasks on the select rows."""
-    names = options.get("names", contest.names)
+    names = options.get("names", experiment.names)
     given = {key: value for key, value in options.items() if key != "names"}
-    result: MergeResult = merge_experts([contest.expert(name) for name in names], seed=contest.seed, **given)
-    contest.install_factors(result.factors)
+    result: MergeResult = merge_experts([experiment.expert(name) for name in names], seed=experiment.seed, **given)
+    experiment.install_factors(result.factors)
     scores = {
-        name: score_of(contest.expert(name).task, contest.answers(name, split="select"), contest.rows("select", name))
+        name: score_of(
+            experiment.expert(name).task, experiment.answers(name, split="select"), experiment.rows("select", name)
+        )
         for name in names
     }
     return {"scores": scores, "error": result.error}
 
 
-def layers(contest: Contest) -> Iterator[dict[str, Any]]:
+def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
     """Yield for each layer the experts' singular values and norms, and how far their spans coincide.
 
     The overlap of two spans is the mean squared cosine of their principal angles, 1 for the same span and about
     R / D for random ones; it is given for the sides that are read from (``right``) and written to (``left``).
     """
-    experts = {expert.name: expert.factors for expert in contest.system.experts}
+    experts = {expert.name: expert.factors for expert in experiment.system.experts}
     for deltas in Layers(experts):
         sides = [torch.linalg.svd(core, full_matrices=False) for core in deltas.span.cores]
         kept = [int((values > SEEN * values.max().clamp_min(1e-300)).sum()) for _, values, _ in sides]

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Count, Rate, Settings, Size, Weight
+from dynamorouter.utils.options import Count, Options, Rate, Size, Weight
 
 ARMS = ("*",)
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class StudySettings(Settings):
+class StudySettings(Options):
     """Measurements beside the arms, made on the first seed and the select rows."""
 
     coefficients: tuple[Weight, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
@@ -29,7 +29,7 @@ class StudySettings(Settings):
     """Spectra of the experts' changes and the angles between them, per layer."""
 
 
-class BenchSettings(Settings):
+class BenchSettings(Options):
     """The comparison: arms by seeds by tasks."""
 
     enabled: bool = False

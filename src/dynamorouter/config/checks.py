@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from dynamorouter.config.schema import Config
 from dynamorouter.errors import one_of, suggest
-from dynamorouter.tasks.generation import WRITERS
-from dynamorouter.utils.options import Settings
+from dynamorouter.tasks.generation import GENERATIVE
+from dynamorouter.utils.options import Options
 
 GRADIENT_ROUTERS = ("complexity", "mlp")
 """Kinds of router that the joint phase can train; torch, which would tell, is not imported for a check."""
@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 class Branch:
     """What a part of the tree holds: the keys of ``model``, or, if ``named``, any names with such keys below each."""
 
-    model: type[Settings]
+    model: type[Options]
     named: bool = False
 
     def below(self, key: str) -> Branch | None:
@@ -43,7 +43,7 @@ def _branch_in(annotation: Any) -> Branch | None:
     """Return the branch that an annotation stands for, if any."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and origin is None:
-        return Branch(annotation) if issubclass(annotation, Settings) else None
+        return Branch(annotation) if issubclass(annotation, Options) else None
     if origin is typing.Annotated:
         return _branch_in(arguments[0])
     if origin in (typing.Union, types.UnionType):
@@ -138,7 +138,7 @@ def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
         if target not in bases:
             continue  # named above
         mixed = (target, *(_value(fusions, target, "sources") or ()))
-        wrong = [name for name in mixed if isinstance(name, str) and _value(tasks, name, "head") in WRITERS]
+        wrong = [name for name in mixed if isinstance(name, str) and _value(tasks, name, "head") in GENERATIVE]
         if wrong:
             found.append(
                 f"experts.fusion.{target}: {one_of(map(repr, wrong))} writes text, and fusions are for heads "

@@ -20,11 +20,11 @@ from dynamorouter.model.base.config import BaseSettings
 from dynamorouter.routing.config import RouterSettings
 from dynamorouter.tasks.settings import TaskSettings
 from dynamorouter.training.config import ExpertSettings, JointSettings
-from dynamorouter.utils.options import Count, Rows, Settings, Size
+from dynamorouter.utils.options import Count, Options, Rows, Size
 from dynamorouter.utils.tracking import TrackingSettings
 
 
-class EvaluationSettings(Settings):
+class EvaluationSettings(Options):
     """Held-out rows per task and what they decide."""
 
     select_rows: Count = 500
@@ -37,7 +37,7 @@ class EvaluationSettings(Settings):
     """Resamples for confidence intervals."""
 
 
-class Config(Settings):
+class Config(Options):
     """Everything that a run depends on."""
 
     recipe: str

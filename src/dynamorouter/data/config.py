@@ -6,10 +6,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from dynamorouter.utils.options import Count, Settings, Share, Size
+from dynamorouter.utils.options import Count, Options, Share, Size
 
 
-class FilterSettings(Settings):
+class FilterSettings(Options):
     """Which rows are dropped before splitting, empty ones, duplicates and unknown labels always; all are counted."""
 
     max_chars: Count = 20_000
@@ -20,7 +20,7 @@ class FilterSettings(Settings):
     """Leave broken rows out with a count instead of stopping at the first."""
 
 
-class AugmentSettings(Settings):
+class AugmentSettings(Options):
     """Light augmentation, of train rows only."""
 
     copies: Size = 0
@@ -33,7 +33,7 @@ class AugmentSettings(Settings):
     """Chance of each text to lose its capitals or its final punctuation."""
 
 
-class DataSettings(Settings):
+class DataSettings(Options):
     """Where rows come from and which are kept."""
 
     source: Literal["builtin", "local", "hub"] = "builtin"

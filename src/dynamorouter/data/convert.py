@@ -11,7 +11,7 @@ from typing import Any
 from dynamorouter.data.sources import Row
 from dynamorouter.errors import one_of
 from dynamorouter.tasks.record import Record, Target
-from dynamorouter.tasks.spec import WRITERS, TaskSpec
+from dynamorouter.tasks.spec import GENERATIVE, TaskSpec
 from dynamorouter.tasks.text import MAX_CHARS, text_problem
 from dynamorouter.utils.jsonl import SkipCount, bad_row
 
@@ -52,14 +52,14 @@ def convert(
             return listed
         words, text = listed, " ".join(listed)
     pair = None if columns.pair is None else row[columns.pair]
-    if task.head in WRITERS and isinstance(pair, str) and not pair.strip():
+    if task.head in GENERATIVE and isinstance(pair, str) and not pair.strip():
         pair = None  # an instruction need not come with an input
     for column, value in ((columns.text, text), (columns.pair, pair)):
-        absent = column is None or (value is None and task.head in WRITERS and column == columns.pair)
+        absent = column is None or (value is None and task.head in GENERATIVE and column == columns.pair)
         problem = None if absent else text_problem(value, max_chars=max_chars)
         if problem is not None:
             return RowProblem(problem[0], f"{column} {problem[1]}")
-    if task.head in WRITERS:
+    if task.head in GENERATIVE:
         target = _written(task, row, max_chars)
     else:
         target = _target(task, row[columns.target], words, "" if pair is None else pair, fixed)

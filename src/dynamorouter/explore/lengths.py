@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dynamorouter.explore.rows import TaskRows, labels, target_text, word_count
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import WRITERS, TaskSpec
+from dynamorouter.tasks.spec import GENERATIVE, TaskSpec
 
 Ints = NDArray[np.int64]
 Tokenizer = Callable[..., Any]
@@ -69,7 +69,7 @@ def truncation(rows: TaskRows, tokenizer: Tokenizer | None, *, max_tokens: int |
         also ``with_target``: the share whose input and target together are longer.
     """
     records, window = rows.records, max_tokens or rows.task.max_tokens
-    writes = rows.task.head in WRITERS
+    writes = rows.task.head in GENERATIVE
     if tokenizer is None:
         parts = words(rows)
         lengths = parts.get("input", parts["text"])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamorouter.model.heads.base import ReadingHead
+from dynamorouter.model.heads.base import EncoderHead
 from dynamorouter.model.text.batching import rows_of
 from dynamorouter.model.text.tokenize import TextPair, Window
 
@@ -22,7 +22,7 @@ def decode(
     windows: Sequence[Window],
     rows: Sequence[TextPair],
     experts: Sequence[int],
-    heads: Sequence[ReadingHead] | Mapping[int, ReadingHead],
+    heads: Sequence[EncoderHead] | Mapping[int, EncoderHead],
 ) -> list[Any]:
     """Decode each window with the head of its expert; heads run once per expert that is present.
 

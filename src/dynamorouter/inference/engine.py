@@ -14,12 +14,12 @@ from torch import Tensor
 
 from dynamorouter.errors import LibraryError, one_of
 from dynamorouter.inference.decode import decode
-from dynamorouter.inference.generation.decoding import Reading, read_prompts
-from dynamorouter.inference.writing import Gates, Wanted, stream_row, target_losses, text_answer, write_rows
+from dynamorouter.inference.generation.decoding import Prefill, read_prompts
+from dynamorouter.inference.writing import Gates, GenerationBatch, stream_row, target_losses, text_answer, write_rows
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.heads.base import ReadingHead
-from dynamorouter.model.heads.language import WritingHead
+from dynamorouter.model.heads.base import EncoderHead
+from dynamorouter.model.heads.language import LanguageModelHead
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.fusion import Fusion
 from dynamorouter.model.lora.gates import FusionGate, RowGate
@@ -35,7 +35,7 @@ Mixture = tuple[Tensor, Tensor]
 
 def writes(expert: Expert) -> bool:
     """Tell whether an expert answers with a text of its own."""
-    return isinstance(expert.head, WritingHead)
+    return isinstance(expert.head, LanguageModelHead)
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Chunk:
     batch: Batch
     states: Mapping[int, Tensor] = field(default_factory=dict)
     depth: int = 0
-    reading: Reading | None = None
+    reading: Prefill | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -158,7 +158,7 @@ class Engine:
             elif layers:
                 chunk.depth = max(layers)
                 with torch.inference_mode():
-                    chunk.states = base.trunk(batch, chunk.depth, keep=layers)
+                    chunk.states = base.forward_to(batch, chunk.depth, keep=layers)
             yield group, chunk
 
     @torch.inference_mode()
@@ -252,9 +252,9 @@ class Engine:
         name: str,
         mixture: Mixture | None,
         generation: Mapping[str, Any] | None,
-    ) -> Wanted:
+    ) -> GenerationBatch:
         base = self.bases[name]
-        return Wanted(
+        return GenerationBatch(
             base,
             {i: chunk.rows[i] for i in rows},
             {i: self.experts[experts[i]] for i in rows},
@@ -276,9 +276,9 @@ class Engine:
     def _gates(self, experts: Sequence[int], mixture: Mixture | None, base: Base) -> Gates:
         return lambda rows: self._gate(rows, experts, mixture, base.device)
 
-    def _reader(self, expert: int) -> ReadingHead:
+    def _reader(self, expert: int) -> EncoderHead:
         head = self._heads[expert]
-        assert isinstance(head, ReadingHead)
+        assert isinstance(head, EncoderHead)
         return head
 
     def _plan(
@@ -316,7 +316,7 @@ class Engine:
             at = torch.tensor(rows, device=base.device)
             hidden, mask = hidden[at], mask[at]
         gate = self._gate(rows, experts, mixture, base.device)
-        hidden = base.finish(hidden, mask, gate, depth=chunk.depth)
+        hidden = base.forward_from(hidden, mask, gate, depth=chunk.depth)
         self._decode(hidden, mask, [(i, chunk.windows[i][0]) for i in rows], experts, parts, chunk)
 
     def _full(
@@ -335,7 +335,7 @@ class Engine:
                 chosen = sorted((mine[i] for i in group), key=lambda item: (item[0], item[1].part))
                 batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
                 gate = self._gate([row for row, _ in chosen], experts, mixture, base.device)
-                self._decode(base.full(batch, gate), batch.mask, chosen, experts, parts, chunk)
+                self._decode(base.forward(batch, gate), batch.mask, chosen, experts, parts, chunk)
 
     def _gate(self, rows: Sequence[int], experts: Sequence[int], mixture: Mixture | None, device: torch.device) -> Gate:
         """Return the gate of rows that ``_alike`` put together."""

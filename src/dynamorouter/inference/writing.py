@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dynamorouter.errors import ConfigError, one_of, suggest
-from dynamorouter.inference.generation.decoding import Reading
+from dynamorouter.inference.generation.decoding import Prefill
 from dynamorouter.inference.generation.generate import generate, stream
 from dynamorouter.inference.generation.sampling import GenerationOptions
 from dynamorouter.model.base.base import Base
@@ -35,7 +35,7 @@ Gates = Callable[[Sequence[int]], Gate]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GenerationBatch:
     """Rows of one base that are to be written.
 
     Attributes:
@@ -65,7 +65,7 @@ class Wanted:
 
 
 def write_rows(
-    wanted: Wanted, reading: Reading | None, read: Mapping[int, Sequence[int]], budget: int
+    wanted: GenerationBatch, reading: Prefill | None, read: Mapping[int, Sequence[int]], budget: int
 ) -> dict[int, Answer]:
     """Write an answer to each row.
 
@@ -94,7 +94,7 @@ def write_rows(
     return answers
 
 
-def stream_row(wanted: Wanted, reading: Reading | None, read: Sequence[int]) -> Iterator[str]:
+def stream_row(wanted: GenerationBatch, reading: Prefill | None, read: Sequence[int]) -> Iterator[str]:
     """Write the answer to the only row and yield it piece by piece."""
     (prompt,) = wanted.prompts().values()
     (expert,) = wanted.experts.values()
@@ -108,10 +108,10 @@ def stream_row(wanted: Wanted, reading: Reading | None, read: Sequence[int]) -> 
 
 
 def _goes_on(
-    wanted: Wanted,
+    wanted: GenerationBatch,
     place: int,
     prompts: Mapping[int, Sequence[int]],
-    reading: Reading,
+    reading: Prefill,
     read: Mapping[int, Sequence[int]],
 ) -> bool:
     """Tell whether a row's expert reads what the router has read, and what is mixed for it begins no lower."""

@@ -179,7 +179,7 @@ def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int)
             layout = Layout.of(examples, [[i] for i in range(len(examples))])
             batch = layout.batch(base)
             with torch.inference_mode():
-                states = base.trunk(batch, depth)[depth] if depth else None
+                states = base.forward_to(batch, depth)[depth] if depth else None
             prepared.append((index, layout, batch, states))
     units = [
         sum(e.units for i, layout, _, _ in prepared if i == index for e in layout.examples)
@@ -218,7 +218,7 @@ def mean_entropy(
             part = first[at : at + batch_rows]
             batch = base.encoder.collate([window.encoding for window in part], base.device)
             with torch.no_grad():
-                states = base.trunk(batch, depth)[depth]
+                states = base.forward_to(batch, depth)[depth]
             own.append((read, part, [texts[window.row] for window in part], batch.mask, states))
         prepared.append(own)
     calls = 0
@@ -230,7 +230,7 @@ def mean_entropy(
             for own in prepared:
                 read, windows, texts, mask, states = own[calls % len(own)]
                 gate = _everybody(len(windows), len(experts), base)
-                values.append(read(base.finish(states, mask, gate, depth=depth), mask, windows, texts))
+                values.append(read(base.forward_from(states, mask, gate, depth=depth), mask, windows, texts))
         calls += 1
         return torch.stack(values).mean()
 

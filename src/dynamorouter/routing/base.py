@@ -97,7 +97,7 @@ class Router(ABC):
     """
 
     layers: tuple[int, ...] = ()
-    restrained: ClassVar[bool] = True
+    respects_pairs: ClassVar[bool] = True
     """Whether a system takes experts away that cannot answer a row; baselines that do not look at it are left alone."""
 
     @abstractmethod

@@ -23,7 +23,7 @@ class _Counted(Router):
     """What the baselines share: all that they keep is the number of experts."""
 
     count: int = 0
-    restrained: ClassVar[bool] = False
+    respects_pairs: ClassVar[bool] = False
 
     def fit(
         self,

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from dynamorouter.routing.base import RouterInput, routers
 from dynamorouter.routing.nets import RouterModule
-from dynamorouter.routing.neural import TrainedRouter, evaluated
+from dynamorouter.routing.neural import NeuralRouter, evaluated
 from dynamorouter.routing.pooling import POOLINGS, check_pooling
 
 
@@ -43,10 +43,10 @@ def squared_error(estimates: Tensor, scores: Tensor) -> Tensor:
 
 @routers.register("complexity")
 @dataclass(kw_only=True, eq=False)
-class TierRouter(TrainedRouter):
+class TierRouter(NeuralRouter):
     """Chooses the expert of a tier, and estimates the complexity that the tiers were made of.
 
-    Further options are those of ``TrainedRouter``. ``fit`` takes the scores that the tiers were made of as
+    Further options are those of ``NeuralRouter``. ``fit`` takes the scores that the tiers were made of as
     ``scores``; without them the second output is not trained. The prior is the share of each tier in training.
 
     Args:

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Count, Rate, Rows, Settings, Share, Size, Weight
+from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
 
 
-class RouterSettings(Settings):
+class RouterSettings(Options):
     """The router: which one, what it reads, how it is fitted."""
 
     kind: str = "mlp"

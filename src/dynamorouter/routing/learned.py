@@ -21,7 +21,7 @@ from dynamorouter.routing.calibration import better_temperature
 
 
 @dataclass(kw_only=True, eq=False)
-class LearnedRouter(Router):
+class FittedRouter(Router):
     """A router with options and learned tensors.
 
     Args:
@@ -111,7 +111,7 @@ class LearnedRouter(Router):
 
 
 @dataclass(kw_only=True, eq=False)
-class ScoringRouter(LearnedRouter):
+class ScoringRouter(FittedRouter):
     """A router that scores every expert and takes the softmax at a temperature, which ``calibrate`` fits."""
 
     temperature: float = field(default=1.0, init=False)

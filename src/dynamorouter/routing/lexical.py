@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, RouterInput, check_targets, routers
-from dynamorouter.routing.learned import LearnedRouter
+from dynamorouter.routing.learned import FittedRouter
 
 
 def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:
@@ -28,7 +28,7 @@ def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:
 
 @routers.register("tfidf")
 @dataclass(kw_only=True, eq=False)
-class TfIdf(LearnedRouter):
+class TfIdf(FittedRouter):
     """Logistic regression over TF-IDF; an expert without a training row has probability zero.
 
     Args:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from dynamorouter.routing.base import routers
 from dynamorouter.routing.nets import RouterModule
-from dynamorouter.routing.neural import TrainedRouter
+from dynamorouter.routing.neural import NeuralRouter
 from dynamorouter.routing.pooling import POOLINGS, check_pooling
 
 ALLOWED = ("attention", *POOLINGS)
@@ -26,8 +26,8 @@ ALLOWED = ("attention", *POOLINGS)
 
 @routers.register("mlp")
 @dataclass(kw_only=True, eq=False)
-class TaskMLP(TrainedRouter):
-    """Chooses experts with an MLP over pooled hidden states; its options are those of ``TrainedRouter``.
+class TaskMLP(NeuralRouter):
+    """Chooses experts with an MLP over pooled hidden states; its options are those of ``NeuralRouter``.
 
     Args:
         pooling: ``mean`` of the tokens, ``cls`` (the first token), ``last`` (the last one), ``mean_cls`` or

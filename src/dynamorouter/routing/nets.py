@@ -57,7 +57,7 @@ class RouterModule(nn.Module):
         hidden: H; 0 leaves a linear classifier.
         experts: E.
         dropout: share of the hidden units, and of the input features, dropped in training.
-        gauge: add a second output, one number between 0 and 1, and keep the share of each expert in training.
+        score_head: add a second output, one number between 0 and 1, and keep the share of each expert in training.
     """
 
     mean: Tensor
@@ -73,7 +73,7 @@ class RouterModule(nn.Module):
         hidden: int,
         experts: int,
         dropout: float = 0.0,
-        gauge: bool = False,
+        score_head: bool = False,
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
@@ -85,8 +85,8 @@ class RouterModule(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(features, hidden) if hidden else None
         self.out = nn.Linear(hidden or features, experts)
-        self.gauge = nn.Linear(hidden or features, 1) if gauge else None
-        self.register_buffer("prior", torch.full((experts,), 1.0 / experts) if gauge else None)
+        self.score_head = nn.Linear(hidden or features, 1) if score_head else None
+        self.register_buffer("prior", torch.full((experts,), 1.0 / experts) if score_head else None)
 
     def pool(self, batch: RouterInput) -> Tensor:
         """Return the pooled states before standardisation, ``(B, F)`` float32."""
@@ -105,7 +105,7 @@ class RouterModule(nn.Module):
             hidden: Tensor = self.dropout((features - self.mean) * self.inverse_std)
             if self.inner is not None:
                 hidden = self.dropout(nn.functional.gelu(self.inner(hidden)))
-            gauged = None if self.gauge is None else self.gauge(hidden).sigmoid().squeeze(1)
+            gauged = None if self.score_head is None else self.score_head(hidden).sigmoid().squeeze(1)
             return self.out(hidden), gauged
 
     def forward(self, batch: RouterInput) -> Tensor:

@@ -30,7 +30,7 @@ PREFIX = "module."
 
 
 @dataclass(kw_only=True, eq=False)
-class TrainedRouter(GradientRouter, ScoringRouter):
+class NeuralRouter(GradientRouter, ScoringRouter):
     """A small network over pooled states of the trunk.
 
     Args:
@@ -80,7 +80,7 @@ class TrainedRouter(GradientRouter, ScoringRouter):
             hidden=self.hidden,
             experts=experts,
             dropout=self.dropout,
-            gauge=self.gauged,
+            score_head=self.gauged,
         )
 
     @abstractmethod

@@ -138,7 +138,7 @@ def pooled_all(inputs: Sequence[RouterInput], layers: Sequence[int], pooling: st
         return torch.cat([pooled(batch, layers, pooling) for batch in inputs])
 
 
-def spread(features: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+def unpool(features: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     """Return the fewest positions that pool to one layer's ``features`` ``(B, P * D)``.
 
     One vector is its own mean, sum, first and last. Of two positions one is the token ``t``, and the other
@@ -160,14 +160,14 @@ def spread(features: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     return torch.stack(both, dim=1), torch.ones(len(mean), 2, dtype=torch.int64, device=features.device)
 
 
-def condense(batch: RouterInput, pooling: str) -> RouterInput:
+def to_pseudo_tokens(batch: RouterInput, pooling: str) -> RouterInput:
     """Return a batch of few positions that ``pooling`` turns into what it makes of ``batch``, but for rounding.
 
     Raises:
         RouterError: the pooling is unknown.
     """
     check_pooling(pooling, tuple(POOLINGS))
-    found = {layer: spread(POOLINGS[pooling](state, batch.mask), pooling) for layer, state in batch.states.items()}
+    found = {layer: unpool(POOLINGS[pooling](state, batch.mask), pooling) for layer, state in batch.states.items()}
     live = batch.mask.amax(dim=1, keepdim=True)
     counts = [count for _, count in found.values()]
     mask = live * counts[0] if counts else live
@@ -185,7 +185,7 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class Skill:
+class FeatureSample:
     """What a router read of some of an expert's rows.
 
     Attributes:

@@ -18,11 +18,11 @@ from torch.nn.functional import normalize, one_hot
 
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, RouterInput, check_targets, routers
-from dynamorouter.routing.learned import LearnedRouter, ScoringRouter
+from dynamorouter.routing.learned import FittedRouter, ScoringRouter
 from dynamorouter.routing.pooling import POOLINGS, check_layers, check_pooling, pooled, pooled_all, statistics
 
 
-def few_of_each(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+def sample_per_class(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Return sorted places of at most ``limit`` rows of each expert, drawn with ``generator``."""
     chosen = []
     for expert in sorted(set(targets.tolist())):
@@ -33,7 +33,7 @@ def few_of_each(targets: Tensor, limit: int, generator: torch.Generator) -> Tens
 
 
 @dataclass(kw_only=True, eq=False)
-class _Examples(LearnedRouter):
+class _Examples(FittedRouter):
     """Examples as standardised pooled features of unit length; cosine is then a product.
 
     Args:
@@ -56,7 +56,7 @@ class _Examples(LearnedRouter):
 
     def place(self, inputs: Sequence[RouterInput], targets: Tensor, count: int, generator: torch.Generator) -> None:
         """Learn statistics from all rows, and keep ``features`` ``(n, F)`` and ``votes`` ``(n, E)`` of a few."""
-        rows = few_of_each(targets, self.examples, generator)
+        rows = sample_per_class(targets, self.examples, generator)
         features = pooled_all(inputs, self.layers, self.pooling)
         mean, std = statistics(features)
         self.learned = {"mean": mean, "std": std}

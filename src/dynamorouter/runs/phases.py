@@ -29,7 +29,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import base_spec as base_spec
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.examples import writing_report
-from dynamorouter.routing.pooling import Skill
+from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.runs.build import (
     base_settings,
     cache_options,
@@ -169,7 +169,7 @@ def _truncation(records: Sequence[Record], base: Base, expert: Expert) -> dict[s
     return truncation_report(records, base.tokenizer, expert.task).to_json()
 
 
-class _Sitting:
+class PhaseLog:
     """One sitting at a phase: its log, and the seconds that it and earlier ones took.
 
     Args:
@@ -196,7 +196,7 @@ class _Sitting:
         return lambda step, values: self.tracker.log(step, self.name, part=part, **values)
 
 
-Work = Callable[[Run, PreparedData, _Sitting], tuple[System, dict[str, Skill]]]
+Work = Callable[[Run, PreparedData, PhaseLog], tuple[System, dict[str, FeatureSample]]]
 
 
 def _phase(run: Run, name: str, after: str, work: Work) -> Path:
@@ -211,7 +211,7 @@ def _phase(run: Run, name: str, after: str, work: Work) -> Path:
         sweep(folder.parent)
         rounds = {part: _last_round(file) for part, file in _checkpoints(run, name).items() if file.is_file()}
         with _tracker(run, run.log_length(name, after, rounds)) as tracker:
-            sitting = _Sitting(run, name, tracker)
+            sitting = PhaseLog(run, name, tracker)
             system, skills = work(run, _prepared(run), sitting)
             with writing_folder(folder) as temporary:
                 system.save(temporary, skills=skills)
@@ -245,7 +245,7 @@ def _last_round(checkpoint: Path) -> int:
     return int(json.loads(read_metadata(checkpoint)["state"])["round"])
 
 
-def _experts(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dict[str, Skill]]:
+def _experts(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
     config, tasks = run.config, run_tasks(run.config)
     bases = load_bases(config)
     train = {task.name: data.split("train", task.name) for task in tasks}
@@ -274,7 +274,7 @@ def _experts(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, d
     return System(bases, experts, None, router_base=config.base.name, info=info), {}
 
 
-def _router(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dict[str, Skill]]:
+def _router(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
     config = run.config
     system = System.load(run.phase("experts"), device=config.device, precision=config.precision)
     more = config.router.expert_rows
@@ -290,7 +290,7 @@ def _router(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, di
     return system, skills
 
 
-def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dict[str, Skill]]:
+def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
     config, joint = run.config, run.config.joint
     before = System.load(run.phase("router"), device=config.device, precision=config.precision)
     system = System.load(run.phase("router"), device=config.device, precision=config.precision)
@@ -334,7 +334,7 @@ def _joint(run: Run, data: PreparedData, sitting: _Sitting) -> tuple[System, dic
 
 
 def _fused(
-    run: Run, data: PreparedData, sitting: _Sitting, bases: Mapping[str, Base], experts: Sequence[Expert]
+    run: Run, data: PreparedData, sitting: PhaseLog, bases: Mapping[str, Base], experts: Sequence[Expert]
 ) -> list[Expert]:
     """Train the fusions that are wanted over experts that will not change any more in this phase."""
     plans = fusion_plans(run.config)

@@ -23,7 +23,7 @@ from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.fusion import Fusion, load_layers
 from dynamorouter.model.lora.peft import load_adapter, save_adapter
-from dynamorouter.routing.pooling import Skill
+from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task, plain_task
 from dynamorouter.utils.files import (
@@ -56,7 +56,7 @@ class Library:
             return []
         return sorted(path.parent.name for path in self.folder.glob(f"*/{CARD}") if path.parent.name[0] != ".")
 
-    def add(self, expert: Expert, base: Base, *, skill: Skill | None = None, replace: bool = False) -> Path:
+    def add(self, expert: Expert, base: Base, *, skill: FeatureSample | None = None, replace: bool = False) -> Path:
         """Write an expert's folder, whole or not at all.
 
         Raises:
@@ -118,15 +118,15 @@ class Library:
             lora = replace(lora, targets=targets if isinstance(targets, str) else tuple(targets))
         return Expert(name, task, base.spec.name, adapter.factors, head.eval(), lora, own, fusion)
 
-    def skill(self, name: str) -> Skill | None:
+    def skill(self, name: str) -> FeatureSample | None:
         """Return what a router read of the expert's rows, if it was kept."""
         path = self._existing(name) / SKILL
         if not path.is_file():
             return None
         states = {int(key.removeprefix("layer.")): value for key, value in read_tensors(path).items()}
-        return Skill(states, read_metadata(path)["pooling"])
+        return FeatureSample(states, read_metadata(path)["pooling"])
 
-    def write_skill(self, name: str, skill: Skill) -> None:
+    def write_skill(self, name: str, skill: FeatureSample) -> None:
         """Replace what is kept of the expert's rows."""
         states = {f"layer.{layer}": value for layer, value in skill.states.items()}
         write_tensors(self._existing(name) / SKILL, states, metadata={"pooling": skill.pooling})

@@ -331,7 +331,7 @@ def _compare(base: Base, other: Base, expert: Expert) -> dict[str, Any]:
 def _outputs(base: Base, batch: Batch, gate: Gate | None) -> torch.Tensor:
     """Return the last hidden states of all tokens, ``(N, D)``; of an encoder-decoder those of both stacks."""
     here = batch.mask.bool()
-    states = base.full(batch, gate)
+    states = base.forward(batch, gate)
     if base.kind != "seq2seq":
         return states[here]
     return torch.cat([states[here], base.decode_hidden(states, batch.mask, batch.ids, gate)[here]])

@@ -17,7 +17,7 @@ from dynamorouter.errors import RouterError
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
 from dynamorouter.routing.baselines import Oracle
-from dynamorouter.routing.pooling import Skill
+from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
@@ -61,7 +61,7 @@ def fit_system_router(
     *,
     seed: int,
     advance: Callable[[int], None] = lambda parts: None,
-) -> tuple[dict[str, Skill], dict[str, Any]]:
+) -> tuple[dict[str, FeatureSample], dict[str, Any]]:
     """Fit a router to a system's experts and put it into the system.
 
     Args:
@@ -108,7 +108,7 @@ def _to_fit_on(
     *,
     share: float,
     advance: Callable[[int], None],
-) -> tuple[list[Labelled], list[float], dict[str, Skill]]:
+) -> tuple[list[Labelled], list[float], dict[str, FeatureSample]]:
     """Read the rows of every expert, a share of its pairs also as one run of text, and what is remembered of others.
 
     Returns:
@@ -116,7 +116,7 @@ def _to_fit_on(
     """
     train: list[Labelled] = []
     scores: list[float] = []
-    skills: dict[str, Skill] = {}
+    skills: dict[str, FeatureSample] = {}
     for index, name in enumerate(system.names):
         if rows.get(name):
             batches, order = _read(system, reader, _pairs(rows[name]))

@@ -27,7 +27,7 @@ from dynamorouter.model.lora.expert import Expert, share_factors
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing import serialization as store
 from dynamorouter.routing.base import Route, Router, RouterInput
-from dynamorouter.routing.pooling import Skill
+from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.system.library import Library
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.text import check_rows
@@ -129,7 +129,7 @@ class System:
             library=library,
         )
 
-    def save(self, folder: str | Path, *, skills: Mapping[str, Skill] | None = None) -> Path:
+    def save(self, folder: str | Path, *, skills: Mapping[str, FeatureSample] | None = None) -> Path:
         """Write the system: the experts, the router, and last the manifest.
 
         Args:
@@ -334,7 +334,7 @@ class System:
             route = self._rebuilt(wide[:, :-1], route)
         takes = torch.tensor([e.task.columns.pair is not None for e in self.experts], device=route.experts.device)
         paired = torch.tensor([pair is not None for _, pair in chunk.rows], device=route.experts.device)
-        if not self.router.restrained or bool(takes.all()) or not bool(takes.any()) or not bool(paired.any()):
+        if not self.router.respects_pairs or bool(takes.all()) or not bool(takes.any()) or not bool(paired.any()):
             return route
         narrow = torch.where(takes, route.probabilities.clamp_min(1e-12), 0.0)
         return self._rebuilt(narrow, route).where(paired, route)

@@ -6,18 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Count, Settings, Size, Weight
+from dynamorouter.utils.options import Count, Options, Size, Weight
 
 Kind = Literal["auto", "encoder", "decoder", "seq2seq"]
 """Kinds of base; ``auto`` goes by the checkpoint's own config."""
 HeadName = Literal["classification", "tags", "span", "causal_lm", "seq2seq"]
-WRITERS = ("causal_lm", "seq2seq")
+GENERATIVE = ("causal_lm", "seq2seq")
 """Heads that write."""
 Packing = bool | Literal["auto"]
 SelectBy = Literal["loss", "metric"]
 
 
-class GenerationSettings(Settings):
+class GenerationSettings(Options):
     """How an expert that writes does so."""
 
     max_new_tokens: Count = 64

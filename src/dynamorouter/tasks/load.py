@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.metrics.base import metrics
-from dynamorouter.tasks.spec import TASK_NAME, WRITERS, answer_kind
+from dynamorouter.tasks.spec import GENERATIVE, TASK_NAME, answer_kind
 from dynamorouter.tasks.task import Columns, Generation, HeadKind, Task
 
 _KEYS = tuple(field.name for field in fields(Task))
@@ -78,8 +78,8 @@ def _columns(mapping: Mapping[str, Any]) -> list[str]:
     extra = columns.get("extra") or {}
     if not isinstance(extra, Mapping) or not all(isinstance(column, str) for column in extra.values()):
         problems.append(f"columns.extra is {extra!r}; give names of columns by the name that a metric knows them by")
-    elif extra and mapping.get("head") not in WRITERS:
-        problems.append(f"columns.extra is {dict(extra)!r}; only tasks whose head is {one_of(WRITERS)} carry it")
+    elif extra and mapping.get("head") not in GENERATIVE:
+        problems.append(f"columns.extra is {dict(extra)!r}; only tasks whose head is {one_of(GENERATIVE)} carry it")
     elif "texts" in extra:
         problems.append("columns.extra names 'texts', which is what columns.target becomes; choose another name")
     if mapping.get("head") == "span" and not columns.get("pair"):
@@ -100,7 +100,7 @@ def _labels(mapping: Mapping[str, Any]) -> list[str]:
     head, positive = mapping.get("head"), mapping.get("positive")
     if head == "classification" and len(labels) < 2:
         problems.append(f"labels has {len(labels)}; a classification head needs two or more")
-    if (head == "span" or head in WRITERS) and labels:
+    if (head == "span" or head in GENERATIVE) and labels:
         problems.append(f"labels is {list(labels)!r}; a {head} head has none, leave it out")
     if head == "tags":
         problems.extend(_tags(list(labels)))

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_serializer, model_validator
 
 from dynamorouter.errors import one_of, suggest
-from dynamorouter.tasks.generation import WRITERS, GenerationSettings, HeadName, SelectBy
-from dynamorouter.utils.options import Count, Rate, Rows, Settings, Share, Size, Weight
+from dynamorouter.tasks.generation import GENERATIVE, GenerationSettings, HeadName, SelectBy
+from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
 
 
-class ColumnSettings(Settings):
+class ColumnSettings(Options):
     """Names of a task's native columns."""
 
     text: str
@@ -26,7 +26,7 @@ class ColumnSettings(Settings):
     """Further columns that only a metric reads, by the name it knows them by: ``tests: test_list``."""
 
 
-class HyperSettings(Settings):
+class HyperSettings(Options):
     """What one task may change of the expert phase for itself; ``null`` or absent keeps the phase's value."""
 
     rank: Count | None = None
@@ -51,7 +51,7 @@ class HyperSettings(Settings):
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
-class TaskSettings(Settings):
+class TaskSettings(Options):
     """One task; the fields of ``dynamorouter.tasks.task.Task``."""
 
     name: str
@@ -85,7 +85,7 @@ class TaskSettings(Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.head not in ("span", *WRITERS) and len(set(self.labels)) < 2:
+        if self.head not in ("span", *GENERATIVE) and len(set(self.labels)) < 2:
             raise ValueError(f"a {self.head} head needs at least two different labels; list them under 'labels'")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("a label is listed twice under 'labels'")
@@ -93,9 +93,9 @@ class TaskSettings(Settings):
             raise ValueError(
                 f"positive is {self.positive!r}{suggest(self.positive, self.labels)}; allowed: {one_of(self.labels)}"
             )
-        if self.head in WRITERS and self.labels:
+        if self.head in GENERATIVE and self.labels:
             raise ValueError(f"a {self.head} head has no labels; leave out 'labels'")
-        if self.columns.extra and (self.head not in WRITERS or "texts" in self.columns.extra):
+        if self.columns.extra and (self.head not in GENERATIVE or "texts" in self.columns.extra):
             raise ValueError("columns.extra is for heads that write, and none of its names may be 'texts'")
         if self.head == "span" and self.columns.pair is None:
             raise ValueError("a span head needs the context's column under 'columns.pair'")

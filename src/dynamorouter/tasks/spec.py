@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 HeadKind = Literal["classification", "tags", "span", "causal_lm", "seq2seq"]
 AnswerKind = Literal["classification", "tags", "span", "text"]
 """What heads answer: those that write, on a decoder or on an encoder-decoder, answer text."""
-WRITERS: tuple[HeadKind, ...] = ("causal_lm", "seq2seq")
+GENERATIVE: tuple[HeadKind, ...] = ("causal_lm", "seq2seq")
 """The kinds of head that write a text."""
 
 

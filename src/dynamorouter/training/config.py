@@ -7,12 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dynamorouter.tasks.generation import Packing, SelectBy
-from dynamorouter.utils.options import Count, Rate, Rows, Settings, Share, Size, Weight
+from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
 
 TRAIN_ROWS = 5000
 
 
-class CacheSettings(Settings):
+class CacheSettings(Options):
     """Where the trunk's outputs are kept between epochs."""
 
     where: Literal["memory", "disk", "off"] = "memory"
@@ -21,7 +21,7 @@ class CacheSettings(Settings):
     """Most it may hold, in MiB; what is over is computed anew."""
 
 
-class FusionSettings(Settings):
+class FusionSettings(Options):
     """AdapterFusion for one task: attention over the outputs of frozen experts, and a head of its own."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
@@ -42,7 +42,7 @@ class FusionSettings(Settings):
         return self
 
 
-class ExpertSettings(Settings):
+class ExpertSettings(Options):
     """The expert phase: LoRA factors and heads of all tasks, trained side by side."""
 
     rank: Count = 8
@@ -103,7 +103,7 @@ class ExpertSettings(Settings):
         return self.train_rows
 
 
-class JointSettings(Settings):
+class JointSettings(Options):
     """The joint phase: router and experts trained together."""
 
     enabled: bool = False

@@ -12,12 +12,12 @@ from dynamorouter.model.lora.expert import Expert, fresh_factors, install_expert
 from dynamorouter.model.text.examples import Example, make_examples
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
-from dynamorouter.training.validate import Examiner, Gates
+from dynamorouter.training.validate import Gates, Validator
 from dynamorouter.utils.seeding import seeded
 
-__all__ = ["CacheOptions", "Examiner", "Gates", "collect", "fit_experts", "fresh_expert", "learners"]
+__all__ = ["CacheOptions", "Gates", "Validator", "collect", "fit_experts", "fresh_expert", "make_learners"]
 
 
 def fit_experts(
@@ -52,10 +52,10 @@ def fit_experts(
     cache = cache or CacheOptions()
     depth = min(plan.lora.trunk_depth for plan in plans)
     experts = list(start) if start else [fresh_expert(base, plan, seed=options.seed) for plan in plans]
-    trainees, examples = learners(base, experts, plans, train, seed=options.seed)
+    learners, examples = make_learners(base, experts, plans, train, seed=options.seed)
     budget = options.tokens_per_batch
-    examiners = [
-        Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
+    validators = [
+        Validator(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
         for p in plans
     ]
     file = cache.folder / "train" if cache.folder else None
@@ -63,41 +63,41 @@ def fit_experts(
     trunk.fill()
     loop = PackedLoop(
         base,
-        trainees,
+        learners,
         examples,
         trunk,
-        evaluate=lambda trainee: examiners[trainee.index](trainee.head, trainee.index),
+        evaluate=lambda learner: validators[learner.index](learner.head, learner.index),
         options=options,
         log=log,
         checkpoint=checkpoint,
         saved=saved,
-        advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
+        advance=begin(sum(len(learner.examples) * learner.plan.epochs for learner in learners)),
     )
     loop.run()
-    for held in (trunk, *(examiner.cache for examiner in examiners)):
+    for held in (trunk, *(validator.cache for validator in validators)):
         held.close()
-    return [collect(base, expert, index, trainees[index]) for index, expert in enumerate(experts)]
+    return [collect(base, expert, index, learners[index]) for index, expert in enumerate(experts)]
 
 
-def learners(
+def make_learners(
     base: Base,
     experts: Sequence[Expert],
     plans: Sequence[ExpertPlan],
     train: Mapping[str, Sequence[Record]],
     *,
     seed: int,
-) -> tuple[list[Trainee], list[Example]]:
+) -> tuple[list[ExpertLearner], list[Example]]:
     """Put experts into the banks, and return a trainee for each with the examples of all."""
     install_experts(base, experts)
     examples: list[Example] = []
-    trainees: list[Trainee] = []
+    learners: list[ExpertLearner] = []
     for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
         head = expert.head.to(base.device).requires_grad_(True)
         own = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
         positions = range(len(examples), len(examples) + len(own))
         examples += own
-        trainees.append(Trainee(index, plan, head, base, positions, seed=seed))
-    return trainees, examples
+        learners.append(ExpertLearner(index, plan, head, base, positions, seed=seed))
+    return learners, examples
 
 
 def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:
@@ -108,10 +108,10 @@ def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:
     return Expert(plan.task.name, plan.task, base.spec.name, factors, head, plan.lora)
 
 
-def collect(base: Base, expert: Expert, index: int, trainee: Trainee) -> Expert:
+def collect(base: Base, expert: Expert, index: int, learner: ExpertLearner) -> Expert:
     """Read a trained expert back out of the banks."""
     factors = {layer: base.banks[layer].get(index, old.a.shape[0]) for layer, old in expert.factors.items()}
-    progress = trainee.progress
+    progress = learner.progress
     training = {"steps": progress.step, "epochs": progress.epoch, "select_score": round(progress.best, 6)}
-    head = trainee.head.eval().requires_grad_(False)
+    head = learner.head.eval().requires_grad_(False)
     return dataclasses.replace(expert, factors=factors, head=head, card={**expert.card, "training": training})

@@ -26,7 +26,7 @@ from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.examples import batch_of, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.experts import CacheOptions, Examiner
+from dynamorouter.training.experts import CacheOptions, Validator
 from dynamorouter.training.learner import units_of
 from dynamorouter.training.loop import Log, LoopOptions
 from dynamorouter.utils.seeding import seeded
@@ -161,20 +161,20 @@ class FusionTraining:
         """Train, and return the task's expert with both scores in its card, and the fusion if it is no worse."""
         torch.manual_seed(seeded(self.options.seed, self.plan.task, "fusion").initial_seed())  # dropout of the head
         task, budget = self.expert.task, self.options.tokens_per_batch
-        examiner = Examiner(self.base, task, select, depth=self.depth, budget=budget, cache=cache)
-        plain = examiner(self.expert.head.to(self.base.device).eval(), self.slot)
+        validator = Validator(self.base, task, select, depth=self.depth, budget=budget, cache=cache)
+        plain = validator(self.expert.head.to(self.base.device).eval(), self.slot)
         file = cache.folder / f"{task.name}.fusion" if cache.folder else None
         trunk = TrunkCache(self.base, self.examples, depth=self.depth, limit=cache.limit, budget=budget, file=file)
         trunk.fill()
         best, kept, passes = -math.inf, list[Tensor](), 0
         for epoch in range(self.plan.epochs):
             self._pass(epoch, trunk, advance)
-            score = examiner(self.fusion.head.eval(), self.slot, gates=self.gate)
+            score = validator(self.fusion.head.eval(), self.slot, gates=self.gate)
             self.log(self.steps, {f"select/{task.name}": score, f"epoch/{task.name}": epoch + 1})
             if score > best or not kept:
                 best, passes = score, epoch + 1
                 kept = [parameter.detach().clone() for parameter in self._parameters]
-        for held in (trunk, examiner.cache):
+        for held in (trunk, validator.cache):
             held.close()
         with torch.no_grad():
             for parameter, value in zip(self._parameters, kept, strict=True):
@@ -217,9 +217,9 @@ class FusionTraining:
             padded = batch_of(self.base, chosen)
             if self.depth:
                 hidden = trunk.fetch(positions, padded.mask.shape[1])
-                hidden = self.base.finish(hidden, padded.mask, self.gate(len(group)), depth=self.depth)
+                hidden = self.base.forward_from(hidden, padded.mask, self.gate(len(group)), depth=self.depth)
             else:
-                hidden = self.base.full(padded, self.gate(len(group)))
+                hidden = self.base.forward(padded, self.gate(len(group)))
             loss = self.fusion.head.loss(hidden, padded.mask, [example.target for example in chosen]).sum() / units
             loss.mul(self.scale).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())

@@ -29,10 +29,10 @@ from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.routing.base import GradientRouter, Router, RouterInput
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.experts import CacheOptions, Examiner, collect, learners
-from dynamorouter.training.learner import ExpertPlan, Trainee
+from dynamorouter.training.experts import CacheOptions, Validator, collect, make_learners
+from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
-from dynamorouter.training.placeholder import bystander
+from dynamorouter.training.placeholder import placeholder
 
 Gates = Literal["hard", "soft"]
 Order = Literal["together", "alternating"]
@@ -94,7 +94,7 @@ class JointRouter:
         Of an example that holds its answer the router reads the prompt alone.
         """
         with torch.no_grad():
-            states = self.base.trunk(
+            states = self.base.forward_to(
                 batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers)
             )
         read = {layer: states[layer] for layer in self.router.layers}
@@ -217,31 +217,31 @@ def fit_joint(
         begin: called with the number of windows to come; what it returns is called as they are done.
     """
     depth, budget = _depth(base, experts), options.tokens_per_batch
-    placed = [expert if expert.base == base.spec.name else bystander(expert, base) for expert in experts]
-    trainees, examples = learners(base, placed, plans, train, seed=options.seed)
-    examiners = _examiners(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
-    for i, examiner in examiners.items():
-        trainees[i].progress.best = examiner(trainees[i].head, i)
-    writers = [i for i in examiners if plans[i].task.head == "causal_lm"]
+    placed = [expert if expert.base == base.spec.name else placeholder(expert, base) for expert in experts]
+    learners, examples = make_learners(base, placed, plans, train, seed=options.seed)
+    validators = _validators(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
+    for i, validator in validators.items():
+        learners[i].progress.best = validator(learners[i].head, i)
+    writers = [i for i in validators if plans[i].task.head == "causal_lm"]
     loop = PackedLoop(
         base,
-        trainees,
+        learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=budget),
-        evaluate=lambda trainee: _judged(examiners.get(trainee.index), trainee),
+        evaluate=lambda learner: _judged(validators.get(learner.index), learner),
         options=options,
         log=log,
         checkpoint=checkpoint,
         saved=saved,
         router=JointRouter(base, router, joint, depth=depth, writers=writers),
-        advance=begin(sum(len(trainee.examples) * trainee.plan.epochs for trainee in trainees)),
+        advance=begin(sum(len(learner.examples) * learner.plan.epochs for learner in learners)),
     )
     router.module.train()
     loop.run()
     router.module.eval()
-    for examiner in examiners.values():
-        examiner.cache.close()
-    return [collect(base, e, i, trainees[i]) if i in examiners else e for i, e in enumerate(experts)]
+    for validator in validators.values():
+        validator.cache.close()
+    return [collect(base, e, i, learners[i]) if i in validators else e for i, e in enumerate(experts)]
 
 
 def _depth(base: Base, experts: Sequence[Expert]) -> int:
@@ -249,7 +249,7 @@ def _depth(base: Base, experts: Sequence[Expert]) -> int:
     return min((expert.lora.trunk_depth for expert in experts if expert.base == base.spec.name), default=0)
 
 
-def _examiners(
+def _validators(
     base: Base,
     experts: Sequence[Expert],
     plans: Sequence[ExpertPlan],
@@ -257,16 +257,16 @@ def _examiners(
     *,
     budget: int,
     cache: CacheOptions,
-) -> dict[int, Examiner]:
+) -> dict[int, Validator]:
     """Return what scores each expert on its held-out rows; one that sits elsewhere has none."""
     depth = _depth(base, experts)
     return {
-        i: Examiner(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
+        i: Validator(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
         for i, p in enumerate(plans)
         if experts[i].base == base.spec.name
     }
 
 
-def _judged(examiner: Examiner | None, trainee: Trainee) -> float:
+def _judged(validator: Validator | None, learner: ExpertLearner) -> float:
     """Score an expert on its held-out rows; one that sits elsewhere is the same as before."""
-    return 0.0 if examiner is None else examiner(trainee.head, trainee.index)
+    return 0.0 if validator is None else validator(learner.head, learner.index)

@@ -84,7 +84,7 @@ class Progress:
     done: bool = False
 
 
-class Trainee:
+class ExpertLearner:
     """An expert in training.
 
     Args:

@@ -29,11 +29,11 @@ from dynamorouter.model.text.examples import Example
 from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_passes
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
-from dynamorouter.training.learner import Trainee, units_of
+from dynamorouter.training.learner import ExpertLearner, units_of
 from dynamorouter.utils.files import read_tensors, write_tensors
 
 
-class RouterTrainee(Protocol):
+class RouterLearner(Protocol):
     """A router that learns together with the experts (see ``learn.joint``)."""
 
     def learns(self, turn: int) -> tuple[bool, bool]:
@@ -91,7 +91,7 @@ class PackedLoop:
 
     Args:
         base: with the banks of all trainees installed.
-        trainees: by expert index.
+        learners: by expert index.
         examples: of all of them; each trainee knows its own positions.
         cache: the trunk's outputs for ``examples``.
         evaluate: returns a trainee's headline score on held-out rows.
@@ -106,20 +106,20 @@ class PackedLoop:
     def __init__(
         self,
         base: Base,
-        trainees: Sequence[Trainee],
+        learners: Sequence[ExpertLearner],
         examples: Sequence[Example],
         cache: TrunkCache,
         *,
-        evaluate: Callable[[Trainee], float],
+        evaluate: Callable[[ExpertLearner], float],
         options: LoopOptions,
         log: Log,
         checkpoint: Path | None = None,
         saved: Callable[[], None] = lambda: None,
-        router: RouterTrainee | None = None,
+        router: RouterLearner | None = None,
         advance: Callable[[int], None] = lambda windows: None,
     ) -> None:
         self.base = base
-        self.trainees = list(trainees)
+        self.learners = list(learners)
         self.examples = examples
         self.cache = cache
         self.evaluate = evaluate
@@ -131,7 +131,7 @@ class PackedLoop:
         self.advance = advance
         self.round = 0
         self.scale = 2.0**14 if base.dtype == torch.float16 else 1.0
-        drops = [trainee.plan.lora.dropout for trainee in self.trainees]
+        drops = [learner.plan.lora.dropout for learner in self.learners]
         self._dropout = torch.tensor(drops, device=base.device)
         self._same_dropout = len(set(drops)) <= 1
 
@@ -143,19 +143,19 @@ class PackedLoop:
         last = time.monotonic()
         for bank in self.base.banks.values():
             bank.requires_grad_(True).base.requires_grad_(False)
-        while active := [trainee for trainee in self.trainees if not trainee.progress.done]:
+        while active := [learner for learner in self.learners if not learner.progress.done]:
             self._one_round(active)
             due = self.round % self.options.checkpoint_every == 0
             if due or time.monotonic() - last > self.options.checkpoint_seconds:
                 self._save()
                 last = time.monotonic()
         self._save()
-        for trainee in self.trainees:
-            trainee.restore_best()
+        for learner in self.learners:
+            learner.restore_best()
         for bank in self.base.banks.values():
             bank.requires_grad_(False)
 
-    def _one_round(self, active: Sequence[Trainee]) -> None:
+    def _one_round(self, active: Sequence[ExpertLearner]) -> None:
         losses = self._accumulate(active)
         router, experts = (False, True) if self.router is None else self.router.learns(self.round)
         norms = {t.name: t.step(scale=self.scale) if experts else t.skip() for t in active}
@@ -169,21 +169,21 @@ class PackedLoop:
         if self.round % self.options.log_every == 0:
             notes = {f"loss/{name}": value for name, value in losses.items()}
             self.log(self.round, notes | {f"norm/{name}": value for name, value in norms.items()})
-        for trainee in active:
-            if trainee.end_of_pass():
-                trainee.head.eval()
-                score = self.evaluate(trainee)
-                trainee.judge(score)
-                self.log(self.round, {f"select/{trainee.name}": score, f"epoch/{trainee.name}": trainee.progress.epoch})
+        for learner in active:
+            if learner.end_of_pass():
+                learner.head.eval()
+                score = self.evaluate(learner)
+                learner.judge(score)
+                self.log(self.round, {f"select/{learner.name}": score, f"epoch/{learner.name}": learner.progress.epoch})
 
-    def _accumulate(self, active: Sequence[Trainee]) -> dict[str, float]:
+    def _accumulate(self, active: Sequence[ExpertLearner]) -> dict[str, float]:
         """Run one batch of every active expert forward and backward; returns the mean loss of each."""
         pool: list[int] = []
         units: dict[int, int] = {}
-        for trainee in active:
-            trainee.head.train()
-            batch = trainee.next_batch()
-            units[trainee.index] = units_of(self.examples, batch)
+        for learner in active:
+            learner.head.train()
+            batch = learner.next_batch()
+            units[learner.index] = units_of(self.examples, batch)
             pool += batch
         totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
         if self.router is not None:
@@ -191,12 +191,12 @@ class PackedLoop:
         packing = self.options.packing and self.base.kind == "decoder" and self.router is None
         for rows in plan_passes(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
             means, extra = self._losses(rows, units)
-            total = torch.stack([self.trainees[e].weigh(loss) for e, loss in means.items()]).sum() + extra
+            total = torch.stack([self.learners[e].weigh(loss) for e, loss in means.items()]).sum() + extra
             total.mul(self.scale).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
                 totals[expert] = totals[expert] + loss.detach()
         self.advance(len(pool))
-        return {self.trainees[expert].name: float(total) for expert, total in totals.items()}
+        return {self.learners[expert].name: float(total) for expert, total in totals.items()}
 
     def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
         """Return each present expert's share of its mean loss, and the router's, from one pass over a mixed batch."""
@@ -217,7 +217,7 @@ class PackedLoop:
             at = torch.tensor(mine, device=hidden.device)
             longest = layout.longest_read(self.base, mine)
             targets = [layout.examples[i].target for i in mine]
-            head = self.trainees[expert].head
+            head = self.learners[expert].head
             losses[expert] = head.loss(hidden[at, :longest], mask[at, :longest], targets).sum() / units[expert]
         return losses, extra
 
@@ -246,8 +246,8 @@ class PackedLoop:
         if self.base.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
         progress = {}
-        for trainee in self.trainees:
-            progress[trainee.name], parts = trainee.state()
+        for learner in self.learners:
+            progress[learner.name], parts = learner.state()
             tensors.update(parts)
         if self.router is not None:
             tensors.update({f"router/{name}": tensor for name, tensor in self.router.state().items()})
@@ -261,15 +261,15 @@ class PackedLoop:
         tensors = read_tensors(path)
         with safe_open(path, framework="pt") as handle:
             state: dict[str, Any] = json.loads(handle.metadata()["state"])
-        names = [trainee.name for trainee in self.trainees]
+        names = [learner.name for learner in self.learners]
         if sorted(state["progress"]) != sorted(names):
             raise LibraryError(
                 f"checkpoint {path} is of the experts {', '.join(state['progress'])}, not {', '.join(names)}; "
                 "resume with the same configuration, or remove the file to begin again"
             )
         self.round, self.scale = state["round"], state["scale"]
-        for trainee in self.trainees:
-            trainee.restore(state["progress"][trainee.name], tensors)
+        for learner in self.learners:
+            learner.restore(state["progress"][learner.name], tensors)
         if self.router is not None:
             own = {name.removeprefix("router/"): t for name, t in tensors.items() if name.startswith("router/")}
             self.router.restore(own)

@@ -32,7 +32,7 @@ from dynamorouter.utils.seeding import seeded
 
 
 @dataclass(frozen=True, slots=True)
-class Pupil:
+class TaskHead:
     """One task's part of what is trained.
 
     Attributes:
@@ -73,7 +73,7 @@ class SharedOptions:
     seed: int = 0
 
 
-class Body(Protocol):
+class Backbone(Protocol):
     """What lies under the heads."""
 
     def parameters(self) -> list[nn.Parameter]:
@@ -83,7 +83,7 @@ class Body(Protocol):
         """Return the last hidden states ``(B, S, D)`` of some examples, and their mask ``(B, S)``."""
 
 
-class FrozenBody:
+class FrozenBackbone:
     """The base under fixed gates; what it makes of the examples is computed once.
 
     Args:
@@ -106,7 +106,7 @@ class FrozenBody:
         self.base, self.examples = base, examples
 
         def compute(chosen: Sequence[Example]) -> Tensor:
-            return base.full(batch_of(base, chosen), gates(chosen))
+            return base.forward(batch_of(base, chosen), gates(chosen))
 
         self.cache = TrunkCache(base, examples, depth=base.depth, limit=limit, budget=budget, compute=compute)
         self.cache.fill()
@@ -116,12 +116,12 @@ class FrozenBody:
         return []
 
     def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See ``Body``."""
+        """See ``Backbone``."""
         mask = batch_of(self.base, [self.examples[i] for i in positions]).mask
         return self.cache.fetch(positions, mask.shape[1]), mask
 
 
-class AdapterBody:
+class AdapterBackbone:
     """The first expert of the base's banks, which every row goes through.
 
     Args:
@@ -142,7 +142,7 @@ class AdapterBody:
         return [side for bank in self.base.banks.values() for side in (bank.a, bank.b)]
 
     def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See ``Body``."""
+        """See ``Backbone``."""
         layout = Layout.of(self.examples, [[i] for i in positions])
         batch = layout.batch(self.base)
         states = self.cache.fetch(positions, batch.mask.shape[1]) if self.depth else None
@@ -150,7 +150,7 @@ class AdapterBody:
         return last_states(self.base, layout, batch, gate, states=states, depth=self.depth)
 
 
-class WholeBody:
+class FullBackbone:
     """Every weight of a base that nobody else uses.
 
     Args:
@@ -166,7 +166,7 @@ class WholeBody:
         return [p for name, p in self.base.model.named_parameters() if "pooler" not in name]
 
     def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See ``Body``."""
+        """See ``Backbone``."""
         layout = Layout.of(self.examples, [[i] for i in positions])
         return last_states(self.base, layout, layout.batch(self.base), RowGate(_nobody(len(positions), self.base)))
 
@@ -181,18 +181,18 @@ def one_for_all(rows: int, device: torch.device) -> SoftGate:
     return SoftGate(torch.ones(rows, 1, device=device))
 
 
-def shared_examples(base: Base, pupils: Sequence[Pupil]) -> list[Example]:
+def shared_examples(base: Base, task_heads: Sequence[TaskHead]) -> list[Example]:
     """Cut the rows of all tasks into windows; each window's ``expert`` is its task's position."""
     return [
         example
-        for index, pupil in enumerate(pupils)
-        for example in make_examples(base, pupil.head, pupil.task, pupil.rows, expert=index)
+        for index, task_head in enumerate(task_heads)
+        for example in make_examples(base, task_head.head, task_head.task, task_head.rows, expert=index)
     ]
 
 
 def fit_shared(
-    body: Body,
-    pupils: Sequence[Pupil],
+    body: Backbone,
+    task_heads: Sequence[TaskHead],
     examples: Sequence[Example],
     *,
     options: SharedOptions,
@@ -202,7 +202,7 @@ def fit_shared(
 
     Args:
         body: what lies under the heads.
-        pupils: tasks and heads, in the order of the examples' ``expert``.
+        task_heads: tasks and heads, in the order of the examples' ``expert``.
         examples: what ``shared_examples`` made of the pupils.
         options: how.
         judge: called after each pass; the weights after the best one are kept. ``None`` keeps the last.
@@ -214,7 +214,7 @@ def fit_shared(
         TrainingError: a loss is no number.
     """
     torch.manual_seed(options.seed)  # dropout draws from torch's own generator
-    heads = [pupil.head for pupil in pupils]
+    heads = [task_head.head for task_head in task_heads]
     trained = body.parameters()
     rates = [options.learning_rate] * len(trained)
     if options.head_learning_rate is not None:
@@ -224,12 +224,12 @@ def fit_shared(
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(_groups(trained, rates, options.weight_decay))
     peaks = [group["lr"] for group in optimizer.param_groups]
-    steps = math.ceil(len(examples) / (options.batch_rows * len(pupils)))
+    steps = math.ceil(len(examples) / (options.batch_rows * len(task_heads)))
     total, taken = steps * options.epochs, 0
     said: list[float] = []
     best = [p.detach().clone() for p in trained] if judge else []
     for epoch in range(options.epochs):
-        for batch in _batches(examples, len(pupils), steps, seed=options.seed, epoch=epoch):
+        for batch in _batches(examples, len(task_heads), steps, seed=options.seed, epoch=epoch):
             for head in heads:
                 head.train(options.head_learning_rate is not None)
             loss = _backward(body, heads, examples, batch, options)
@@ -277,7 +277,7 @@ def _batches(examples: Sequence[Example], tasks: int, steps: int, *, seed: int, 
 
 
 def _backward(
-    body: Body, heads: Sequence[Head], examples: Sequence[Example], batch: Sequence[int], options: SharedOptions
+    body: Backbone, heads: Sequence[Head], examples: Sequence[Example], batch: Sequence[int], options: SharedOptions
 ) -> float:
     """Add up the gradients of the mean over tasks of each task's mean loss, and return that mean."""
     units: dict[int, int] = {}

@@ -16,7 +16,7 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import HeadKind, Task
 
 
-class SilentHead(Head):
+class NullHead(Head):
     """The head of a task whose expert sits elsewhere: its rows teach the router alone.
 
     Args:
@@ -45,7 +45,7 @@ class SilentHead(Head):
         return hidden.new_zeros(len(targets), dtype=torch.float32)
 
 
-def bystander(expert: Expert, base: Base) -> Expert:
+def placeholder(expert: Expert, base: Base) -> Expert:
     """Return what holds the place of an expert on the router's base: no factors, and a head without a loss."""
-    head = SilentHead(base.width, expert.head.kind)
+    head = NullHead(base.width, expert.head.kind)
     return Expert(expert.name, expert.task, base.spec.name, {}, head, expert.lora)

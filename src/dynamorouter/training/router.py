@@ -21,7 +21,7 @@ from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.arrow import prototype
 from dynamorouter.routing.base import Router, RouterInput, routers
-from dynamorouter.routing.pooling import POOLINGS, Skill, condense, pooled_all, spread
+from dynamorouter.routing.pooling import POOLINGS, FeatureSample, pooled_all, to_pseudo_tokens, unpool
 from dynamorouter.routing.serialization import build
 from dynamorouter.utils.seeding import seeded
 
@@ -52,10 +52,10 @@ def read_rows(
     pooling = pooled_by(router)
     for group in token_batches([len(window) for window in first], budget=budget):
         batch = base.encoder.collate([first[i].encoding for i in group], base.device)
-        states = base.trunk(batch, max(router.layers), keep=router.layers) if router.layers else {}
+        states = base.forward_to(batch, max(router.layers), keep=router.layers) if router.layers else {}
         states = {layer: states[layer] for layer in router.layers}
         read = RouterInput(states=states, mask=batch.mask, texts=[rows[i] for i in group])
-        inputs.append(condense(read, pooling) if pooling else read)
+        inputs.append(to_pseudo_tokens(read, pooling) if pooling else read)
         order += group
     return inputs, order
 
@@ -134,19 +134,19 @@ def prototypes(base: Base, experts: Sequence[Expert]) -> Tensor:
     return torch.stack(padded).to(base.device)
 
 
-def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[int]) -> Skill | None:
+def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[int]) -> FeatureSample | None:
     """Keep what the router read of some rows; ``None`` where it reads more of a layer than a fixed pooling."""
     pooling = pooled_by(router)
     if pooling is None:
         return None
     chosen = list(wanted)[:SKILL_ROWS]
     states = {layer: pooled_all(batches, (layer,), pooling)[chosen].to("cpu", torch.float16) for layer in router.layers}
-    return Skill(states=states, pooling=pooling)
+    return FeatureSample(states=states, pooling=pooling)
 
 
-def remember(skill: Skill, device: torch.device) -> RouterInput:
+def remember(skill: FeatureSample, device: torch.device) -> RouterInput:
     """Give a kept skill the form of a batch of few positions, which pools to it again."""
-    found = {layer: spread(state.to(device), skill.pooling) for layer, state in skill.states.items()}
+    found = {layer: unpool(state.to(device), skill.pooling) for layer, state in skill.states.items()}
     states = {layer: positions for layer, (positions, _) in found.items()}
     _, mask = next(iter(found.values()))
     return RouterInput(states=states, mask=mask, texts=[("", None)] * len(mask))

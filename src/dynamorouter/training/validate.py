@@ -19,7 +19,7 @@ from dynamorouter.inference.writing import write
 from dynamorouter.metrics.base import get_metric, score
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.heads.base import Head, ReadingHead, build_head
+from dynamorouter.model.heads.base import EncoderHead, Head, build_head
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.examples import Example, make_examples
@@ -28,7 +28,7 @@ from dynamorouter.model.text.tokenize import Window
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import WRITERS
+from dynamorouter.tasks.spec import GENERATIVE
 from dynamorouter.tasks.task import Task
 
 SelectBy = Literal["loss", "metric"]
@@ -36,7 +36,7 @@ Gates = Callable[[int], Gate]
 """Makes the gate of a batch of so many rows."""
 
 
-class Examiner:
+class Validator:
     """Scores an expert on held-out rows of its task; the trunk's outputs for them are computed once.
 
     Args:
@@ -62,12 +62,12 @@ class Examiner:
     ) -> None:
         self.task, self.records = task, records
         file = cache.folder / f"{task.name}.select" if cache.folder else None
-        self.by_loss = task.head in WRITERS and select_by == "loss"
+        self.by_loss = task.head in GENERATIVE and select_by == "loss"
 
         def hold(examples: Sequence[Example]) -> _Passes:
             return _Passes(base, examples, depth=depth, budget=budget, limit=cache.limit, file=file)
 
-        self._held = (_Writing if task.head in WRITERS else _Reading)(base, task, records, hold)
+        self._held = (_Writing if task.head in GENERATIVE else _Reading)(base, task, records, hold)
         self.cache = self._held.passes.cache
 
     @torch.inference_mode()
@@ -127,7 +127,7 @@ class _Reading:
 
     def answers(self, head: Head, gates: Gates) -> list[Answer]:
         """Decode every window, and merge those of each row."""
-        assert isinstance(head, ReadingHead)
+        assert isinstance(head, EncoderHead)
         parts: list[list[object]] = [[] for _ in self.rows]
         decoded: dict[int, object] = {}
         for group, hidden, mask in self.passes.run(gates):

@@ -14,7 +14,7 @@ Weight = Annotated[float, Field(ge=0.0)]
 Rows = Count | None
 
 
-class Settings(BaseModel):
+class Options(BaseModel):
     """A frozen branch of the tree; unknown keys, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

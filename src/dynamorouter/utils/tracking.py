@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from dynamorouter.errors import DataError, MissingExtraError
-from dynamorouter.utils.options import Settings
+from dynamorouter.utils.options import Options
 from dynamorouter.utils.progress import Progress
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, unit: str
             progress.advance()
 
 
-class TrackingSettings(Settings):
+class TrackingSettings(Options):
     """What is written beside ``log.jsonl``, which always is."""
 
     tensorboard: bool = False

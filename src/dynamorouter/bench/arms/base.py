@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-from dynamorouter.bench.experiment import Contest
+from dynamorouter.bench.experiment import Experiment
 from dynamorouter.errors import one_of, suggest
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.answer import Answer
@@ -71,14 +71,14 @@ class Arm(ABC):
         return True
 
     @abstractmethod
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Do what is done once for all tasks; the same seed gives the same arm."""
 
-    def prepare(self, contest: Contest, task: str) -> None:  # noqa: B027 - few arms need it
+    def prepare(self, experiment: Experiment, task: str) -> None:  # noqa: B027 - few arms need it
         """Do what is done once for a task, before its rows are answered; it depends on nothing done for others."""
 
     @abstractmethod
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer the report rows of a task, in order; ``None`` where there is no answer of the task's kind."""
 
 

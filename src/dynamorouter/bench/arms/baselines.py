@@ -6,15 +6,15 @@ import math
 from collections import Counter
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.experiment import Contest, factor_count, head_count
+from dynamorouter.bench.experiment import Experiment, factor_count, head_count
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.spec import WRITERS, answer_kind
+from dynamorouter.tasks.spec import GENERATIVE, answer_kind
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertSettings
-from dynamorouter.training.multitask import FrozenBody, Pupil, SharedOptions, fit_shared, shared_examples
-from dynamorouter.training.validate import Examiner
+from dynamorouter.training.multitask import FrozenBackbone, SharedOptions, TaskHead, fit_shared, shared_examples
+from dynamorouter.training.validate import Validator
 from dynamorouter.utils.seeding import seeded
 
 
@@ -26,15 +26,15 @@ class Majority(Arm):
         "the most frequent label, tag or text; for spans the context's first words, as many as answers have (median)"
     )
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count the rows; each task's answer is found when it is wanted."""
         self.facts.work = 0.0
-        self.facts.train_rows = sum(len(contest.rows("train", task)) for task in contest.names)
+        self.facts.train_rows = sum(len(experiment.rows("train", task)) for task in experiment.names)
 
-    def prepare(self, contest: Contest, task: str) -> None:
+    def prepare(self, experiment: Experiment, task: str) -> None:
         """Count the targets."""
-        targets = [record.target for record in contest.rows("train", task)]
-        if contest.expert(task).task.head in WRITERS:
+        targets = [record.target for record in experiment.rows("train", task)]
+        if experiment.expert(task).task.head in GENERATIVE:
             texts = Counter(str(target["texts"][0]) for target in targets if isinstance(target, dict))
             self._said: str | int = texts.most_common(1)[0][0]
         elif isinstance(targets[0], str):
@@ -46,11 +46,11 @@ class Majority(Arm):
             counts = sorted(len(str(t["texts"][0]).split()) for t in targets if isinstance(t, dict))
             self._said = counts[len(counts) // 2]
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Say the same of every row."""
-        kind = contest.expert(task).task.head
+        kind = experiment.expert(task).task.head
         found: list[Answer | None] = []
-        for record in contest.rows("report", task):
+        for record in experiment.rows("report", task):
             value: str | list[str] = str(self._said)
             if kind == "tags":
                 value = [str(self._said)] * len(record.text.split())
@@ -66,14 +66,14 @@ class BareBase(Arm):
 
     about = "the bare base under the experts' heads: where every merge begins (coefficient 0)"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored: the heads."""
-        self.facts.parameters = head_count(contest.system.experts)
+        self.facts.parameters = head_count(experiment.system.experts)
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer with the head of the task's expert."""
-        contest.install_factors({}, key="base")
-        return contest.answers(task)
+        experiment.install_factors({}, key="base")
+        return experiment.answers(task)
 
 
 @arms.register("probe")
@@ -84,32 +84,38 @@ class Probe(Arm):
 
     def applies(self, task: Task) -> bool:
         """Tell whether the head has weights to train."""
-        return task.head not in WRITERS
+        return task.head not in GENERATIVE
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored."""
-        self.facts.parameters = head_count(contest.system.experts)
-        self.facts.train_rows = sum(len(contest.rows("train", task)) for task in contest.names)
+        self.facts.parameters = head_count(experiment.system.experts)
+        self.facts.train_rows = sum(len(experiment.rows("train", task)) for task in experiment.names)
 
-    def prepare(self, contest: Contest, task: str) -> None:
+    def prepare(self, experiment: Experiment, task: str) -> None:
         """Train the head of one task; the pass with the best score on the select rows is kept."""
-        contest.install_factors({}, key="base")
-        expert, own = contest.expert(task), contest.config.expert(task)
-        self._head = build_head(expert.task, contest.base.width, expert.head.options)
-        self._head.initialise(seeded(contest.seed, task, "probe")).to(contest.base.device)
-        pupil = Pupil(expert.task, self._head, contest.rows("train", task))
-        examples = shared_examples(contest.base, [pupil])
+        experiment.install_factors({}, key="base")
+        expert, own = experiment.expert(task), experiment.config.expert(task)
+        self._head = build_head(expert.task, experiment.base.width, expert.head.options)
+        self._head.initialise(seeded(experiment.seed, task, "probe")).to(experiment.base.device)
+        task_head = TaskHead(expert.task, self._head, experiment.rows("train", task))
+        examples = shared_examples(experiment.base, [task_head])
         limit = own.trunk_cache.limit_mb << 20
-        body = FrozenBody(contest.base, examples, limit=limit, budget=own.tokens_per_batch)
-        select = contest.examiner("select", task)
-        options = as_experts(own, seed=contest.seed)
-        scores = fit_shared(body, [pupil], examples, options=options, judge=lambda: judged(contest, select, self._head))
-        self.facts.evaluations = len(scores) * len(contest.names)
+        body = FrozenBackbone(experiment.base, examples, limit=limit, budget=own.tokens_per_batch)
+        select = experiment.validator("select", task)
+        options = as_experts(own, seed=experiment.seed)
+        scores = fit_shared(
+            body,
+            [task_head],
+            examples,
+            options=options,
+            judge=lambda: judged(experiment, select, self._head),
+        )
+        self.facts.evaluations = len(scores) * len(experiment.names)
         body.cache.close()
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer with the probe."""
-        return list(contest.examiner("report", task).answers(self._head, 0, gates=contest.own_gates()))
+        return list(experiment.validator("report", task).answers(self._head, 0, gates=experiment.own_gates()))
 
 
 @arms.register("random_lora")
@@ -118,13 +124,13 @@ class RandomLora(Arm):
 
     about = "random factors, in every layer of the experts' mean norm, under the experts' heads"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Draw the factors."""
-        experts = contest.system.experts
+        experts = experiment.system.experts
         lora = experts[0].lora
-        drawn = fresh_factors(contest.base, lora, seed=contest.seed, name="random_lora")
+        drawn = fresh_factors(experiment.base, lora, seed=experiment.seed, name="random_lora")
         for layer, factors in drawn.items():
-            factors.b.normal_(generator=seeded(contest.seed, "random_lora", "b", layer))
+            factors.b.normal_(generator=seeded(experiment.seed, "random_lora", "b", layer))
             norms = [
                 float((e.factors[layer].scaling * e.factors[layer].b @ e.factors[layer].a).norm())
                 for e in experts
@@ -135,10 +141,10 @@ class RandomLora(Arm):
         self._factors = drawn
         self.facts.parameters = factor_count(experts[:1]) + head_count(experts)
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer with the head of the task's expert over the random change."""
-        contest.install_factors(self._factors, key="random_lora")
-        return contest.answers(task)
+        experiment.install_factors(self._factors, key="random_lora")
+        return experiment.answers(task)
 
 
 def as_experts(own: ExpertSettings, *, seed: int) -> SharedOptions:
@@ -156,6 +162,6 @@ def as_experts(own: ExpertSettings, *, seed: int) -> SharedOptions:
     )
 
 
-def judged(contest: Contest, examiner: Examiner, head: Head) -> float:
+def judged(experiment: Experiment, validator: Validator, head: Head) -> float:
     """Return the headline score of a head over what lies in the banks."""
-    return examiner(head, 0, gates=contest.own_gates())
+    return validator(head, 0, gates=experiment.own_gates())

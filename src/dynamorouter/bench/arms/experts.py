@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.experiment import Contest, factor_count, factor_work, head_count
+from dynamorouter.bench.experiment import Experiment, factor_count, factor_work, head_count
 from dynamorouter.errors import ConfigError
 from dynamorouter.inference.decode import decode
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.heads.base import ReadingHead
+from dynamorouter.model.heads.base import EncoderHead
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.tokenize import Batch
@@ -25,8 +25,8 @@ ALL = "experts"
 """What the banks hold when all experts lie in them, in order."""
 
 
-def _place_all(contest: Contest) -> None:
-    contest.install([replace(expert, fusion=None) for expert in contest.system.experts], key=ALL)
+def _place_all(experiment: Experiment) -> None:
+    experiment.install([replace(expert, fusion=None) for expert in experiment.system.experts], key=ALL)
 
 
 @arms.register("expert")
@@ -40,16 +40,16 @@ class OneExpert(Arm):
         """Return the tasks: one expert each."""
         return list(tasks)
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored: one expert's factors, and all heads."""
-        self._index = contest.names.index(self.variant)
-        chosen = contest.system.experts[self._index : self._index + 1]
-        self.facts.parameters = factor_count(chosen) + head_count(contest.system.experts)
+        self._index = experiment.names.index(self.variant)
+        chosen = experiment.system.experts[self._index : self._index + 1]
+        self.facts.parameters = factor_count(chosen) + head_count(experiment.system.experts)
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer under the task's own head."""
-        _place_all(contest)
-        return list(contest.examiner("report", task).answers(contest.expert(task).head, self._index))
+        _place_all(experiment)
+        return list(experiment.validator("report", task).answers(experiment.expert(task).head, self._index))
 
 
 @arms.register("oracle")
@@ -58,17 +58,17 @@ class Oracle(Arm):
 
     about = "each task's own expert and head: what a router that never errs gives"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored: everything."""
-        experts = contest.system.experts
+        experts = experiment.system.experts
         self.facts.parameters = factor_count(experts) + head_count(experts)
-        self.facts.work = 1 + factor_work(contest, experts) / len(experts)
+        self.facts.work = 1 + factor_work(experiment, experts) / len(experts)
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer with the task's expert."""
-        _place_all(contest)
-        index = contest.names.index(task)
-        return list(contest.examiner("report", task).answers(contest.expert(task).head, index))
+        _place_all(experiment)
+        index = experiment.names.index(task)
+        return list(experiment.validator("report", task).answers(experiment.expert(task).head, index))
 
 
 @arms.register("mixture")
@@ -77,21 +77,21 @@ class Mixture(Arm):
 
     about = "all experts' changes mixed in equal parts, under the task's head; equal to the exact mean of the changes"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored: everything."""
-        experts = contest.system.experts
+        experts = experiment.system.experts
         self.facts.parameters = factor_count(experts) + head_count(experts)
-        self.facts.work = 1 + factor_work(contest, experts)
+        self.facts.work = 1 + factor_work(experiment, experts)
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer through the mixture."""
-        _place_all(contest)
-        count = len(contest.system.experts)
+        _place_all(experiment)
+        count = len(experiment.system.experts)
 
         def gates(rows: int) -> Gate:
-            return SoftGate(torch.full((rows, count), 1 / count, device=contest.base.device))
+            return SoftGate(torch.full((rows, count), 1 / count, device=experiment.base.device))
 
-        return list(contest.examiner("report", task).answers(contest.expert(task).head, 0, gates=gates))
+        return list(experiment.validator("report", task).answers(experiment.expert(task).head, 0, gates=gates))
 
 
 @arms.register("ensemble")
@@ -108,33 +108,34 @@ class Ensemble(Arm):
         """Tell whether the head gives logits for a fixed set of classes."""
         return task.head in ("classification", "tags", "span")
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored: everything."""
-        experts = contest.system.experts
+        experts = experiment.system.experts
         self.facts.parameters = factor_count(experts) + head_count(experts)
         depth = min(expert.lora.trunk_depth for expert in experts)
-        self.facts.work = len(experts) - (len(experts) - 1) * depth / contest.base.depth + factor_work(contest, experts)
+        passes = len(experts) - (len(experts) - 1) * depth / experiment.base.depth
+        self.facts.work = passes + factor_work(experiment, experts)
 
     @torch.inference_mode()
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Run every expert, and decode the mean of what they make of each row."""
-        _place_all(contest)
-        expert, base = contest.expert(task), contest.base
+        _place_all(experiment)
+        expert, base = experiment.expert(task), experiment.base
         head = expert.head
-        if not isinstance(head, ReadingHead) or getattr(head, "dense", None) is not None:
+        if not isinstance(head, EncoderHead) or getattr(head, "dense", None) is not None:
             raise ConfigError(
                 f"the head of task {task!r} is not linear, so the mean of its logits is not that of the hidden "
                 "states; leave the arm out with bench.arms=[..., -ensemble]"
             )
-        records = contest.rows("report", task)
+        records = experiment.rows("report", task)
         rows = [(record.text, record.pair) for record in records]
         windows = base.encoder.windows(rows, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
         parts: list[list[Any]] = [[] for _ in rows]
         decoded: dict[int, Any] = {}
-        for group in token_batches([len(w) for w in windows], budget=contest.config.experts.tokens_per_batch):
+        for group in token_batches([len(w) for w in windows], budget=experiment.config.experts.tokens_per_batch):
             chosen = [windows[i] for i in group]
             batch = base.encoder.collate([window.encoding for window in chosen], base.device)
-            hidden = self._mean(contest, batch)
+            hidden = self._mean(experiment, batch)
             own = [rows[window.row] for window in chosen]
             found = decode(hidden, batch.mask, chosen, own, [0] * len(chosen), [head])
             decoded.update(zip(group, found, strict=True))
@@ -143,16 +144,16 @@ class Ensemble(Arm):
         return [head.merge(part, row) for part, row in zip(parts, rows, strict=True)]
 
     @staticmethod
-    def _mean(contest: Contest, batch: Batch) -> Tensor:
+    def _mean(experiment: Experiment, batch: Batch) -> Tensor:
         """Return the mean over experts of the last hidden states ``(B, S, D)``; the trunk is run once."""
-        base, experts = contest.base, contest.system.experts
+        base, experts = experiment.base, experiment.system.experts
         depth = min(expert.lora.trunk_depth for expert in experts)
-        trunk = base.trunk(batch, depth)[depth] if depth else None
+        trunk = base.forward_to(batch, depth)[depth] if depth else None
         total = torch.zeros((), device=base.device)
         for index in range(len(experts)):
             gate = RowGate(torch.full((batch.mask.shape[0],), index, device=base.device))
             if trunk is None:
-                total = total + base.full(batch, gate)
+                total = total + base.forward(batch, gate)
             else:
-                total = total + base.finish(trunk, batch.mask, gate, depth=depth)
+                total = total + base.forward_from(trunk, batch.mask, gate, depth=depth)
         return total / len(experts)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.experiment import Contest
+from dynamorouter.bench.experiment import Experiment
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.spec import answer_kind
@@ -40,17 +40,17 @@ class Words(Arm):
         """Tell whether there are labels to choose from, or texts that are matched as labels are."""
         return task.head in ("classification", "tags") or task.metrics[0] == "text_match"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Fit a classifier for each task on the experts' own train rows."""
         self.facts.work = 0.0
-        wanted = [task.name for task in contest.tasks if self.applies(task)]
-        self.facts.train_rows = sum(len(contest.rows("train", name)) for name in wanted)
-        self._fitted = {name: self._fit(contest, name) for name in wanted}
+        wanted = [task.name for task in experiment.tasks if self.applies(task)]
+        self.facts.train_rows = sum(len(experiment.rows("train", name)) for name in wanted)
+        self._fitted = {name: self._fit(experiment, name) for name in wanted}
         self.facts.parameters = sum(len(names) * len(model.classes_) for _, model, names in self._fitted.values())
 
-    def _fit(self, contest: Contest, task: str) -> tuple[Any, Any, Any]:
-        records = contest.rows("train", task)
-        tags = contest.expert(task).task.head == "tags"
+    def _fit(self, experiment: Experiment, task: str) -> tuple[Any, Any, Any]:
+        records = experiment.rows("train", task)
+        tags = experiment.expert(task).task.head == "tags"
         features = _tag_features() if tags else _text_features(pairs=any(r.pair for r in records))
         if tags:
             given: list[Any] = [named for record in records for named in word_features(record.text.split())]
@@ -60,20 +60,20 @@ class Words(Arm):
         model = _classifier(self.variant).fit(features.fit_transform(given), targets)
         return features, model, features.get_feature_names_out()
 
-    def prepare(self, contest: Contest, task: str) -> None:
+    def prepare(self, experiment: Experiment, task: str) -> None:
         """Take up a task's classifier."""
         self._features, self._model, names = self._fitted[task]
         self.facts.options = {"features": len(names)}
         self.facts.notes = {"top_features": self._top(names)}
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Label each row, or each of its words."""
-        records = contest.rows("report", task)
-        if contest.expert(task).task.head != "tags":
+        records = experiment.rows("report", task)
+        if experiment.expert(task).task.head != "tags":
             chances = self._model.predict_proba(self._features.transform([_joined(record) for record in records]))
             said = self._model.classes_[chances.argmax(axis=1)]
             return [
-                Answer(answer_kind(contest.expert(task).task.head), str(label), float(p))
+                Answer(answer_kind(experiment.expert(task).task.head), str(label), float(p))
                 for label, p in zip(said, chances.max(axis=1), strict=True)
             ]
         found: list[Answer | None] = []

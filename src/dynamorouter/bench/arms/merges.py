@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.experiment import Contest, head_count
+from dynamorouter.bench.experiment import Experiment, head_count
 from dynamorouter.merging.data import observed
 from dynamorouter.merging.merge import MergeResult, merge_experts
 from dynamorouter.merging.registry import merges
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.spec import WRITERS
+from dynamorouter.tasks.spec import GENERATIVE
 from dynamorouter.tasks.task import Task
 
 FACTOR = (0.25, 4.0)
@@ -49,25 +49,25 @@ class Merged(Arm):
         """Return the methods."""
         return methods(len(tasks), data_free=True)
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Merge, and score the select rows once, so that merges can be ranked on other rows than the report's."""
-        self._take(contest, merged(contest, self.variant, {}))
-        self.facts.select = self._judge(contest)
+        self._take(experiment, merged(experiment, self.variant, {}))
+        self.facts.select = self._judge(experiment)
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer through the merge, under the task's head."""
-        contest.install_factors(self._result.factors, key=self._result)
-        return contest.answers(task)
+        experiment.install_factors(self._result.factors, key=self._result)
+        return experiment.answers(task)
 
-    def _take(self, contest: Contest, result: MergeResult) -> None:
+    def _take(self, experiment: Experiment, result: MergeResult) -> None:
         self._result = result
-        self.facts.parameters = stored(result) + head_count(contest.system.experts)
+        self.facts.parameters = stored(result) + head_count(experiment.system.experts)
         self.facts.options = {**dict(result.options), "rank": max(result.ranks.values(), default=0)}
         self.facts.notes = {"error": result.error, "merge_seconds": result.seconds, "said": list(result.notes)}
 
-    def _judge(self, contest: Contest) -> float:
-        contest.install_factors(self._result.factors, key=self._result)
-        return contest.select_score(contest.config.bench.tune_rows)
+    def _judge(self, experiment: Experiment) -> float:
+        experiment.install_factors(self._result.factors, key=self._result)
+        return experiment.select_score(experiment.config.bench.tune_rows)
 
 
 @arms.register("tuned")
@@ -83,48 +83,48 @@ class Tuned(Merged):
 
     def suits(self, tasks: Sequence[Task]) -> bool:
         """Tell whether every task has classes, where certainty of the answers is what is searched for."""
-        return merges.get(self.variant).needs != "entropy" or not any(task.head in WRITERS for task in tasks)
+        return merges.get(self.variant).needs != "entropy" or not any(task.head in GENERATIVE for task in tasks)
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Try the defaults and points of the sequence, and keep the best on the select rows."""
-        settings, method = contest.config.bench, merges.get(self.variant)
-        points = search_points(self.variant, settings.evaluations, seed=contest.seed)
+        settings, method = experiment.config.bench, merges.get(self.variant)
+        points = search_points(self.variant, settings.evaluations, seed=experiment.seed)
         more: dict[str, Any] = {}
         if method.needs in SEARCHES:
             points, more = [{}], {SEARCHES[method.needs]: settings.evaluations}
-        experts, limit = contest.system.experts, settings.tune_rows
-        rows = {expert.name: contest.rows("select", expert.task.name, limit) for expert in experts}
+        experts, limit = experiment.system.experts, settings.tune_rows
+        rows = {expert.name: experiment.rows("select", expert.task.name, limit) for expert in experts}
         with ExitStack() as stack:
             if method.needs is not None:
                 seen = observed(
                     method.needs,
-                    contest.base,
+                    experiment.base,
                     experts,
                     rows,
                     limit=limit,
-                    budget=contest.config.experts.tokens_per_batch,
-                    seed=contest.seed,
+                    budget=experiment.config.experts.tokens_per_batch,
+                    seed=experiment.seed,
                 )
                 more[method.needs] = stack.enter_context(seen)
-            results = [merged(contest, self.variant, point, **more) for point in points]
+            results = [merged(experiment, self.variant, point, **more) for point in points]
         tried = []
         for result in results:
-            self._take(contest, result)
-            tried.append(self._judge(contest))
+            self._take(experiment, result)
+            tried.append(self._judge(experiment))
         best = max(range(len(points)), key=lambda i: tried[i])
-        self._take(contest, results[best])
+        self._take(experiment, results[best])
         self.facts.select = tried[best]
         self.facts.evaluations = settings.evaluations + (method.needs in SEARCHES)
-        self.facts.train_rows = settings.tune_rows * len(contest.names)
+        self.facts.train_rows = settings.tune_rows * len(experiment.names)
         self.facts.options |= _rounded(points[best])
         self.facts.notes["tried"] = [
             {"select": score, **_rounded(point)} for score, point in zip(tried, points, strict=True)
         ]
 
 
-def merged(contest: Contest, name: str, point: Mapping[str, float], **more: Any) -> MergeResult:
+def merged(experiment: Experiment, name: str, point: Mapping[str, float], **more: Any) -> MergeResult:
     """Merge all experts, with the method's defaults but for a point of the search, which also scales the weights."""
-    experts, method = contest.system.experts, merges.get(name)
+    experts, method = experiment.system.experts, merges.get(name)
     factor, known = point.get("factor", 1.0), method.options.get("scale")
     weight = 1.0 if method.weights == "ones" else 1 / len(experts)
     if known is None:
@@ -135,8 +135,8 @@ def merged(contest: Contest, name: str, point: Mapping[str, float], **more: Any)
         experts,
         method=name,
         weights=[weight] * len(experts),
-        output=contest.config.bench.output,
-        seed=contest.seed,
+        output=experiment.config.bench.output,
+        seed=experiment.seed,
         **{key: value for key, value in point.items() if key != "factor"},
         **more,
     )

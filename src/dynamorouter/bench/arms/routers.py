@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.experiment import Contest, factor_count, factor_work, head_count
+from dynamorouter.bench.experiment import Experiment, factor_count, factor_work, head_count
 from dynamorouter.config.compose import CONF
 from dynamorouter.metrics.routing import router_metrics
 from dynamorouter.routing.config import RouterSettings
@@ -37,30 +37,30 @@ class Routed(Arm):
         """Return the run's own router, and the router files there are."""
         return [OWN, *(path.stem for path in sorted((CONF / "router").glob("*.yaml")) if path.stem not in NOT_ARMS)]
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Fit the router; rows are routed when the first task is to be answered."""
-        config, system = contest.config, contest.system
+        config, system = experiment.config, experiment.system
         own_settings = self.variant == OWN
         settings = config.router.model_dump() if own_settings else router_settings(self.variant, config.router)
         own = config.router.expert_rows
         rows = RouterRows(
-            train={n: contest.rows("router", n) + contest.rows("train", n, own) for n in contest.names},
-            calibrate={n: contest.rows("calibrate", n) for n in contest.names},
+            train={n: experiment.rows("router", n) + experiment.rows("train", n, own) for n in experiment.names},
+            calibrate={n: experiment.rows("calibrate", n) for n in experiment.names},
         )
-        _, notes = fit_system_router(system, settings, rows, seed=contest.seed)
+        _, notes = fit_system_router(system, settings, rows, seed=experiment.seed)
         assert system.router is not None
         experts = system.experts
         stored = sum(tensor.numel() for tensor in system.router.state()[1].values())
         self.facts.parameters = factor_count(experts) + head_count(experts) + stored
-        self.facts.work = 1 + factor_work(contest, experts) / len(experts)
+        self.facts.work = 1 + factor_work(experiment, experts) / len(experts)
         self.facts.train_rows = sum(len(own) for own in rows.train.values())
         self.facts.options = {"kind": settings["kind"], "layers": notes["layers"], "router_parameters": stored}
         self._answers: list[Answer | None] = []
 
-    def _route(self, contest: Contest) -> None:
-        system = contest.system
-        records = [record for name in contest.names for record in contest.rows("report", name)]
-        true = [i for i, name in enumerate(contest.names) for _ in contest.rows("report", name)]
+    def _route(self, experiment: Experiment) -> None:
+        system = experiment.system
+        records = [record for name in experiment.names for record in experiment.rows("report", name)]
+        true = [i for i, name in enumerate(experiment.names) for _ in experiment.rows("report", name)]
         self._answers = [None] * len(records)
         chances = np.zeros((len(records), len(system.experts)))
         chosen = np.full(len(records), -1)
@@ -74,19 +74,19 @@ class Routed(Arm):
                     self._answers[position] = answer
                 chances[positions] = route.probabilities.cpu().numpy()
                 chosen[positions] = best
-        measured = router_metrics(true, chances, contest.names, chosen=chosen)
+        measured = router_metrics(true, chances, experiment.names, chosen=chosen)
         right = chosen == np.array(true)
         self.facts.notes = {
             "router": {**measured, "accuracy": float(right.mean()), "reliability": reliability(chances, np.array(true))}
         }
-        self._first = {name: true.index(i) for i, name in enumerate(contest.names)}
+        self._first = {name: true.index(i) for i, name in enumerate(experiment.names)}
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Return the answers to a task's rows; all tasks' rows are routed and answered at once, in mixed batches."""
         if not self._answers:
-            self._route(contest)
+            self._route(experiment)
         first = self._first[task]
-        return self._answers[first : first + len(contest.rows("report", task))]
+        return self._answers[first : first + len(experiment.rows("report", task))]
 
 
 def router_settings(name: str, shared: RouterSettings) -> dict[str, Any]:

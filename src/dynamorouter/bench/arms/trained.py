@@ -10,15 +10,22 @@ import numpy as np
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.arms.baselines import as_experts
-from dynamorouter.bench.experiment import Contest, fresh_base, head_count
+from dynamorouter.bench.experiment import Experiment, fresh_base, head_count
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.factors import Factors, LoraSettings
 from dynamorouter.model.text.trunk_cache import CacheOptions
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.multitask import AdapterBody, Pupil, SharedOptions, WholeBody, fit_shared, shared_examples
-from dynamorouter.training.validate import Examiner
+from dynamorouter.training.multitask import (
+    AdapterBackbone,
+    FullBackbone,
+    SharedOptions,
+    TaskHead,
+    fit_shared,
+    shared_examples,
+)
+from dynamorouter.training.validate import Validator
 from dynamorouter.utils.seeding import seeded
 
 
@@ -28,32 +35,32 @@ class Joint(Arm):
 
     about = "one LoRA trained on all tasks at once, of all experts' ranks together, on the same rows and epochs"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Train; the pass with the best mean score on the select rows is kept."""
-        rank = sum(expert.lora.rank for expert in contest.system.experts)
-        self._heads = fresh_heads(contest, "joint")
-        options = as_experts(contest.config.experts, seed=contest.seed)
-        rows = {task: contest.rows("train", task) for task in contest.names}
+        rank = sum(expert.lora.rank for expert in experiment.system.experts)
+        self._heads = fresh_heads(experiment, "joint")
+        options = as_experts(experiment.config.experts, seed=experiment.seed)
+        rows = {task: experiment.rows("train", task) for task in experiment.names}
         self._factors, scores = train_lora(
-            contest, wider(contest, rank), self._heads, rows, options, judge=lambda: self._judge(contest)
+            experiment, wider(experiment, rank), self._heads, rows, options, judge=lambda: self._judge(experiment)
         )
-        self.facts.parameters = factor_numbers(self._factors) + head_count(contest.system.experts)
+        self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
         self.facts.train_rows = sum(len(own) for own in rows.values())
         self.facts.evaluations = len(scores)
         self.facts.select = max(scores)
         self.facts.options = {"rank": rank}
 
-    def _judge(self, contest: Contest) -> float:
+    def _judge(self, experiment: Experiment) -> float:
         """Return the mean headline score on the select rows, of what is in the banks."""
-        gates = contest.own_gates()
-        pairs = zip(contest.names, self._heads, strict=True)
-        return float(np.mean([contest.examiner("select", name)(head, 0, gates=gates) for name, head in pairs]))
+        gates = experiment.own_gates()
+        pairs = zip(experiment.names, self._heads, strict=True)
+        return float(np.mean([experiment.validator("select", name)(head, 0, gates=gates) for name, head in pairs]))
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer through the one LoRA, under the task's own new head."""
-        contest.install_factors(self._factors, key=self)
-        head = self._heads[contest.names.index(task)]
-        return list(contest.examiner("report", task).answers(head, 0, gates=contest.own_gates()))
+        experiment.install_factors(self._factors, key=self)
+        head = self._heads[experiment.names.index(task)]
+        return list(experiment.validator("report", task).answers(head, 0, gates=experiment.own_gates()))
 
 
 @arms.register("calibration_lora")
@@ -62,23 +69,23 @@ class CalibrationLora(Arm):
 
     about = "one new LoRA under the experts' heads, trained on the select rows that tuned merges may look at"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Train for as many passes as the experts, with nothing held out; the last pass is taken."""
-        rank = max(expert.lora.rank for expert in contest.system.experts)
-        limit = contest.config.bench.tune_rows
-        heads = [expert.head for expert in contest.system.experts]
-        options = as_experts(contest.config.experts, seed=contest.seed)
+        rank = max(expert.lora.rank for expert in experiment.system.experts)
+        limit = experiment.config.bench.tune_rows
+        heads = [expert.head for expert in experiment.system.experts]
+        options = as_experts(experiment.config.experts, seed=experiment.seed)
         options = dataclasses.replace(options, head_learning_rate=None)
-        rows = {task: contest.rows("select", task, limit) for task in contest.names}
-        self._factors, _ = train_lora(contest, wider(contest, rank), heads, rows, options)
-        self.facts.parameters = factor_numbers(self._factors) + head_count(contest.system.experts)
+        rows = {task: experiment.rows("select", task, limit) for task in experiment.names}
+        self._factors, _ = train_lora(experiment, wider(experiment, rank), heads, rows, options)
+        self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
         self.facts.train_rows = sum(len(own) for own in rows.values())
         self.facts.options = {"rank": rank}
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer through the new LoRA, under the expert's head."""
-        contest.install_factors(self._factors, key=self)
-        return contest.answers(task)
+        experiment.install_factors(self._factors, key=self)
+        return experiment.answers(task)
 
 
 @arms.register("full")
@@ -87,46 +94,46 @@ class FullFineTuning(Arm):
 
     about = "a whole copy of the base for each task, all weights trained on the experts' own rows and epochs"
 
-    def fit(self, contest: Contest) -> None:
+    def fit(self, experiment: Experiment) -> None:
         """Count what is stored; each task is trained when it is wanted."""
-        each = sum(p.numel() for name, p in contest.base.model.named_parameters() if "pooler" not in name)
-        lying = sum(bank.a.numel() + bank.b.numel() for bank in contest.base.banks.values())
-        self.facts.parameters = (each - lying) * len(contest.names) + head_count(contest.system.experts)
-        self.facts.train_rows = sum(len(contest.rows("train", task)) for task in contest.names)
-        self.facts.options = {"learning_rate": contest.config.bench.full_learning_rate}
+        each = sum(p.numel() for name, p in experiment.base.model.named_parameters() if "pooler" not in name)
+        lying = sum(bank.a.numel() + bank.b.numel() for bank in experiment.base.banks.values())
+        self.facts.parameters = (each - lying) * len(experiment.names) + head_count(experiment.system.experts)
+        self.facts.train_rows = sum(len(experiment.rows("train", task)) for task in experiment.names)
+        self.facts.options = {"learning_rate": experiment.config.bench.full_learning_rate}
 
-    def prepare(self, contest: Contest, task: str) -> None:
+    def prepare(self, experiment: Experiment, task: str) -> None:
         """Train one task; the pass with the best score on the select rows is kept."""
-        own = contest.config.expert(task)
-        expert = contest.expert(task)
-        base = fresh_base(contest.config)
+        own = experiment.config.expert(task)
+        expert = experiment.expert(task)
+        base = fresh_base(experiment.config)
         self._head = build_head(expert.task, base.width, expert.head.options)
-        self._head.initialise(seeded(contest.seed, task, "full")).to(base.device)
-        pupil = Pupil(expert.task, self._head, contest.rows("train", task))
-        examples = shared_examples(base, [pupil])
+        self._head.initialise(seeded(experiment.seed, task, "full")).to(base.device)
+        task_head = TaskHead(expert.task, self._head, experiment.rows("train", task))
+        examples = shared_examples(base, [task_head])
         options = dataclasses.replace(
-            as_experts(own, seed=contest.seed), learning_rate=contest.config.bench.full_learning_rate
+            as_experts(own, seed=experiment.seed), learning_rate=experiment.config.bench.full_learning_rate
         )
 
-        def examiner(split: str) -> Examiner:
-            records = contest.rows(split, task)
+        def validator(split: str) -> Validator:
+            records = experiment.rows(split, task)
             cache = CacheOptions(limit=0)
-            return Examiner(base, expert.task, records, depth=0, budget=own.tokens_per_batch, cache=cache)
+            return Validator(base, expert.task, records, depth=0, budget=own.tokens_per_batch, cache=cache)
 
-        select = examiner("select")
+        select = validator("select")
         scores = fit_shared(
-            WholeBody(base, examples), [pupil], examples, options=options, judge=lambda: select(self._head, 0)
+            FullBackbone(base, examples), [task_head], examples, options=options, judge=lambda: select(self._head, 0)
         )
-        self.facts.evaluations = len(scores) * len(contest.names)
-        self._answers: list[Answer | None] = list(examiner("report").answers(self._head, 0))
+        self.facts.evaluations = len(scores) * len(experiment.names)
+        self._answers: list[Answer | None] = list(validator("report").answers(self._head, 0))
 
-    def answer(self, contest: Contest, task: str) -> list[Answer | None]:
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Return what the task's own copy answered."""
         return self._answers
 
 
 def train_lora(
-    contest: Contest,
+    experiment: Experiment,
     lora: LoraSettings,
     heads: Sequence[Head],
     rows: Mapping[str, Sequence[Record]],
@@ -135,30 +142,30 @@ def train_lora(
     judge: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Factors], list[float]]:
     """Train one LoRA that the rows of all tasks go through; returns it, and what the judge said after each pass."""
-    base, own = contest.base, contest.config.experts
-    start = fresh_factors(base, lora, seed=contest.seed, name="one for all")
-    contest.install_factors(start)
-    pupils = [Pupil(task, head, rows[task.name]) for task, head in zip(contest.tasks, heads, strict=True)]
-    examples = shared_examples(base, pupils)
+    base, own = experiment.base, experiment.config.experts
+    start = fresh_factors(base, lora, seed=experiment.seed, name="one for all")
+    experiment.install_factors(start)
+    task_heads = [TaskHead(task, head, rows[task.name]) for task, head in zip(experiment.tasks, heads, strict=True)]
+    examples = shared_examples(base, task_heads)
     limit, budget = own.trunk_cache.limit_mb << 20, own.tokens_per_batch
-    body = AdapterBody(base, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
-    scores = fit_shared(body, pupils, examples, options=options, judge=judge)
+    body = AdapterBackbone(base, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
+    scores = fit_shared(body, task_heads, examples, options=options, judge=judge)
     body.cache.close()
     return {layer: base.banks[layer].get(0, lora.rank) for layer in start}, scores
 
 
-def wider(contest: Contest, rank: int) -> LoraSettings:
+def wider(experiment: Experiment, rank: int) -> LoraSettings:
     """Return the experts' own settings with another rank and the same scaling."""
-    lora = contest.system.experts[0].lora
+    lora = experiment.system.experts[0].lora
     return dataclasses.replace(lora, rank=rank, alpha=lora.scaling * (math.sqrt(rank) if lora.rslora else rank))
 
 
-def fresh_heads(contest: Contest, purpose: str) -> list[Head]:
+def fresh_heads(experiment: Experiment, purpose: str) -> list[Head]:
     """Draw a new head for each task."""
     found = []
-    for expert in contest.system.experts:
-        head = build_head(expert.task, contest.base.width, expert.head.options)
-        found.append(head.initialise(seeded(contest.seed, expert.task.name, purpose)).to(contest.base.device))
+    for expert in experiment.system.experts:
+        head = build_head(expert.task, experiment.base.width, expert.head.options)
+        found.append(head.initialise(seeded(experiment.seed, expert.task.name, purpose)).to(experiment.base.device))
     return found
 
 

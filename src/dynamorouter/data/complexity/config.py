@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Count, Rate, Settings, Share, Weight
+from dynamorouter.utils.options import Count, Options, Rate, Share, Weight
 
 
-class ComplexitySettings(Settings):
+class ComplexitySettings(Options):
     """One instruction data set parted into tiers; the tasks of the run are the tiers, the simplest first."""
 
     pipeline: str = "auto"

@@ -25,7 +25,7 @@ from dynamorouter.model.text.tokenize import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Prefill:
     """Prompts that have been read up to some block, for a router to look at and for generation to go on from.
 
     Attributes:
@@ -41,14 +41,14 @@ class Reading:
     depth: int
     cache: Any = None
 
-    def at(self, depth: int) -> Reading:
+    def at(self, depth: int) -> Prefill:
         """Return the reading as it was after fewer blocks, where experts begin; from 0 the prompts are read anew.
 
         Raises:
             ConfigError: the hidden states of that layer were not kept.
         """
         if depth == 0:
-            return Reading(self.batch, {}, 0, None if self.cache is None else DynamicCache())
+            return Prefill(self.batch, {}, 0, None if self.cache is None else DynamicCache())
         if depth not in self.states:
             raise ConfigError(
                 f"the prompts were read up to block {self.depth}, and layers {one_of(map(str, self.states))} are kept; "
@@ -56,7 +56,7 @@ class Reading:
             )
         return replace(self, depth=depth)
 
-    def select(self, rows: Sequence[int]) -> Reading:
+    def select(self, rows: Sequence[int]) -> Prefill:
         """Return the reading of some of the rows, without the padding that they do not need."""
         at = torch.tensor(list(rows), device=self.batch.ids.device)
         mask = self.batch.mask[at]
@@ -65,7 +65,7 @@ class Reading:
         if cache is not None:
             for index, layer in enumerate(self.cache.layers):
                 cache.update(layer.keys[at, :, :longest], layer.values[at, :, :longest], index)
-        return Reading(
+        return Prefill(
             Batch(self.batch.ids[at, :longest], None, mask[:, :longest]),
             {layer: state[at, :longest] for layer, state in self.states.items()},
             self.depth,
@@ -74,7 +74,7 @@ class Reading:
 
 
 @torch.inference_mode()
-def read_prompts(base: Base, prompts: Sequence[Sequence[int]], depth: int, *, keep: Collection[int] = ()) -> Reading:
+def read_prompts(base: Base, prompts: Sequence[Sequence[int]], depth: int, *, keep: Collection[int] = ()) -> Prefill:
     """Run prompts through the first ``depth`` blocks without experts.
 
     Args:
@@ -85,8 +85,8 @@ def read_prompts(base: Base, prompts: Sequence[Sequence[int]], depth: int, *, ke
     """
     batch = pad_prompts(base, prompts)
     cache = DynamicCache() if base.kind == "decoder" else None
-    states = base.trunk(batch, depth, keep=keep, cache=cache) if depth or keep else {}
-    return Reading(batch, states, depth, cache)
+    states = base.forward_to(batch, depth, keep=keep, cache=cache) if depth or keep else {}
+    return Prefill(batch, states, depth, cache)
 
 
 def pad_prompts(base: Base, prompts: Sequence[Sequence[int]]) -> Batch:
@@ -105,7 +105,7 @@ def pad_prompts(base: Base, prompts: Sequence[Sequence[int]]) -> Batch:
 
 
 @dataclass
-class Decoding:
+class DecodeState:
     """A batch that is being written.
 
     Attributes:
@@ -127,7 +127,7 @@ class Decoding:
     said: int = 0
 
     @staticmethod
-    def begin(base: Base, reading: Reading, gate: Gate | None) -> tuple[Decoding, Tensor]:
+    def begin(base: Base, reading: Prefill, gate: Gate | None) -> tuple[DecodeState, Tensor]:
         """Read the prompts to the end through the gated experts.
 
         Returns:
@@ -142,7 +142,7 @@ class Decoding:
         if base.kind == "seq2seq":
             states = _complete(base, reading, gate)
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            made = Decoding(base, gate, cache, batch.mask, batch.mask.new_zeros(len(batch.mask)), states, said=-1)
+            made = DecodeState(base, gate, cache, batch.mask, batch.mask.new_zeros(len(batch.mask)), states, said=-1)
             start = base.start_id if base.start_id is not None else base.encoder.pad_id
             return made, made.step(batch.ids.new_full((len(batch.ids),), start))
         if reading.cache is None or getattr(base.parts.language, "_is_stateful", False):
@@ -157,7 +157,7 @@ class Decoding:
         if int(lengths.min()) < size:
             _to_the_right(reading.cache, size - lengths)
         mask = torch.arange(size, device=last.device) >= (size - lengths)[:, None]
-        return Decoding(base, gate, reading.cache, mask.to(batch.mask.dtype), lengths), told
+        return DecodeState(base, gate, reading.cache, mask.to(batch.mask.dtype), lengths), told
 
     def step(self, tokens: Tensor) -> Tensor:
         """Say a token in each row, ``(B,)``, and return the hidden state ``(B, D)`` from which the next one is told."""
@@ -196,12 +196,12 @@ class Decoding:
                 layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
 
 
-def _complete(base: Base, reading: Reading, gate: Gate | None) -> Tensor:
+def _complete(base: Base, reading: Prefill, gate: Gate | None) -> Tensor:
     """Run the blocks that the reading has left, through the gated experts: ``(B, S, D)``."""
     if reading.depth == 0:
-        return base.full(reading.batch, gate, cache=reading.cache)
+        return base.forward(reading.batch, gate, cache=reading.cache)
     hidden = reading.states[reading.depth]
-    return base.finish(hidden, reading.batch.mask, gate, depth=reading.depth, cache=reading.cache)
+    return base.forward_from(hidden, reading.batch.mask, gate, depth=reading.depth, cache=reading.cache)
 
 
 def _to_the_right(cache: Any, padding: Tensor) -> None:

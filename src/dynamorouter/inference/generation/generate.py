@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError
-from dynamorouter.inference.generation.decoding import Decoding, Reading, read_prompts
+from dynamorouter.inference.generation.decoding import DecodeState, Prefill, read_prompts
 from dynamorouter.inference.generation.sampling import GenerationOptions, Sampler
 from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
@@ -43,7 +43,7 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """Some text of a row, as it is written.
 
     Attributes:
@@ -81,8 +81,8 @@ def generate(
     gate: Gate | None,
     options: GenerationOptions | Sequence[GenerationOptions] | None = None,
     *,
-    reading: Reading | None = None,
-    on_piece: Callable[[Piece], None] | None = None,
+    reading: Prefill | None = None,
+    on_piece: Callable[[TextDelta], None] | None = None,
 ) -> list[Generated]:
     """Write a text for each prompt.
 
@@ -112,9 +112,9 @@ def stream(
     gate: Gate | None,
     options: GenerationOptions | Sequence[GenerationOptions] | None = None,
     *,
-    reading: Reading | None = None,
+    reading: Prefill | None = None,
     each_token: bool = True,
-) -> Iterator[Piece]:
+) -> Iterator[TextDelta]:
     """Write a text for each prompt and yield it in pieces; arguments are those of ``generate``.
 
     Args:
@@ -135,7 +135,7 @@ def stream(
     rows = [_open(base, row, prompt, own) for row, (prompt, own) in enumerate(zip(prompts, chosen, strict=True))]
     sampler = Sampler(chosen, prompts, ends=base.eos_ids)
     with torch.inference_mode():
-        batch, hidden = Decoding.begin(base, reading, gate)
+        batch, hidden = DecodeState.begin(base, reading, gate)
         tokens = _first(base, hidden, sampler, rows)
     live = rows
     while True:
@@ -172,7 +172,7 @@ def _first(base: Base, hidden: Tensor, sampler: Sampler, rows: Sequence[_Row]) -
     return sampler.choose(base.logits(hidden), [row.index for row in rows], written=[row.ids for row in rows])
 
 
-def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[Piece]:
+def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[TextDelta]:
     """Add a token to a row, see whether the row is done with it, and yield the text that is settled."""
     ended = token in base.eos_ids
     if not ended:
@@ -181,10 +181,11 @@ def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[Piece
     text = row.push() if each_token or row.options.stop else ""
     if not (ended or full or row.stream.stopped):
         if text and each_token:
-            yield Piece(row.index, text)
+            yield TextDelta(row.index, text)
         return
     row.done = True
     text += row.push()
     text += row.stream.close()
     reason: Reason = "stop" if row.stream.stopped else "end" if ended else "length"
-    yield Piece(row.index, text if each_token else row.stream.text, Generated(tuple(row.ids), row.stream.text, reason))
+    generated = Generated(tuple(row.ids), row.stream.text, reason)
+    yield TextDelta(row.index, text if each_token else row.stream.text, generated)

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from dynamorouter.errors import ConfigError
-from dynamorouter.model.base.blocks import Blocks, DeepEnough, name_inside
+from dynamorouter.model.base.blocks import Blocks, StopForward, name_inside
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.base.digest import weights_digest
 from dynamorouter.model.base.gate import Dropout, Gate, GateSlot
@@ -211,7 +211,7 @@ class Base:
                 setattr(parent, leaf, bank.base)
             self.banks = {}
 
-    def trunk(
+    def forward_to(
         self, batch: Batch, depth: int, *, keep: Collection[int] = (), cache: Cache | None = None
     ) -> dict[int, Tensor]:
         """Run the first ``depth`` blocks without experts.
@@ -220,7 +220,7 @@ class Base:
             batch: what to read.
             depth: how many blocks are run.
             keep: layers whose hidden states are wanted.
-            cache: takes the keys and values of a decoder's blocks up to there, for ``finish`` to complete.
+            cache: takes the keys and values of a decoder's blocks up to there, for ``forward_from`` to complete.
 
         Returns:
             Hidden states ``{layer: (B, S, D)}`` for ``depth`` and every layer in ``keep`` up to it; layer 0 is the
@@ -228,12 +228,12 @@ class Base:
         """
         self._admit(batch.positions)
         states: dict[int, Tensor] = {}
-        recorded = self._cut.record({*keep, depth}, states)
-        with self.slot.hold(None), self._cut.only(0, max(depth, 1)), recorded, suppress(DeepEnough):
+        recorded = self._cut.capture({*keep, depth}, states)
+        with self.slot.hold(None), self._cut.slice(0, max(depth, 1)), recorded, suppress(StopForward):
             self._forward(batch, cache)
         return states
 
-    def finish(
+    def forward_from(
         self,
         hidden: Tensor,
         mask: Tensor,
@@ -247,13 +247,13 @@ class Base:
         """Go on from the hidden states ``(B, S, D)`` of layer ``depth`` through the gated experts to the end.
 
         Args:
-            hidden: what ``trunk`` returned for ``depth``.
+            hidden: what ``forward_to`` returned for ``depth``.
             mask: ``(B, S)``.
             gate: the experts of each row.
             depth: where the trunk ended.
             dropout: on the experts' input.
             positions: of a packed batch, as in ``Batch``.
-            cache: what ``trunk`` was given; it then holds all blocks.
+            cache: what ``forward_to`` was given; it then holds all blocks.
 
         Raises:
             ConfigError: the architecture cannot be cut there.
@@ -266,7 +266,7 @@ class Base:
         with self.slot.hold(gate, dropout=dropout):
             return self._upper(batch, hidden, depth, cache)
 
-    def full(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0, cache: Cache | None = None) -> Tensor:
+    def forward(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0, cache: Cache | None = None) -> Tensor:
         """Run the whole base, or the encoder of two stacks, on a batch through the gated experts: ``(B, S, D)``."""
         self._admit(batch.positions)
         with self.slot.hold(gate, dropout=dropout):
@@ -275,7 +275,7 @@ class Base:
     def encode(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0) -> Tensor:
         """Return the encoder's hidden states ``(B, S, D)`` of an encoder-decoder, through the gated experts."""
         self._decoder()
-        return self.full(batch, gate, dropout=dropout)
+        return self.forward(batch, gate, dropout=dropout)
 
     def decode_hidden(
         self, states: Tensor, mask: Tensor, labels: Tensor, gate: Gate | None, *, dropout: Dropout = 0.0
@@ -332,7 +332,7 @@ class Base:
     def _upper(self, batch: Batch, hidden: Tensor, depth: int, cache: Cache | None) -> Tensor:
         """Run the blocks from ``depth`` up; their keys and values join those of the trunk."""
         upper = None if cache is None else DynamicCache()
-        with self._cut.only(depth, self.depth), self._cut.feed(depth, hidden):
+        with self._cut.slice(depth, self.depth), self._cut.inject(depth, hidden):
             output = self._forward(batch, upper)
         if cache is not None and upper is not None:
             cache.layers[depth:] = upper.layers[depth:]

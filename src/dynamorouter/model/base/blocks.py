@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynamorouter.errors import ConfigError
 
 
-class DeepEnough(Exception):  # noqa: N818 - a signal, not an error
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a pass at the trunk."""
 
 
@@ -58,7 +58,7 @@ class Blocks:
         return len(self.list)
 
     @contextmanager
-    def only(self, first: int, last: int) -> Iterator[None]:
+    def slice(self, first: int, last: int) -> Iterator[None]:
         """Let the stack see only blocks ``first`` to ``last - 1`` for a while."""
         if (first, last) == (0, len(self)):
             yield
@@ -77,7 +77,7 @@ class Blocks:
                 self._config.layer_types = kinds
 
     @contextmanager
-    def record(self, layers: Collection[int], states: dict[int, Tensor]) -> Iterator[None]:
+    def capture(self, layers: Collection[int], states: dict[int, Tensor]) -> Iterator[None]:
         """Note the inputs of blocks and the output of the deepest one; stop the pass once all is there."""
         deepest = max(layers)
 
@@ -85,13 +85,13 @@ class Blocks:
             def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 states[layer] = args[0] if args else kwargs["hidden_states"]
                 if layer == deepest:
-                    raise DeepEnough
+                    raise StopForward
 
             return note
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
             states[deepest] = output[0] if isinstance(output, tuple) else output
-            raise DeepEnough
+            raise StopForward
 
         hooks = [
             self.list[layer].register_forward_pre_hook(before(layer), with_kwargs=True)
@@ -107,7 +107,7 @@ class Blocks:
                 hook.remove()
 
     @contextmanager
-    def feed(self, first: int, hidden: Tensor) -> Iterator[None]:
+    def inject(self, first: int, hidden: Tensor) -> Iterator[None]:
         """Give block ``first`` the hidden states ``(B, S, D)`` in place of what it would get."""
 
         def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

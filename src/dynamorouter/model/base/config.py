@@ -8,10 +8,10 @@ from typing import Literal
 
 from dynamorouter.errors import MissingExtraError
 from dynamorouter.tasks.generation import Kind
-from dynamorouter.utils.options import Settings
+from dynamorouter.utils.options import Options
 
 
-class BaseSettings(Settings):
+class BaseSettings(Options):
     """One frozen base model."""
 
     name: str

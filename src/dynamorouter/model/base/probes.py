@@ -38,10 +38,10 @@ def check_cut(base: Base, depth: int) -> None:
         ConfigError: it is not.
     """
     batch = _row(base, 0, TOKENS)
-    whole = base.full(batch, None)
+    whole = base.forward(batch, None)
     try:
-        states = base.trunk(batch, depth)
-        cut: Tensor | None = base.finish(states[depth], batch.mask, None, depth=depth)
+        states = base.forward_to(batch, depth)
+        cut: Tensor | None = base.forward_from(states[depth], batch.mask, None, depth=depth)
     except _WRONG:
         cut = None
     if _differ(cut, whole):
@@ -63,8 +63,8 @@ def check_packing(base: Base, takes_positions: bool) -> None:
     if base.kind == "decoder" and takes_positions:
         ids = torch.cat([one.ids, other.ids], dim=1)
         places = torch.cat([torch.arange(batch.ids.shape[1], device=base.device) for batch in (one, other)])
-        packed = base.full(Batch(ids=ids, types=None, mask=torch.ones_like(ids), positions=places[None]), None)
-    alone = torch.cat([base.full(batch, None) for batch in (one, other)], dim=1)
+        packed = base.forward(Batch(ids=ids, types=None, mask=torch.ones_like(ids), positions=places[None]), None)
+    alone = torch.cat([base.forward(batch, None) for batch in (one, other)], dim=1)
     if _differ(packed, alone):
         raise ConfigError(
             f"{base.config.model_type} (base {base.spec.name!r}) cannot read several examples in one row and keep them "

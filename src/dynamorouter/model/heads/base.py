@@ -103,7 +103,7 @@ class Head(nn.Module, ABC):
         return self
 
 
-class ReadingHead(Head):
+class EncoderHead(Head):
     """Base of the heads that answer from a text's own hidden states."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.heads.base import ReadingHead, WindowTarget, heads
+from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
@@ -22,7 +22,7 @@ from dynamorouter.tasks.task import HeadKind
 
 
 @heads.register("classification")
-class ClassificationHead(ReadingHead):
+class ClassificationHead(EncoderHead):
     """A label for a text or a pair, from the first window.
 
     Args:

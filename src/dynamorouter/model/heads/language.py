@@ -31,7 +31,7 @@ LOGITS = 1 << 26
 """Most logits that are kept for the way back; with more, parts of them are computed twice."""
 
 
-class WritingHead(Head):
+class LanguageModelHead(Head):
     """Base of the heads that write; a head borrows the vocabulary of the base that its lessons were made for.
 
     Args:
@@ -108,7 +108,7 @@ class WritingHead(Head):
 
 
 @heads.register("causal_lm")
-class CausalLMHead(WritingHead):
+class CausalLMHead(LanguageModelHead):
     """Goes on from the prompt; a lesson is prompt and text in one, its target the prompt's length and the text."""
 
     kind: HeadKind = "causal_lm"
@@ -151,7 +151,7 @@ class CausalLMHead(WritingHead):
 
 
 @heads.register("seq2seq")
-class Seq2SeqHead(WritingHead):
+class Seq2SeqHead(LanguageModelHead):
     """Writes with the decoder of an encoder-decoder; a lesson is the prompt, its target the text.
 
     The hidden states that its loss reads are the decoder's, one for each token of the text.

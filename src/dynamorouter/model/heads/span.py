@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.heads.base import ReadingHead, WindowTarget, heads
+from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
@@ -22,7 +22,7 @@ from dynamorouter.tasks.task import HeadKind
 
 
 @heads.register("span")
-class SpanHead(ReadingHead):
+class SpanHead(EncoderHead):
     """The span of the context (or of the text, where there is none) that answers a question (SQuAD v1.1).
 
     Args:

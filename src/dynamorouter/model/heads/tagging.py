@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.heads.base import ReadingHead, WindowTarget, heads
+from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
@@ -24,7 +24,7 @@ from dynamorouter.tasks.text import word_spans
 
 
 @heads.register("tags")
-class TagsHead(ReadingHead):
+class TagsHead(EncoderHead):
     """A tag for each whitespace-separated word, read off its first subword."""
 
     kind: HeadKind = "tags"

@@ -166,9 +166,9 @@ def last_states(
         decoder's, one for each token of an example's target.
     """
     if states is None:
-        hidden = base.full(batch, gate, dropout=dropout)
+        hidden = base.forward(batch, gate, dropout=dropout)
     else:
-        hidden = base.finish(states, batch.mask, gate, depth=depth, dropout=dropout, positions=batch.positions)
+        hidden = base.forward_from(states, batch.mask, gate, depth=depth, dropout=dropout, positions=batch.positions)
     if base.kind != "seq2seq":
         return layout.apart(hidden), (layout.mask(hidden.device) if layout.packed else batch.mask)
     targets = [torch.as_tensor(example.target) for example in layout.examples]

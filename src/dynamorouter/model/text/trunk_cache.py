@@ -107,7 +107,7 @@ class TrunkCache:
         return self._store[end - len(self.examples[i]) : end]
 
     def _trunk(self, examples: Sequence[Example]) -> Tensor:
-        return self.base.trunk(batch_of(self.base, examples), self.depth)[self.depth]
+        return self.base.forward_to(batch_of(self.base, examples), self.depth)[self.depth]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

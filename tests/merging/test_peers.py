@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dynamorouter.merging.deltas import Layers
 from dynamorouter.merging.merge import merge_factors
-from dynamorouter.merging.methods._entries import dropped_by_rank
+from dynamorouter.merging.methods._sparsify import dropped_by_rank
 from dynamorouter.merging.registry import merges
 from dynamorouter.merging.truncate import Output
 from dynamorouter.model.lora.factors import Factors

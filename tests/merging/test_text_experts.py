@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynamorouter.errors import MergeError
-from dynamorouter.merging.data import observed
+from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head

@@ -16,7 +16,7 @@ import torch
 from dynamorouter.errors import ConfigError, DataError, LibraryError, RouterError
 from dynamorouter.evaluation.score import answer_all, score_system
 from dynamorouter.inference.prediction import Prediction, entity_list
-from dynamorouter.merging.data import borrowed
+from dynamorouter.merging.calibration import borrowed
 from dynamorouter.metrics.base import score
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec

@@ -17,7 +17,7 @@ from torch import Tensor
 from dynamorouter.errors import ConfigError
 from dynamorouter.merging.deltas import LayerDeltas, Layers, LowRank
 from dynamorouter.merging.merge import check_experts
-from dynamorouter.merging.methods._entries import largest
+from dynamorouter.merging.methods._sparsify import largest
 from dynamorouter.merging.registry import merges
 from dynamorouter.model.lora.expert import Expert
 

@@ -129,7 +129,8 @@ class Method:
         if self.needs and options.get(self.needs) is None:
             raise ConfigError(
                 f"merge method {self.name!r} needs {self.needs}: {NEEDS[self.needs]}; "
-                "give rows with --data DIR, or see dynamorouter.merging.data, or take a method that needs no data: "
+                "give rows with --data DIR, or see dynamorouter.merging.calibration, "
+                "or take a method that needs no data: "
                 f"{one_of(name for name in merges if merges.get(name).needs is None)}"
             )
 

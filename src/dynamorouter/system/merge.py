@@ -18,7 +18,7 @@ import torch
 
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.errors import ConfigError, LibraryError, MergeError, MissingExtraError, one_of
-from dynamorouter.merging.data import observed
+from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.diagnose import METHODS, Diagnosis, diagnose
 from dynamorouter.merging.merge import MergeResult, check_experts, merge_experts
 from dynamorouter.merging.registry import NEEDS, merges

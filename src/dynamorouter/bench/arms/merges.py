@@ -12,7 +12,7 @@ from typing import Any
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, head_count
-from dynamorouter.merging.data import observed
+from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import MergeResult, merge_experts
 from dynamorouter.merging.registry import merges
 from dynamorouter.tasks.answer import Answer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.merging.deltas import LayerDeltas
-from dynamorouter.merging.methods._entries import (
+from dynamorouter.merging.methods._sparsify import (
     Aggregate,
     Election,
     agreed,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError
 from dynamorouter.merging.deltas import LayerDeltas, LowRank
-from dynamorouter.merging.methods._entries import agreed, largest, share
+from dynamorouter.merging.methods._sparsify import agreed, largest, share
 from dynamorouter.merging.registry import merge_method
 
 Inner = Literal["ties", "linear"]

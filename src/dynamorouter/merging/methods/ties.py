@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError
 from dynamorouter.merging.deltas import LayerDeltas, Layers
-from dynamorouter.merging.methods._entries import Aggregate, Election, agreed, kept, largest
+from dynamorouter.merging.methods._sparsify import Aggregate, Election, agreed, kept, largest
 from dynamorouter.merging.registry import Plan, merge_method
 
 BINS = 1 << 16

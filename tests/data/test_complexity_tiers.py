@@ -125,6 +125,9 @@ def test_what_was_written_is_reused_unless_something_changed(tmp_path: Path, mon
     other = replace(options, seed=5)
     prepare_tiers(TASKS, out, source="local", overrides={"root": str(root)}, options=other)
     assert len(calls) == 6
+    (out / "manifest.json").write_text("{")
+    prepare_tiers(TASKS, out, source="local", overrides={"root": str(root)}, options=other)
+    assert len(calls) == 8
 
 
 def _counted(method: object, calls: list[int]) -> object:

@@ -206,6 +206,10 @@ def test_finished_tasks_are_reused_and_damaged_ones_are_made_again(tmp_path: Pat
     assert train.read_bytes() == content
     assert router.is_file()
     assert not list((tmp_path / "out").rglob("*.tmp"))
+    (train.parent / "manifest.json").write_text("{")
+    stamp = train.stat().st_mtime_ns
+    run(tmp_path)
+    assert train.stat().st_mtime_ns > stamp and train.read_bytes() == content
     write(tmp_path / "raw", train=rows(100, "fresh"))
     assert texts(run(tmp_path))["train"][0].startswith("fresh")
 
@@ -219,6 +223,12 @@ def test_prepared_data_is_opened_again_and_checked(tmp_path: Path) -> None:
     assert opened.split("select", "mood") == made.split("select", "mood")
     with pytest.raises(DataError, match="lacks topic"):
         load_prepared(tmp_path / "out", ["mood", "topic"])
+    manifest = tmp_path / "out" / "manifest.json"
+    written = manifest.read_text()
+    for text, said in (("{", "it is not JSON"), (written.replace('"format": 1', '"format": 9'), "has format 9")):
+        manifest.write_text(text)
+        with pytest.raises(DataError, match=rf"manifest\.json .*{said}.*run `dynamorouter prepare"):
+            load_prepared(tmp_path / "out", ["mood"])
     with pytest.raises(DataError, match=r"unknown split 'tran' \(did you mean 'train'"):
         opened.split("tran", "mood")
     with pytest.raises(DataError, match="no task 'mod'"):

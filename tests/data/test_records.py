@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.record import Record, SkipCount, check_text, read_jsonl, read_records, write_records
 from dynamorouter.tasks.text import normalise, text_key
-from dynamorouter.utils.jsonl import write_atomic
+from dynamorouter.utils.jsonl import read_appended, write_atomic
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 TARGETS = st.one_of(
@@ -81,6 +81,20 @@ def test_compressed_lines_are_read_alike_and_damage_is_named(tmp_path: Path) -> 
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"rows\.jsonl\.gz is no whole gzip file \(.+\); fetch it again"):
             list(read_jsonl(path))
+
+
+def test_appended_lines_are_read_up_to_one_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert list(read_appended(path)) == []
+    whole = '{"a": "\u2028"}\n'.encode()
+    path.write_bytes(whole + b'{"a": 1}\n{"a": 2}')
+    first, second = ({"a": "\u2028"}, len(whole)), ({"a": 1}, len(whole) + 9)
+    assert list(read_appended(path)) == [first, second]
+    assert list(read_appended(path, start=len(whole))) == [second]
+    path.write_bytes(whole + b"[1]\n")
+    for start in (0, len(whole)):
+        with pytest.raises(DataError, match=r"rows\.jsonl, line 2: holds a JSON list.*remove the line and resume"):
+            list(read_appended(path, start=start))
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda record: "{", "not JSON"),
-        (lambda record: "[]", "'format' is missing"),
+        (lambda record: "[]", "JSON list without 'format'"),
+        (lambda record: json.dumps(record | {"options": 1, "kind": None}), "'kind' is NoneType, 'options' is int"),
         (lambda record: json.dumps(record | {"format": 9}), "has format 9"),
         (lambda record: json.dumps(record | {"kind": "tfidff"}), "did you mean 'tfidf'"),
         (lambda record: json.dumps(record | {"kind": "mlp"}), "does not make a 'mlp'"),

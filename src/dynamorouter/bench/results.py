@@ -21,6 +21,7 @@ from dynamorouter.runs.run import NO_INFLUENCE
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
 from dynamorouter.utils.files import writing
+from dynamorouter.utils.jsonl import read_appended, read_jsonl
 
 ROWS, ITEMS = "rows.jsonl", "items"
 KEYS = (
@@ -79,21 +80,12 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        kept = 0
-        raw = path.read_bytes() if path.is_file() else b""
-        for number, line in enumerate(raw.splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                break  # a killed process was writing it
-            try:
-                self.rows.append(json.loads(line))
-            except ValueError as error:
-                raise DataError(
-                    f"{path}, line {number} is not JSON ({error}); it is damaged: remove the line and resume, "
-                    "and the row is made again"
-                ) from error
-            kept += len(line)
-        if kept < len(raw):
-            os.truncate(path, kept)
+        whole = 0
+        for row, end in read_appended(path):
+            self.rows.append(row)
+            whole = end
+        if path.is_file() and whole < path.stat().st_size:
+            os.truncate(path, whole)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write a row to the end, and let it reach the disk."""
@@ -133,10 +125,9 @@ def read_items(path: Path) -> tuple[list[str], Array]:
         DataError: the file is missing or damaged.
     """
     try:
-        # not splitlines, which also parts at U+2028 and its like, and answers may hold them
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        return [line["id"] for line in lines], np.array([line["numbers"] for line in lines], dtype=float)
-    except (OSError, ValueError, KeyError) as error:
+        items = [item for _, item in read_jsonl(path)]
+        return [item["id"] for item in items], np.array([item["numbers"] for item in items], dtype=float)
+    except (DataError, ValueError, KeyError) as error:
         raise DataError(
             f"the items of a row, {path}, cannot be read ({error}); remove the row from {ROWS} and resume"
         ) from error

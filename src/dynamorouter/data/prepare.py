@@ -30,7 +30,8 @@ from dynamorouter.errors import ConfigError, DataError, one_of, suggest
 from dynamorouter.tasks.record import Record, read_records, write_records
 from dynamorouter.tasks.spec import TASK_NAME, TaskSpec
 from dynamorouter.tasks.text import MAX_CHARS
-from dynamorouter.utils.jsonl import file_sha256, write_atomic
+from dynamorouter.utils.files import file_sha256, read_finished, read_form
+from dynamorouter.utils.jsonl import write_atomic
 
 FORMAT = 1
 TRAIN_SPLITS = ("train", "router", "joint")
@@ -167,7 +168,7 @@ def prepare(
         merged = merged_options(task, source, source_options)
         own = (task_options or {}).get(task.name, options)
         digest = _digest(task, task_id, source, merged, own)
-        entry = _reusable(root / task.name, digest)
+        entry = read_finished(root / task.name / MANIFEST, digest=digest, hashes=_split_hashes)
         done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, own, digest)
         advance(1)
     manifest = {"format": FORMAT, "source": source, "options": asdict(options), "tasks": done}
@@ -186,9 +187,10 @@ def load_prepared(folder: str | Path, task_names: Sequence[str] | None = None) -
         DataError: the folder was not completely prepared, or lacks a task.
     """
     root = Path(folder)
-    manifest = _read_json(root / MANIFEST)
-    if manifest is None or manifest.get("format") != FORMAT:
-        raise DataError(f"{root} holds no completely prepared data; run `dynamorouter prepare RECIPE --out ...` first")
+    remedy = "run `dynamorouter prepare RECIPE --out ...` first"
+    if not (root / MANIFEST).is_file():
+        raise DataError(f"{root} holds no completely prepared data; {remedy}")
+    manifest = read_form(root / MANIFEST, format=FORMAT, entries={"tasks": dict}, error=DataError, remedy=remedy)
     there = list(manifest["tasks"])
     lacking = [name for name in task_names or () if name not in there]
     if lacking:
@@ -222,29 +224,13 @@ def _digest(
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8")).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or nothing where the file is missing or was cut off."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _write_json(path: Path, value: object) -> None:
     write_atomic(path, [json.dumps(value, ensure_ascii=False, indent=2)])
 
 
-def _reusable(folder: Path, digest: str) -> dict[str, Any] | None:
-    """Return a task's manifest where it was written with the same settings and data, and its files are whole."""
-    entry = _read_json(folder / MANIFEST)
-    if entry is None or entry.get("digest") != digest:
-        return None
-    for name in PREPARED_SPLITS:
-        path = folder / f"{name}.jsonl"
-        if not path.is_file() or file_sha256(path) != entry["splits"][name]["sha256"]:
-            return None
-    return entry
+def _split_hashes(entry: dict[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of each file of a task's manifest."""
+    return {f"{name}.jsonl": entry["splits"][name]["sha256"] for name in PREPARED_SPLITS}
 
 
 def _prepare_task(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,12 @@ import safetensors.torch
 
 from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
 from dynamorouter.routing.base import Router, routers
-from dynamorouter.utils.files import write_json, writing
+from dynamorouter.utils.files import read_form, write_json, writing
 
 OPTIONS_FILE = "router.json"
 TENSORS_FILE = "router.safetensors"
 FORMAT = 1
+REMEDY = "copy the folder again, or fit the router again"
 
 
 def build(kind: str, options: Mapping[str, Any]) -> Router:
@@ -97,7 +97,8 @@ def load(folder: str | os.PathLike[str]) -> Router:
         RouterError: a file is missing, truncated, damaged, of a later version, or does not fit the other.
     """
     path = Path(folder) / OPTIONS_FILE
-    record = _record(path)
+    entries = {"kind": str, "options": dict, "tensors": dict}
+    record = read_form(path, format=FORMAT, entries=entries, error=RouterError, remedy=REMEDY)
     kind, options, expected = record["kind"], record["options"], record["tensors"]
     tensors_path = Path(folder) / TENSORS_FILE
     data = _read(tensors_path)
@@ -117,31 +118,12 @@ def load(folder: str | os.PathLike[str]) -> Router:
         raise _damaged(path, f"its content does not make a {kind!r} router ({error})") from error
 
 
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(_read(path))
-    except ValueError as error:
-        raise _damaged(path, f"it is not JSON ({error})") from error
-    wanted = {"format": int, "kind": str, "options": dict, "tensors": dict}
-    for key, kind in wanted.items():
-        if not isinstance(record, dict) or not isinstance(record.get(key), kind):
-            raise _damaged(path, f"its entry {key!r} is missing or no {kind.__name__}")
-    if record["format"] != FORMAT:
-        raise RouterError(
-            f"{path} has format {record['format']}, but this version reads format {FORMAT}; "
-            "update dynamorouter, or fit the router again"
-        )
-    return dict(record)
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RouterError(
-            f"cannot read {path}: {error.strerror or error}; copy the folder again, or fit the router again"
-        ) from error
+        raise RouterError(f"cannot read {path}: {error.strerror or error}; {REMEDY}") from error
 
 
 def _damaged(path: Path, reason: str) -> RouterError:
-    return RouterError(f"{path} is damaged: {reason}; copy the folder again, or fit the router again")
+    return RouterError(f"{path} is damaged: {reason}; {REMEDY}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from dynamorouter.config.compose import load
 from dynamorouter.config.schema import Config
 from dynamorouter.errors import ConfigError
 from dynamorouter.utils.files import read_json, write_json, writing
+from dynamorouter.utils.jsonl import read_appended
 
 NO_INFLUENCE = ("tracking", "search_path")
 """Settings that a resumed run may change: they have no part in its result."""
@@ -77,15 +77,12 @@ class Run:
         """
         start = kept = int(self.state()["log"][after])
         path = self.out / LOG
-        if not rounds or not path.is_file():
+        if not rounds:
             return start
-        with path.open("rb") as lines:
-            lines.seek(start)
-            for raw in lines:
-                line = json.loads(raw) if raw.endswith(b"\n") else {}
-                if line.get("phase") != name or line["step"] > rounds.get(line.get("part", ""), -1):
-                    break
-                kept += len(raw)
+        for line, end in read_appended(path, start=start):
+            if line.get("phase") != name or line["step"] > rounds.get(line.get("part", ""), -1):
+                break
+            kept = end
         return kept
 
 

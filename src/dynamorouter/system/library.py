@@ -92,7 +92,7 @@ class Library:
         Raises:
             LibraryError: there is no such expert, or a later version wrote it.
         """
-        return read_form(self._existing(name) / CARD, format=FORMAT, keys=("task", "base", "head"))
+        return read_form(self._existing(name) / CARD, format=FORMAT, entries={"task": dict, "base": dict, "head": dict})
 
     def load(self, name: str, base: Base) -> Expert:
         """Read an expert for its base.

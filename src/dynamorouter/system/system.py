@@ -36,7 +36,7 @@ from dynamorouter.utils.files import read_form, recover, write_json
 
 MANIFEST, EXPERTS, ROUTER = "system.json", "experts", "router"
 FORMAT = 1
-KEYS = ("bases", "router_base", "experts", "classes", "info")
+ENTRIES = {"bases": dict, "router_base": str, "experts": list, "classes": list, "info": dict}
 Row = TextPair
 
 
@@ -111,7 +111,7 @@ class System:
                 f"{path} is no saved system: it has no {MANIFEST}; give the folder that 'dynamorouter run' wrote, "
                 "such as runs/quickstart/system"
             )
-        manifest = read_form(path / MANIFEST, format=FORMAT, keys=KEYS)
+        manifest = read_form(path / MANIFEST, format=FORMAT, entries=ENTRIES)
         place = pick_device(device)
         dtype = pick_dtype(precision, place)
         specs = {name: BaseSpec(name=name, **values) for name, values in manifest["bases"].items()}

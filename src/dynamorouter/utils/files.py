@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamorouter.errors import DataError, LibraryError
+from dynamorouter.errors import DataError, DynamoRouterError, LibraryError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,33 +102,95 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        DataError: the file is missing, or not JSON.
+        DataError: the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; check the path, or make it again with 'dynamorouter run'") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); it is damaged: restore it, or make it again") from error
 
 
-def read_form(path: Path, *, format: int, keys: Iterable[str]) -> dict[str, Any]:
+def read_form(
+    path: Path,
+    *,
+    format: int,
+    entries: Mapping[str, type | tuple[type, ...]],
+    error: type[DynamoRouterError] = LibraryError,
+    remedy: str = "restore it from a copy, or make it again",
+) -> dict[str, Any]:
     """Read a JSON object of a known format.
 
+    Args:
+        path: the file.
+        format: what its entry ``format`` must be.
+        entries: what it must hold besides, with the types of the values.
+        error: what is raised.
+        remedy: ends every message.
+
     Raises:
-        DataError: the file is missing, or not JSON.
-        LibraryError: it is no object, of another format, or lacks keys.
+        DynamoRouterError: of class ``error``: the file is missing or not JSON, no object, of another format, or an
+            entry is missing or of another type; all such entries are named.
     """
-    value = read_json(path)
-    found = value.get("format") if isinstance(value, dict) else type(value).__name__
-    if found != format:
-        raise LibraryError(
-            f"{path} has format {found!r}, but this version reads {format}; update dynamorouter, or make it again"
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror or problem}; {remedy}") from problem
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path} is damaged: it is not JSON ({problem}); {remedy}") from problem
+    if not isinstance(value, dict) or "format" not in value:
+        raise error(f"{path} is damaged: it is a JSON {type(value).__name__} without 'format'; {remedy}")
+    if value["format"] != format:
+        raise error(
+            f"{path} has format {value['format']!r}, but this version reads format {format}; "
+            f"update dynamorouter, or {remedy}"
         )
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise LibraryError(f"{path} lacks {', '.join(missing)}; it is damaged: restore it, or make it again")
-    return dict(value)
+    wrong = [
+        f"{key!r} is {type(value[key]).__name__}" if key in value else f"{key!r} is missing"
+        for key, types in entries.items()
+        if not isinstance(value.get(key, ...), types)
+    ]
+    if wrong:
+        raise error(f"{path} is damaged: {', '.join(wrong)}; {remedy}")
+    return value
+
+
+def read_finished(
+    manifest: Path, *, digest: str, hashes: Callable[[dict[str, Any]], Mapping[str, str]]
+) -> dict[str, Any] | None:
+    """Return a manifest that was written with this digest and whose files are as they were written, else ``None``.
+
+    Args:
+        manifest: a JSON file; a damaged one counts as none.
+        digest: what its entry ``digest`` must be: the hash of all that the files depend on.
+        hashes: from the manifest's value to the SHA-256 of each file by its path below the manifest's folder.
+    """
+    try:
+        value = read_json(manifest)
+    except DataError:
+        return None
+    if not isinstance(value, dict) or value.get("digest") != digest:
+        return None
+    whole = all(
+        (path := manifest.parent / name).is_file() and file_sha256(path) == sha for name, sha in hashes(value).items()
+    )
+    return value if whole else None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:

@@ -79,6 +79,33 @@ def read_jsonl(path: str | Path, *, skip_bad: SkipCount | None = None) -> Iterat
         raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
 
 
+def read_appended(path: Path, *, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Read a file that JSON objects are appended to, one per line, from byte ``start`` on.
+
+    A file that is not there has no lines, and a last line without its end, which a killed process was writing, is none.
+
+    Yields:
+        The object of a line, and where the line ends, in bytes from the file's beginning.
+
+    Raises:
+        DataError: a line, named by number, is damaged.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        before, end = lines.read(start).count(b"\n"), start
+        for number, raw in enumerate(lines, start=before + 1):
+            if not raw.endswith(b"\n"):
+                return
+            row = _parse(raw, number)
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}, line {number}: {row}; it is damaged: remove the line and resume, and it is made again"
+                )
+            end += len(raw)
+            yield row, end
+
+
 def _parse(raw: bytes, number: int) -> dict[str, Any] | str:
     """Return the object of a line, or a sentence saying what is wrong with it."""
     try:
@@ -117,16 +144,3 @@ def write_atomic(path: str | Path, lines: Iterable[str]) -> str:
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {path}: {reason}; free space or choose a folder you may write to") from error
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error

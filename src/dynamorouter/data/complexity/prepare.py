@@ -27,8 +27,8 @@ from dynamorouter.data.sources import source_options, sources
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.spec import GENERATIVE, TaskSpec
-from dynamorouter.utils.files import read_json, write_json
-from dynamorouter.utils.jsonl import file_sha256, write_atomic
+from dynamorouter.utils.files import read_finished, write_json
+from dynamorouter.utils.jsonl import write_atomic
 
 FORMAT = 1
 MANIFEST, FEATURES = "manifest.json", "features.jsonl"
@@ -130,7 +130,7 @@ def prepare_tiers(
     analyzer = Analyzer.load(options.pipeline)
     names = [task.name for task in tasks]
     digest = _digest(spec, names, source, merged, options, analyzer.name)
-    done = _reusable(out, digest)
+    done = read_finished(out / MANIFEST, digest=digest, hashes=lambda manifest: manifest["files"])
     if done is not None:
         return done
     pools = read_pools(
@@ -216,19 +216,6 @@ def _digest(
         "pipeline": pipeline,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _reusable(out: Path, digest: str) -> dict[str, Any] | None:
-    """Return the manifest when everything was written with the same settings and data, and the files are whole."""
-    if not (out / MANIFEST).is_file():
-        return None
-    manifest: dict[str, Any] = read_json(out / MANIFEST)
-    if manifest.get("digest") != digest:
-        return None
-    whole = all(
-        (out / name).is_file() and file_sha256(out / name) == sha for name, sha in manifest.get("files", {}).items()
-    )
-    return manifest if whole else None
 
 
 def _enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, options: TierOptions) -> None:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from dynamorouter.data.sources import SPLITS, Options, Row, Source, source_split, sources
 from dynamorouter.errors import ConfigError, DataError, MissingExtraError
 from dynamorouter.tasks.spec import TaskSpec
-from dynamorouter.utils.jsonl import SkipCount, bad_row, file_sha256, read_jsonl
+from dynamorouter.utils.files import file_sha256
+from dynamorouter.utils.jsonl import SkipCount, bad_row, read_jsonl
 
 _ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 

@@ -161,12 +161,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Return the exact two-sided p-value of McNemar's test (1947) on paired right and wrong answers."""
+    from scipy.stats import binomtest
+
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    differing, fewer = only_first + only_second, min(only_first, only_second)
-    if not differing:
-        return 1.0
-    tail = sum(math.comb(differing, k) for k in range(fewer + 1)) / (1 << differing)
-    return min(1.0, 2 * tail)
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +207,7 @@ def rank_arms(scores: Mapping[str, Sequence[float]], *, level: float = 0.95) -> 
     arms, tasks = values.shape
     each = np.array([rankdata(-column, method="average") for column in values.T])  # (T, A)
     ranks = each.mean(axis=0)
+    # by hand, as scipy's Friedman test refuses two arms
     spread = float((each**2).sum()) - tasks * arms * (arms + 1) ** 2 / 4  # less where there are ties (Conover, 1999)
     moved = tasks**2 * float(((ranks - (arms + 1) / 2) ** 2).sum())
     chi = (arms - 1) * moved / spread if spread > 1e-12 else 0.0

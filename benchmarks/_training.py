@@ -24,7 +24,7 @@ from dynamorouter.model.base.config import base_spec
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.factors import LoraSettings
-from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.record import Record
@@ -104,7 +104,7 @@ class Packed:
     base: Base
     plans: list[ExpertPlan]
     experts: list[Expert]
-    examples: list[list[Example]]
+    examples: list[list[TrainingExample]]
 
     @staticmethod
     def of(base: Base, own: list[ExpertPlan], rows: Rows, *, seed: int = 0) -> Packed:
@@ -167,7 +167,7 @@ class WithHead(nn.Module):
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
     """Tokenised examples of one task."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[TrainingExample]) -> None:
         self.examples = examples
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.heads.language import LOGITS, end_id
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.factors import LoraSettings
-from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.packing import Layout, plan_passes
 from dynamorouter.model.text.prompts import encode_prompts
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
@@ -99,7 +99,7 @@ def loop_over(
     base: Base, plans: list[ExpertPlan], experts: list[Expert], *, packing: bool, depth: int = 0
 ) -> PackedLoop:
     install_experts(base, experts)
-    examples: list[Example] = []
+    examples: list[TrainingExample] = []
     learners = []
     for index, (one, expert) in enumerate(zip(plans, experts, strict=True)):
         own = make_examples(base, expert.head, one.task, ROWS[one.task.name], expert=index)
@@ -261,7 +261,7 @@ def test_the_prompt_is_cut_and_not_the_text(folder: Folder) -> None:
     long = Record("cat " * 50, None, 0, "one", {"texts": ["the red dog"]}, "0")
     wordy = Record("cat", None, 0, "one", {"texts": ["dog " * 50]}, "1")
     head = build_head(task, base.width)
-    first, second = head.lessons(base, task, [long, wordy], max_tokens=task.max_tokens)
+    first, second = head.examples(base, task, [long, wordy], max_tokens=task.max_tokens)
     said = head.completions(["the red dog", "dog " * 50])
     assert list(first.target[1:]) == said[0] and first.target[0] <= 10 and first.cut[0] > 0 and first.cut[1] == 0
     assert len(second.ids) == 22 and second.cut == (0, len(said[1]) - len(second.target) + 1)

@@ -22,7 +22,7 @@ from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.language import prompt_room
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.model.text.prompts import Prompt, encode_prompts
 from dynamorouter.model.text.tokenize import TextPair
@@ -131,7 +131,7 @@ def target_losses(
         gates: makes the gate of some places.
         budget: most tokens in a pass.
     """
-    places, examples = [], list[Example]()
+    places, examples = [], list[TrainingExample]()
     for expert in {id(expert): expert for expert in experts.values()}.values():
         mine = [place for place, other in experts.items() if other is expert]
         examples += make_examples(base, expert.head, expert.task, [records[place] for place in mine], expert=0)

@@ -25,7 +25,7 @@ from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.tasks.record import Record
 from dynamorouter.utils.seeding import seeded
@@ -275,7 +275,7 @@ def _watched(
             hook.remove()
 
 
-def _batches(base: Base, expert: Expert, records: Sequence[Record], budget: int) -> list[list[Example]]:
+def _batches(base: Base, expert: Expert, records: Sequence[Record], budget: int) -> list[list[TrainingExample]]:
     """Cut rows into batches of examples; single ones on an encoder-decoder, whose two stacks are padded apart."""
     examples = make_examples(base, expert.head, expert.task, records, expert=0)
     if base.kind == "seq2seq":

@@ -9,7 +9,7 @@ from pathlib import Path
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.expert import Expert, fresh_factors, install_experts
-from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
@@ -86,10 +86,10 @@ def make_learners(
     train: Mapping[str, Sequence[Record]],
     *,
     seed: int,
-) -> tuple[list[ExpertLearner], list[Example]]:
+) -> tuple[list[ExpertLearner], list[TrainingExample]]:
     """Put experts into the banks, and return a trainee for each with the examples of all."""
     install_experts(base, experts)
-    examples: list[Example] = []
+    examples: list[TrainingExample] = []
     learners: list[ExpertLearner] = []
     for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
         head = expert.head.to(base.device).requires_grad_(True)

@@ -24,7 +24,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate, SoftGate
-from dynamorouter.model.text.examples import Example
+from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.routing.base import GradientRouter, Router, RouterInput
@@ -88,7 +88,9 @@ class JointRouter:
         """Tell whether the router, and whether the experts, step in a round."""
         return (True, True) if self.options.order == "together" else (turn % 2 == 0, turn % 2 == 1)
 
-    def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
+    def gate(
+        self, batch: Batch, experts: Tensor, examples: Sequence[TrainingExample]
+    ) -> tuple[Gate, Tensor, Tensor, int]:
         """Read the trunk, and return the gate, the router's share of its mean loss, and the trunk's states.
 
         Of an example that holds its answer the router reads the prompt alone.
@@ -116,7 +118,7 @@ class JointRouter:
             gate = RowGate(experts, 1 + own - own.detach())
         return gate, self.options.weight * loss, states[self.depth], self.depth
 
-    def _prompts(self, mask: Tensor, examples: Sequence[Example]) -> Tensor:
+    def _prompts(self, mask: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
         """Return the mask ``(B, S)`` without the answers that a decoder's examples go on with."""
         if self.base.kind != "decoder" or not self.writers:
             return mask

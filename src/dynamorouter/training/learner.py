@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head
 from dynamorouter.model.lora.factors import LoraSettings
-from dynamorouter.model.text.examples import Example
+from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.validate import SelectBy
 from dynamorouter.utils.seeding import seeded
@@ -245,6 +245,6 @@ class ExpertLearner:
         return [self.optimizer.state.get(parameter, {}) for parameter in flat]
 
 
-def units_of(examples: Sequence[Example], batch: Sequence[int]) -> int:
+def units_of(examples: Sequence[TrainingExample], batch: Sequence[int]) -> int:
     """Count the terms of a batch's loss."""
     return sum(examples[i].units for i in batch)

@@ -25,7 +25,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Dropout, Gate
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.text.batching import rows_of
-from dynamorouter.model.text.examples import Example
+from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_passes
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
@@ -42,7 +42,9 @@ class RouterLearner(Protocol):
     def skip(self) -> tuple[float, float]:
         """Leave a step out and return the mean loss since the last one, and 0 for the gradient's norm."""
 
-    def gate(self, batch: Batch, experts: Tensor, examples: Sequence[Example]) -> tuple[Gate, Tensor, Tensor, int]:
+    def gate(
+        self, batch: Batch, experts: Tensor, examples: Sequence[TrainingExample]
+    ) -> tuple[Gate, Tensor, Tensor, int]:
         """Return the gate, the router's summed loss, and the trunk's states ``(B, S, D)`` with their depth."""
 
     def begin(self, rows: int) -> None:
@@ -107,7 +109,7 @@ class PackedLoop:
         self,
         base: Base,
         learners: Sequence[ExpertLearner],
-        examples: Sequence[Example],
+        examples: Sequence[TrainingExample],
         cache: TrunkCache,
         *,
         evaluate: Callable[[ExpertLearner], float],

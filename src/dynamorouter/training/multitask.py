@@ -23,7 +23,7 @@ from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import Head
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.text.batching import rows_of, token_batches
-from dynamorouter.model.text.examples import Example, batch_of, make_examples
+from dynamorouter.model.text.examples import TrainingExample, batch_of, make_examples
 from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.record import Record
@@ -97,15 +97,15 @@ class FrozenBackbone:
     def __init__(
         self,
         base: Base,
-        examples: Sequence[Example],
+        examples: Sequence[TrainingExample],
         *,
-        gates: Callable[[Sequence[Example]], Gate | None] = lambda examples: None,
+        gates: Callable[[Sequence[TrainingExample]], Gate | None] = lambda examples: None,
         limit: int,
         budget: int,
     ) -> None:
         self.base, self.examples = base, examples
 
-        def compute(chosen: Sequence[Example]) -> Tensor:
+        def compute(chosen: Sequence[TrainingExample]) -> Tensor:
             return base.forward(batch_of(base, chosen), gates(chosen))
 
         self.cache = TrunkCache(base, examples, depth=base.depth, limit=limit, budget=budget, compute=compute)
@@ -132,7 +132,7 @@ class AdapterBackbone:
         budget: most tokens in a pass.
     """
 
-    def __init__(self, base: Base, examples: Sequence[Example], *, depth: int, limit: int, budget: int) -> None:
+    def __init__(self, base: Base, examples: Sequence[TrainingExample], *, depth: int, limit: int, budget: int) -> None:
         self.base, self.examples, self.depth = base, examples, depth
         self.cache = TrunkCache(base, examples, depth=depth, limit=limit, budget=budget)
         self.cache.fill()
@@ -158,7 +158,7 @@ class FullBackbone:
         examples: what will be asked for, by position.
     """
 
-    def __init__(self, base: Base, examples: Sequence[Example]) -> None:
+    def __init__(self, base: Base, examples: Sequence[TrainingExample]) -> None:
         self.base, self.examples = base, examples
 
     def parameters(self) -> list[nn.Parameter]:
@@ -181,7 +181,7 @@ def one_for_all(rows: int, device: torch.device) -> SoftGate:
     return SoftGate(torch.ones(rows, 1, device=device))
 
 
-def shared_examples(base: Base, task_heads: Sequence[TaskHead]) -> list[Example]:
+def shared_examples(base: Base, task_heads: Sequence[TaskHead]) -> list[TrainingExample]:
     """Cut the rows of all tasks into windows; each window's ``expert`` is its task's position."""
     return [
         example
@@ -193,7 +193,7 @@ def shared_examples(base: Base, task_heads: Sequence[TaskHead]) -> list[Example]
 def fit_shared(
     body: Backbone,
     task_heads: Sequence[TaskHead],
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     *,
     options: SharedOptions,
     judge: Callable[[], float] | None = None,
@@ -265,7 +265,7 @@ def _groups(trained: Sequence[nn.Parameter], rates: Sequence[float], decay: floa
     return [{"params": own, "lr": rate, "weight_decay": weight} for (rate, weight), own in groups.items()]
 
 
-def _batches(examples: Sequence[Example], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:
+def _batches(examples: Sequence[TrainingExample], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Spread each task's examples, shuffled, evenly over the steps of a pass."""
     batches: list[list[int]] = [[] for _ in range(steps)]
     for task in range(tasks):
@@ -277,7 +277,11 @@ def _batches(examples: Sequence[Example], tasks: int, steps: int, *, seed: int, 
 
 
 def _backward(
-    body: Backbone, heads: Sequence[Head], examples: Sequence[Example], batch: Sequence[int], options: SharedOptions
+    body: Backbone,
+    heads: Sequence[Head],
+    examples: Sequence[TrainingExample],
+    batch: Sequence[int],
+    options: SharedOptions,
 ) -> float:
     """Add up the gradients of the mean over tasks of each task's mean loss, and return that mean."""
     units: dict[int, int] = {}

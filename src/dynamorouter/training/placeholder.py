@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.heads.base import Head, Lesson, WindowTarget
+from dynamorouter.model.heads.base import Head, WindowTarget
 from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import HeadKind, Task
@@ -28,13 +29,16 @@ class NullHead(Head):
         super().__init__(width, ())
         self.kind = kind
 
-    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+    def examples(
+        self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
+    ) -> Iterator[TrainingExample]:
         """Yield what a router reads of each row."""
         rows = [(record.text, record.pair) for record in records]
         for window in prompt_windows(base, rows, max_tokens=max_tokens, stride=task.stride):
             if window.part == 0:
                 nothing = np.empty(0, dtype=np.int64)
-                yield Lesson(window.row, window.encoding.ids, window.encoding.type_ids, nothing)
+                tokens = window.encoding
+                yield TrainingExample.of(window.row, tokens.ids, nothing, units=1, types=tokens.type_ids)
 
     def units(self, target: WindowTarget) -> int:
         """One per row."""

@@ -22,7 +22,7 @@ from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import EncoderHead, Head, build_head
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.examples import Example, make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.model.text.tokenize import Window
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
@@ -64,7 +64,7 @@ class Validator:
         file = cache.folder / f"{task.name}.select" if cache.folder else None
         self.by_loss = task.head in GENERATIVE and select_by == "loss"
 
-        def hold(examples: Sequence[Example]) -> _Passes:
+        def hold(examples: Sequence[TrainingExample]) -> _Passes:
             return _Passes(base, examples, depth=depth, budget=budget, limit=cache.limit, file=file)
 
         self._held = (_Writing if task.head in GENERATIVE else _Reading)(base, task, records, hold)
@@ -95,7 +95,7 @@ class _Passes:
     """Held-out examples in batches, from the cached trunk through the gated experts."""
 
     def __init__(
-        self, base: Base, examples: Sequence[Example], *, depth: int, budget: int, limit: int, file: Path | None
+        self, base: Base, examples: Sequence[TrainingExample], *, depth: int, budget: int, limit: int, file: Path | None
     ) -> None:
         self.base, self.examples, self.budget = base, examples, budget
         self.groups = token_batches([len(example) for example in examples], budget=budget)
@@ -113,7 +113,7 @@ class _Passes:
             yield group, hidden, mask
 
 
-Hold = Callable[[Sequence[Example]], _Passes]
+Hold = Callable[[Sequence[TrainingExample]], _Passes]
 """Makes the passes of examples."""
 
 
@@ -169,8 +169,6 @@ class _Writing:
         ]
 
 
-def _unlabelled(window: Window) -> Example:
-    ids = np.array(window.encoding.ids, dtype=np.int32)
-    return Example(
-        0, ids, np.array(window.encoding.type_ids, dtype=np.int8), np.empty(0, dtype=np.int64), 0, window.row
-    )
+def _unlabelled(window: Window) -> TrainingExample:
+    nothing = np.empty(0, dtype=np.int64)
+    return TrainingExample.of(window.row, window.encoding.ids, nothing, units=0, types=window.encoding.type_ids)

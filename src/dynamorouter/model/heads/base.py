@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.errors import ConfigError
+from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.answer import Answer
@@ -29,25 +29,6 @@ if TYPE_CHECKING:
 
 WindowTarget = np.ndarray[Any, np.dtype[np.int64]]
 """What one window is trained on; its meaning is the head's own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """Some tokens, and what a head learns from them.
-
-    Attributes:
-        row: index of the record that they come from.
-        ids: token ids.
-        types: segment ids, as many.
-        target: in the head's own form.
-        cut: tokens of the record that were left out: of what is read, and of what is to be written.
-    """
-
-    row: int
-    ids: Sequence[int]
-    types: Sequence[int]
-    target: WindowTarget
-    cut: tuple[int, int] = (0, 0)
 
 
 class Head(nn.Module, ABC):
@@ -75,7 +56,9 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+    def examples(
+        self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
+    ) -> Iterator[TrainingExample]:
         """Yield what there is to learn from records, as the base's tokens.
 
         Args:
@@ -87,11 +70,11 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def units(self, target: WindowTarget) -> int:
-        """Count the terms of the loss that a lesson contributes; a task's loss is the mean over them."""
+        """Count the terms of the loss that an example contributes; a task's loss is the mean over them."""
 
     @abstractmethod
     def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
-        """Return each lesson's summed loss ``(B,)`` from hidden states ``(B, S, D)`` and the mask ``(B, S)``."""
+        """Return each example's summed loss ``(B,)`` from hidden states ``(B, S, D)`` and the mask ``(B, S)``."""
 
     def initialise(self, generator: torch.Generator) -> Head:
         """Draw linear layers as BERT does, N(0, 0.02), biases zero."""
@@ -110,7 +93,9 @@ class EncoderHead(Head):
     def target(self, window: Window, record: Record) -> WindowTarget | None:
         """Return what this window is trained on, or ``None`` when it teaches nothing."""
 
-    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+    def examples(
+        self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
+    ) -> Iterator[TrainingExample]:
         """Yield the windows that teach something.
 
         Raises:
@@ -125,7 +110,8 @@ class EncoderHead(Head):
         for window in base.encoder.windows(rows, max_tokens=max_tokens, stride=task.stride):
             target = self.target(window, records[window.row])
             if target is not None:
-                yield Lesson(window.row, window.encoding.ids, window.encoding.type_ids, target)
+                tokens, units = window.encoding, self.units(target)
+                yield TrainingExample.of(window.row, tokens.ids, target, units=units, types=tokens.type_ids)
 
     @abstractmethod
     def parts(self, hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:

@@ -3,7 +3,7 @@
 They have no weights. The loss is the cross-entropy of the wanted text and of the token that ends it; the prompt gives
 none. Logits are computed where there is something to be told alone, some at a time where the vocabulary is large.
 
-Letters: B lessons, S positions, T tokens of the wanted text, N of all of a batch, D width, V vocabulary.
+Letters: B examples, S positions, T tokens of the wanted text, N of all of a batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dynamorouter.errors import ConfigError, DataError
-from dynamorouter.model.heads.base import Head, Lesson, WindowTarget, heads
+from dynamorouter.model.heads.base import Head, WindowTarget, heads
+from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.prompts import encode_prompts
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import HeadKind, Task
@@ -32,7 +33,7 @@ LOGITS = 1 << 26
 
 
 class LanguageModelHead(Head):
-    """Base of the heads that write; a head borrows the vocabulary of the base that its lessons were made for.
+    """Base of the heads that write; a head borrows the vocabulary of the base that its examples were made for.
 
     Args:
         width: D.
@@ -71,7 +72,7 @@ class LanguageModelHead(Head):
     def base(self) -> Base:
         """The base that it borrows from."""
         if self._base is None:
-            raise ConfigError(f"a {self.kind} head has no base yet; make its lessons first (learn.examples)")
+            raise ConfigError(f"a {self.kind} head has no base yet; make examples with it first (make_examples)")
         return self._base
 
     @property
@@ -109,12 +110,14 @@ class LanguageModelHead(Head):
 
 @heads.register("causal_lm")
 class CausalLMHead(LanguageModelHead):
-    """Goes on from the prompt; a lesson is prompt and text in one, its target the prompt's length and the text."""
+    """Goes on from the prompt; an example is prompt and text in one, its target the prompt's length and the text."""
 
     kind: HeadKind = "causal_lm"
     wants = "decoder"
 
-    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+    def examples(
+        self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
+    ) -> Iterator[TrainingExample]:
         """Yield prompt, text and end of each record.
 
         ``max_new_tokens`` are kept for the text, and more where the prompt leaves them free: the prompt is cut first.
@@ -129,7 +132,7 @@ class CausalLMHead(LanguageModelHead):
             text = whole[: room + task.generation.max_new_tokens - len(begin)]
             target = np.array([len(begin), *text])
             cut = (prompt.cut, len(whole) - len(text))
-            yield Lesson(row, [*begin, *text], [0] * (len(begin) + len(text)), target, cut)
+            yield TrainingExample.of(row, [*begin, *text], target, units=self.units(target), cut=cut)
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts, and the token that ends them."""
@@ -141,7 +144,7 @@ class CausalLMHead(LanguageModelHead):
         return len(target) - 1
 
     def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
-        """Sum of the text's cross-entropies in each lesson; each token is told from the place before it."""
+        """Sum of the text's cross-entropies in each example; each token is told from the place before it."""
         lengths = torch.tensor([len(target) - 1 for target in targets], device=hidden.device)
         row = torch.arange(len(targets), device=hidden.device).repeat_interleave(lengths)
         place = np.concatenate([np.arange(target[0] - 1, target[0] + len(target) - 2) for target in targets])
@@ -152,7 +155,7 @@ class CausalLMHead(LanguageModelHead):
 
 @heads.register("seq2seq")
 class Seq2SeqHead(LanguageModelHead):
-    """Writes with the decoder of an encoder-decoder; a lesson is the prompt, its target the text.
+    """Writes with the decoder of an encoder-decoder; an example is the prompt, its target the text.
 
     The hidden states that its loss reads are the decoder's, one for each token of the text.
     """
@@ -160,7 +163,9 @@ class Seq2SeqHead(LanguageModelHead):
     kind: HeadKind = "seq2seq"
     wants = "seq2seq"
 
-    def lessons(self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int) -> Iterator[Lesson]:
+    def examples(
+        self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
+    ) -> Iterator[TrainingExample]:
         """Yield each record's prompt with the text as target."""
         self.attach(base)
         most, room = task.generation.max_new_tokens, prompt_room(base, task, max_tokens)
@@ -170,7 +175,7 @@ class Seq2SeqHead(LanguageModelHead):
         for row, (prompt, text) in enumerate(zip(prompts, wanted, strict=True)):
             target = np.array(text[:most])
             lost = max(0, len(text) - most)
-            yield Lesson(row, prompt.ids, [0] * len(prompt.ids), target, (prompt.cut, lost))
+            yield TrainingExample.of(row, prompt.ids, target, units=self.units(target), cut=(prompt.cut, lost))
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts as the base's tokenizer begins and ends them."""
@@ -182,7 +187,7 @@ class Seq2SeqHead(LanguageModelHead):
         return len(target)
 
     def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
-        """Sum of the text's cross-entropies in each lesson, from the decoder's states ``(B, T, D)``."""
+        """Sum of the text's cross-entropies in each example, from the decoder's states ``(B, T, D)``."""
         lengths = torch.tensor([len(target) for target in targets], device=hidden.device)
         row = torch.arange(len(targets), device=hidden.device).repeat_interleave(lengths)
         place = torch.cat([torch.arange(len(target), device=hidden.device) for target in targets])

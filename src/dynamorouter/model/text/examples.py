@@ -1,45 +1,67 @@
-"""Records as training examples, and the trunk's outputs for them, computed once.
+"""Records as training examples.
 
-Letters: N examples, S positions, D width.
+Letters: S positions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.base.base import Base
-from dynamorouter.model.heads.base import Head, WindowTarget
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 
+if TYPE_CHECKING:
+    from dynamorouter.model.base.base import Base
+    from dynamorouter.model.heads.base import Head, WindowTarget
+
+TOKENIZED_ROWS = 2048
+"""Rows that are tokenized at once; the tokenizer's own records are large, so they are not kept longer."""
+
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One window to be trained on.
+class TrainingExample:
+    """Some tokens, and what a head learns from them.
 
     Attributes:
-        expert: index of the expert that learns from it.
+        row: index of the record that they come from, in the list that the head was given.
         ids: token ids ``(S,)``.
         types: segment ids ``(S,)``.
         target: in the head's own form.
-        units: terms of the loss.
-        row: index of the record it comes from, in its task's list.
+        units: terms that it adds to the loss.
+        cut: tokens of the record that were left out: of what is read, and of what is to be written.
+        expert: index of the expert that learns from it.
     """
 
-    expert: int
+    row: int
     ids: NDArray[np.int32]
     types: NDArray[np.int8]
     target: WindowTarget
     units: int
-    row: int
+    cut: tuple[int, int] = (0, 0)
+    expert: int = 0
+
+    @staticmethod
+    def of(
+        row: int,
+        ids: Sequence[int],
+        target: WindowTarget,
+        *,
+        units: int,
+        types: Sequence[int] | None = None,
+        cut: tuple[int, int] = (0, 0),
+    ) -> TrainingExample:
+        """Take up what a tokenizer returned; without ``types`` all tokens are of segment 0."""
+        tokens = np.array(ids, dtype=np.int32)
+        segments = np.zeros(len(ids), dtype=np.int8) if types is None else np.array(types, dtype=np.int8)
+        return TrainingExample(row, tokens, segments, target, units, cut)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,21 +69,19 @@ class Example:
 
 def make_examples(
     base: Base, head: Head, task: Task, records: Sequence[Record], *, expert: int, max_tokens: int | None = None
-) -> list[Example]:
+) -> list[TrainingExample]:
     """Turn records into what the head learns from: windows, or prompts with the text to be written.
 
     Raises:
         DataError: nothing is left to learn from.
     """
-    size = max_tokens or task.max_tokens
-    examples = []
-    for first in range(0, len(records), 2048):  # the tokenizer's own records are large: do not keep them
-        part = records[first : first + 2048]
-        for lesson in head.lessons(base, task, part, max_tokens=size):
-            ids = np.array(lesson.ids, dtype=np.int32)
-            types = np.array(lesson.types, dtype=np.int8)
-            units = head.units(lesson.target)
-            examples.append(Example(expert, ids, types, lesson.target, units, first + lesson.row))
+    examples = [
+        replace(example, row=first + example.row, expert=expert)
+        for first in range(0, len(records), TOKENIZED_ROWS)
+        for example in head.examples(
+            base, task, records[first : first + TOKENIZED_ROWS], max_tokens=max_tokens or task.max_tokens
+        )
+    ]
     if not examples:
         raise DataError(f"task {task.name!r} has no rows to train on; give more rows or loosen the filters")
     return examples
@@ -72,29 +92,25 @@ def writing_report(base: Base, head: Head, task: Task, records: Sequence[Record]
 
     The counts are of rows, but for those that say tokens; ``quantiles`` are of prompt and text together.
     """
-    lessons = [
-        lesson
-        for first in range(0, len(records), 2048)
-        for lesson in head.lessons(base, task, records[first : first + 2048], max_tokens=task.max_tokens)
-    ]
-    if not lessons:
+    if not records:
         raise DataError(f"task {task.name!r}: no rows to measure; prepare the data first")
-    lengths = sorted(len(lesson.ids) for lesson in lessons)
+    examples = make_examples(base, head, task, records, expert=0)
+    lengths = sorted(len(example) for example in examples)
     at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {
         "task": task.name,
-        "rows": len(lessons),
+        "rows": len(examples),
         "max_tokens": task.max_tokens,
         "max_new_tokens": task.generation.max_new_tokens,
-        "truncated": sum(any(lesson.cut) for lesson in lessons) / len(lessons),
-        "prompts_cut": sum(lesson.cut[0] > 0 for lesson in lessons),
-        "prompt_tokens_cut": sum(lesson.cut[0] for lesson in lessons),
-        "texts_cut": sum(lesson.cut[1] > 0 for lesson in lessons),
-        "text_tokens_cut": sum(lesson.cut[1] for lesson in lessons),
+        "truncated": sum(any(example.cut) for example in examples) / len(examples),
+        "prompts_cut": sum(example.cut[0] > 0 for example in examples),
+        "prompt_tokens_cut": sum(example.cut[0] for example in examples),
+        "texts_cut": sum(example.cut[1] > 0 for example in examples),
+        "text_tokens_cut": sum(example.cut[1] for example in examples),
         "quantiles": {name: lengths[math.ceil(share * len(lengths)) - 1] for name, share in at.items()},
     }
 
 
-def batch_of(base: Base, examples: Sequence[Example]) -> Batch:
+def batch_of(base: Base, examples: Sequence[TrainingExample]) -> Batch:
     """Pad examples to a batch on the base's device."""
     return base.encoder.pad([e.ids for e in examples], [e.types for e in examples], base.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Dropout, Gate
 from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.examples import Example, batch_of
+from dynamorouter.model.text.examples import TrainingExample, batch_of
 from dynamorouter.model.text.tokenize import Batch
 
 Rows = Sequence[Sequence[int]]
@@ -35,12 +35,12 @@ class Layout:
         rows: how many of them each row holds.
     """
 
-    examples: list[Example]
+    examples: list[TrainingExample]
     positions: list[int]
     rows: list[int]
 
     @staticmethod
-    def of(examples: Sequence[Example], rows: Rows) -> Layout:
+    def of(examples: Sequence[TrainingExample], rows: Rows) -> Layout:
         """Lay out the examples at some positions."""
         flat = [i for row in rows for i in row]
         return Layout([examples[i] for i in flat], flat, [len(row) for row in rows])
@@ -113,7 +113,7 @@ class Layout:
         return first[:, None] + torch.minimum(steps, last[:, None])
 
 
-def plan_passes(examples: Sequence[Example], pool: Sequence[int], *, budget: int, packing: bool) -> list[Rows]:
+def plan_passes(examples: Sequence[TrainingExample], pool: Sequence[int], *, budget: int, packing: bool) -> list[Rows]:
     """Cut a pool of examples into passes of rows under a token budget, padding included.
 
     With packing, the examples of each expert fill rows as long as the longest example of all, longest first, each in

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.examples import Example, batch_of
+from dynamorouter.model.text.examples import TrainingExample, batch_of
 
 
 class TrunkCache:
@@ -36,13 +36,13 @@ class TrunkCache:
     def __init__(
         self,
         base: Base,
-        examples: Sequence[Example],
+        examples: Sequence[TrainingExample],
         *,
         depth: int,
         limit: int,
         budget: int,
         file: Path | None = None,
-        compute: Callable[[Sequence[Example]], Tensor] | None = None,
+        compute: Callable[[Sequence[TrainingExample]], Tensor] | None = None,
     ) -> None:
         self.base = base
         self._compute = compute or self._trunk
@@ -106,7 +106,7 @@ class TrunkCache:
         end = int(self._ends[i])
         return self._store[end - len(self.examples[i]) : end]
 
-    def _trunk(self, examples: Sequence[Example]) -> Tensor:
+    def _trunk(self, examples: Sequence[TrainingExample]) -> Tensor:
         return self.base.forward_to(batch_of(self.base, examples), self.depth)[self.depth]
 
 

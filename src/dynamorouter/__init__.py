@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynamorouter.utils.lazy import lazy_names
+
 __version__ = "0.1.0"
-__all__ = ["ComplexityRouter", "System", "__version__"]
+__all__ = [
+    "Base",
+    "ComplexityRouter",
+    "Expert",
+    "Library",
+    "Prediction",
+    "Record",
+    "Route",
+    "Router",
+    "System",
+    "Task",
+    "__version__",
+    "compose",
+    "fit_experts",
+    "fit_router",
+    "load_adapter",
+    "merge_experts",
+]
 
 if TYPE_CHECKING:
+    from dynamorouter.config.compose import compose
+    from dynamorouter.inference.prediction import Prediction
+    from dynamorouter.merging.merge import merge_experts
+    from dynamorouter.model.base.base import Base
+    from dynamorouter.model.lora.expert import Expert
+    from dynamorouter.model.lora.peft import load_adapter
+    from dynamorouter.routing.base import Route, Router
     from dynamorouter.system.complexity import ComplexityRouter
+    from dynamorouter.system.library import Library
     from dynamorouter.system.system import System
-
-
-def __getattr__(name: str) -> object:
-    """Import torch only when the product itself is asked for."""
-    if name == "System":
-        from dynamorouter.system.system import System
-
-        return System
-    if name == "ComplexityRouter":
-        from dynamorouter.system.complexity import ComplexityRouter
-
-        return ComplexityRouter
-    raise AttributeError(f"module 'dynamorouter' has no attribute {name!r}")
+    from dynamorouter.tasks.record import Record
+    from dynamorouter.tasks.task import Task
+    from dynamorouter.training.experts import fit_experts
+    from dynamorouter.training.router import fit_router
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

@@ -1,3 +1,16 @@
-"""Tasks: what they are, how one is built from its YAML file, and the metrics that judge answers to them."""
+"""What everything speaks of: tasks, records, answers, and texts as they are compared."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynamorouter.utils.lazy import lazy_names
+
+__all__ = ["Answer", "Record", "Task", "read_records", "write_records"]
+
+if TYPE_CHECKING:
+    from dynamorouter.tasks.answer import Answer
+    from dynamorouter.tasks.record import Record, read_records, write_records
+    from dynamorouter.tasks.task import Task
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

@@ -26,7 +26,7 @@ PACKAGE = "dynamorouter"
 ROOMS = (
     ("__main__",),
     ("cli",),
-    ("bench", "serve", "scale"),
+    ("bench", "serving", "scaling"),
     ("runs", "export"),
     ("evaluation",),
     ("system",),

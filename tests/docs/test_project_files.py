@@ -122,7 +122,7 @@ def test_the_glossary_is_sorted_and_says_each_term_once() -> None:
     assert [term.lower() for term in terms] == sorted({term.lower() for term in terms})
 
 
-@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", ".github/pull_request_template.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", ".github/pull_request_template.md"])
 def test_files_that_a_page_names_exist(page: str) -> None:
     named = re.findall(r"`((?:[\w.]+/)*[\w]+\.(?:md|toml|txt|yml|cff))`", read(page))
     assert named

@@ -32,11 +32,12 @@ demo: $(STAMP) ## Train the quickstart system and let it answer a few texts
 test: $(STAMP) ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-check: $(STAMP) ## Lint, format, types, layers
+check: $(STAMP) ## Lint, format, types, layers, and the pages that name them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/docs/test_project_files.py tests/docs/test_rooms.py
 
 bench: $(VENV)/.bench ## Run every benchmark and write benchmarks/results/
 	@set -e; for script in benchmarks/*.py; do \

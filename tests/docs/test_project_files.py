@@ -28,7 +28,7 @@ def loaded(name: str) -> Any:
 
 
 def commands_of(target: str) -> set[str]:
-    """The programs, with their first word where it is a subcommand, that a target of the Makefile runs from .venv."""
+    """The programs, with the subcommand where there is one, that a target of the Makefile runs from .venv."""
     body = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", read("Makefile"), flags=re.MULTILINE)
     assert body
     return set(re.findall(r"\$\(BIN\)/([\w-]+(?: [a-z]+)?)", body[1]))
@@ -50,7 +50,7 @@ def test_hooks_before_a_commit_are_those_of_make_check() -> None:
     assert local["repo"] == "local"
     assert {hook["language"] for hook in local["hooks"]} == {"system"}
     programs = {re.sub(r"^\.venv/bin/", "", hook["entry"]).split(" -")[0] for hook in local["hooks"]}
-    assert programs == commands_of("check")
+    assert programs == commands_of("check") - {"python"}, "all but the tests, which take longer than a commit should"
     assert all(re.fullmatch(r"v[\d.]+", other["rev"]) for other in others)
 
 

@@ -86,7 +86,7 @@ def quality() -> str:
         rows = [(row["router"], row["pairs"], row["joined"]) for row in result["routers"]]
         parts.append(
             "## Routers beside their baselines\n\n`python benchmarks/quality.py --run runs/seven` on the "
-            "report rows of `seven`: pairs given as pairs, and each pair as one run of text.\n\n"
+            "test rows of `seven`: pairs given as pairs, and each pair as one run of text.\n\n"
             + table(("router", "accuracy, pairs", "accuracy, joined"), rows)
         )
     if "systems" in result:

@@ -95,7 +95,7 @@ def accuracy(router: Router, batches: Sequence[RouterInput], targets: Sequence[i
 
 
 def routers(system: System, data: PreparedData, count: int) -> list[dict[str, Any]]:
-    """Fit every router on ``count`` router rows a task and measure it on as many report rows, pairs given both ways."""
+    """Fit every router on ``count`` router rows a task and measure it on as many test rows, pairs given both ways."""
 
     def rows(split: str) -> list[tuple[int, Record]]:
         return [(i, record) for i, name in enumerate(system.names) for record in data.split(split, name)[:count]]
@@ -103,7 +103,7 @@ def routers(system: System, data: PreparedData, count: int) -> list[dict[str, An
     base = system.bases[system.router_base]
     train = read(system, rows("router"), joined=False)
     runs = read(system, [(i, r) for i, r in rows("router") if r.pair is not None], joined=True)
-    held = {"pairs": read(system, rows("report"), joined=False), "joined": read(system, rows("report"), joined=True)}
+    held = {"pairs": read(system, rows("test"), joined=False), "joined": read(system, rows("test"), joined=True)}
     found = []
     assert system.router is not None
     own: dict[str, Any] = {"router": "the run's own, after its joint phase", "rows_per_task": None}
@@ -130,7 +130,7 @@ def routers(system: System, data: PreparedData, count: int) -> list[dict[str, An
 def systems(folder: Path, data: PreparedData, count: int) -> dict[str, Any]:
     """Compare dynamic routing, static routing and no router, by mean headline score over tasks."""
     system = System.load(folder)
-    records = {name: data.split("report", name)[:count] for name in system.names}
+    records = {name: data.split("test", name)[:count] for name in system.names}
     dynamic = score_system(system, records, resamples=200)
     off = {}
     for i, name in enumerate(system.names):

@@ -106,7 +106,7 @@ def test_measures_by_hand(home: Path, tmp_path: Path) -> None:
 
 def test_the_best_merge_is_chosen_on_select_rows_alone(home: Path, tmp_path: Path) -> None:
     found = summarise(made(home, tmp_path), tmp_path)
-    assert found["best"] == {"merge": "merge/ties", "tuned": "tuned/ties"}  # merge/linear is better on report rows
+    assert found["best"] == {"merge": "merge/ties", "tuned": "tuned/ties"}  # merge/linear is better on test rows
     assert chosen([], "merge/") is None
     pairs = {(test["first"], test["second"]) for test in found["comparisons"]["router"]["overall"]}
     assert ("router/own", "merge/ties") in pairs and ("router/own", "oracle") in pairs

@@ -192,9 +192,9 @@ def test_a_damaged_checkpoint_is_named(home: Path, finished: Path, tmp_path: Pat
 def test_changed_rows_of_a_run_are_noticed(finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     (out / "report.json").unlink()
-    with (out / "data" / "mood" / "report.jsonl").open("a") as file:
+    with (out / "data" / "mood" / "test.jsonl").open("a") as file:
         file.write("{}\n")
-    refused(call("run", "--out", out, "--resume"), "report.jsonl was changed")
+    refused(call("run", "--out", out, "--resume"), "test.jsonl was changed")
 
 
 def test_places_that_cannot_be_written(home: Path, system: Path, rows: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dynamorouter.data.dedup import key_of
 from dynamorouter.data.lengths import truncation_report
 from dynamorouter.data.prepare import (
     HELD_OUT_SPLITS,
+    NAMES_BEFORE,
     PREPARED_SPLITS,
     TRAIN_SPLITS,
     PreparedData,
@@ -63,7 +64,7 @@ def test_splits_are_disjoint_stratified_and_of_the_sizes_asked_for(tmp_path: Pat
     write(tmp_path / "raw", train=rows(100, "train"), validation=rows(40, "validation"))
     data = run(tmp_path)
     sizes = {name: len(data.split(name, "mood")) for name in PREPARED_SPLITS}
-    assert sizes == {"train": 40, "router": 20, "joint": 10, "select": 10, "calibrate": 10, "report": 20}
+    assert sizes == {"train": 40, "router": 20, "joint": 10, "validation": 10, "calibration": 10, "test": 20}
     everything = [record for name in PREPARED_SPLITS for record in data.split(name, "mood")]
     assert len({key_of(record) for record in everything}) == len({record.id for record in everything}) == 110
     for name in PREPARED_SPLITS:
@@ -95,8 +96,8 @@ def test_report_is_the_test_split_where_there_is_one(tmp_path: Path) -> None:
     )
     data = run(tmp_path)
     found = texts(data)
-    assert {text.split()[0] for text in found["report"]} == {"test", "In"}
-    assert {text.split()[0] for text in found["select"] + found["calibrate"]} == {"validation"}
+    assert {text.split()[0] for text in found["test"]} == {"test", "In"}
+    assert {text.split()[0] for text in found["validation"] + found["calibration"]} == {"validation"}
     assert data.manifest["tasks"]["mood"]["counts"]["validation"]["also_in_test"] == 1
 
 
@@ -220,7 +221,7 @@ def test_prepared_data_is_opened_again_and_checked(tmp_path: Path) -> None:
         load_prepared(tmp_path / "out", ["mood"])
     made = run(tmp_path)
     opened = load_prepared(tmp_path / "out", ["mood"])
-    assert opened.split("select", "mood") == made.split("select", "mood")
+    assert opened.split("validation", "mood") == made.split("validation", "mood")
     with pytest.raises(DataError, match="lacks topic"):
         load_prepared(tmp_path / "out", ["mood", "topic"])
     manifest = tmp_path / "out" / "manifest.json"
@@ -233,9 +234,9 @@ def test_prepared_data_is_opened_again_and_checked(tmp_path: Path) -> None:
         opened.split("tran", "mood")
     with pytest.raises(DataError, match="no task 'mod'"):
         opened.split("train", "mod")
-    (tmp_path / "out" / "mood" / "select.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "out" / "mood" / "validation.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="was changed after it was prepared"):
-        opened.split("select", "mood")
+        opened.split("validation", "mood")
 
 
 def test_all_wrong_options_are_named_at_once() -> None:
@@ -324,3 +325,24 @@ def test_the_truncation_report_counts_tokens() -> None:
     assert report.to_json()["rows"] == 100
     with pytest.raises(DataError, match="no rows to measure"):
         truncation_report([], tokenizer, MOOD)
+
+
+def test_a_folder_with_the_splits_names_of_before_is_read_and_reused(tmp_path: Path) -> None:
+    write(tmp_path / "raw", train=rows(100, "train"), validation=rows(40, "validation"))
+    made = run(tmp_path)
+    rows_by_split = {name: made.split(name, "mood") for name in PREPARED_SPLITS}
+    folder = tmp_path / "out" / "mood"
+    for manifest in (folder / "manifest.json", tmp_path / "out" / "manifest.json"):
+        text = manifest.read_text(encoding="utf-8")
+        for name, before in NAMES_BEFORE.items():
+            text = text.replace(f'"{name}": {{\n', f'"{before}": {{\n')
+        manifest.write_text(text, encoding="utf-8")
+    for name, before in NAMES_BEFORE.items():
+        (folder / f"{name}.jsonl").rename(folder / f"{before}.jsonl")
+    opened = load_prepared(tmp_path / "out", ["mood"])
+    assert {name: opened.split(name, "mood") for name in PREPARED_SPLITS} == rows_by_split
+    assert run(tmp_path).split("test", "mood") == rows_by_split["test"]
+    assert not (folder / "test.jsonl").exists()
+    (folder / "report.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"report\.jsonl was changed after it was prepared"):
+        opened.split("test", "mood")

@@ -36,7 +36,7 @@ def scores(out: Path) -> dict[str, object]:
 def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
     assert {"config.yaml", "log.jsonl", "report.json", "system", "data"} <= {path.name for path in finished.iterdir()}
     for name in ("mood", "names", "ask"):
-        for split in ("train", "router", "joint", "select", "calibrate", "report"):
+        for split in ("train", "router", "joint", "validation", "calibration", "test"):
             rows = lines(finished / "data" / name / f"{split}.jsonl")
             assert rows and set(rows[0]) == {"text", "pair", "task_id", "task_name", "target", "id"}
     report = read_json(finished / "report.json")

@@ -273,7 +273,7 @@ def test_a_mixture_begins_where_the_lowest_of_its_experts_does(alone: Path) -> N
 def test_a_wrongly_routed_row_is_scored_on_what_the_chosen_expert_answers(mixed: Path) -> None:
     system = System.load(mixed / "system")
     data = pipeline.load_prepared(mixed / "data")
-    records = {"say": data.split("report", "say")[:4]}
+    records = {"say": data.split("test", "say")[:4]}
     assert system.router is not None
 
     class Wrong(type(system.router)):  # type: ignore[misc]

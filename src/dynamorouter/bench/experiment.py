@@ -120,7 +120,7 @@ class Experiment:
             )
         return self._validators[key]
 
-    def answers(self, task: str, *, split: str = "report", limit: int | None = None) -> list[Answer | None]:
+    def answers(self, task: str, *, split: str = "test", limit: int | None = None) -> list[Answer | None]:
         """Answer a task's rows through what ``install_factors`` put there, under the task's own head."""
         return list(self.validator(split, task, limit).answers(self.expert(task).head, 0, gates=self.own_gates()))
 
@@ -128,8 +128,8 @@ class Experiment:
         """Return the mean over tasks of the headline score on held-out rows that choices are made on."""
         found = []
         for task in self.tasks:
-            rows = self.rows("select", task.name, limit)
-            found.append(score_of(task, self.answers(task.name, split="select", limit=limit), rows))
+            rows = self.rows("validation", task.name, limit)
+            found.append(score_of(task, self.answers(task.name, split="validation", limit=limit), rows))
         return float(np.mean(found))
 
     def digests(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 The head, where it has weights, is trained alike over each frozen body: the bare base, merges of the other experts,
 the mixture of the other experts that a router makes for the task, and, as the upper end, the task's own expert. Scores
-are on report rows.
+are on test rows.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def route_weights(experiment: Experiment, others: list[Expert], rows: list[Recor
 def _through(
     experiment: Experiment, task: str, rows: list[Record], experts: list[Expert], weights: torch.Tensor | None = None
 ) -> Array:
-    """Train a head on the few rows over frozen experts, and return its numbers on the report rows, ``(N, K)``."""
+    """Train a head on the few rows over frozen experts, and return its numbers on the test rows, ``(N, K)``."""
     expert = experiment.expert(task)
     experiment.install([dataclasses.replace(each, fusion=None) for each in experts] or _none(experiment), key=object())
     device = experiment.base.device
@@ -94,8 +94,8 @@ def _through(
     task_head = TaskHead(expert.task, head, rows)
     if expert.task.head not in GENERATIVE:
         _teach(experiment, task_head, gates)
-    answers = experiment.validator("report", task).answers(head, 0, gates=gates)
-    return np.asarray(headline(expert.task, answers, experiment.rows("report", task)))
+    answers = experiment.validator("test", task).answers(head, 0, gates=gates)
+    return np.asarray(headline(expert.task, answers, experiment.rows("test", task)))
 
 
 def _teach(experiment: Experiment, task_head: TaskHead, gates: Callable[[int], Gate]) -> None:

@@ -165,7 +165,7 @@ def _arms(experiment: Experiment, names: Sequence[str], file: RowFile, out: Path
 def _row(experiment: Experiment, arm: Arm, name: str, task_name: str, out: Path, *, fit: float) -> dict[str, Any]:
     """Let an arm answer one task; the items are written before the row is."""
     task = experiment.expert(task_name).task
-    records = experiment.rows("report", task_name)
+    records = experiment.rows("test", task_name)
     before = time.perf_counter()
     arm.prepare(experiment, task_name)
     ready = time.perf_counter()

@@ -1,6 +1,6 @@
 """Measurements beside the arms, on the first seed: sweeps of merges, what pairs lose, spectra and angles of layers.
 
-All are made on the select rows, so that nothing can be read off them about the report rows. What a task that no
+All are made on the validation rows, so that nothing can be read off them about the test rows. What a task that no
 expert was trained on gets is in ``unseen``. Every measurement is a row of ``OUT/studies.jsonl`` and made once.
 
 Letters: E experts, P and Q width of the experts' joint span, R rank of an expert.
@@ -82,14 +82,16 @@ def _pairs(experiment: Experiment) -> Iterator[tuple[dict[str, Any], dict[str, A
 
 
 def _scores(experiment: Experiment, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge as asked, and score the merged experts' tasks on the select rows."""
+    """Merge as asked, and score the merged experts' tasks on the validation rows."""
     names = options.get("names", experiment.names)
     given = {key: value for key, value in options.items() if key != "names"}
     result: MergeResult = merge_experts([experiment.expert(name) for name in names], seed=experiment.seed, **given)
     experiment.install_factors(result.factors)
     scores = {
         name: score_of(
-            experiment.expert(name).task, experiment.answers(name, split="select"), experiment.rows("select", name)
+            experiment.expert(name).task,
+            experiment.answers(name, split="validation"),
+            experiment.rows("validation", name),
         )
         for name in names
     }

@@ -13,7 +13,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class StudySettings(Options):
-    """Measurements beside the arms, made on the first seed and the select rows."""
+    """Measurements beside the arms, made on the first seed and the validation rows."""
 
     coefficients: tuple[Weight, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     """Coefficients of task arithmetic that are swept; empty for no sweep."""
@@ -41,7 +41,7 @@ class BenchSettings(Options):
     seeds: Count = 3
     """Runs that differ in initial weights and in the order of the rows; the rows are the same."""
     evaluations: Count = 8
-    """Scorings of select rows that the tuning of each merge may take."""
+    """Scorings of validation rows that the tuning of each merge may take."""
     tune_rows: Count = 60
     """Select rows of each task that merges are tuned on."""
     output: str = "exact"

@@ -4,8 +4,8 @@
 ``DIR/manifest.json`` all of it together. The splits:
 
 - ``train`` (experts), ``router``, ``joint``: from the source's train split, disjoint where the rows suffice;
-- ``select`` (early stopping), ``calibrate`` (temperature), ``report`` (scores): from test and validation, else carved
-  from train, and never in common with any row above.
+- ``validation`` (early stopping and choices), ``calibration`` (temperature), ``test`` (scores): from the source's test
+  and validation, else carved from train, and never in common with any row above.
 
 A task's splits depend on the seed, the task and its own data alone, not on the other tasks.
 """
@@ -35,9 +35,11 @@ from dynamorouter.utils.jsonl import write_atomic
 
 FORMAT = 1
 TRAIN_SPLITS = ("train", "router", "joint")
-HELD_OUT_SPLITS = ("select", "calibrate", "report")
+HELD_OUT_SPLITS = ("validation", "calibration", "test")
 PREPARED_SPLITS = (*TRAIN_SPLITS, *HELD_OUT_SPLITS)
 MANIFEST = "manifest.json"
+NAMES_BEFORE = {"validation": "select", "calibration": "calibrate", "test": "report"}
+"""What the held-out splits were called in folders that were prepared before version 0.1."""
 
 WhenShort = Literal["shrink", "overlap", "fail"]
 Leaks = Literal["drop", "fail"]
@@ -130,8 +132,10 @@ class PreparedData:
             raise DataError(
                 f"unknown split {name!r}{suggest(name, PREPARED_SPLITS)}; allowed: {one_of(PREPARED_SPLITS)}"
             )
-        path = self.root / task / f"{name}.jsonl"
-        if file_sha256(path) != self.manifest["tasks"][task]["splits"][name]["sha256"]:
+        splits = self.manifest["tasks"][task]["splits"]
+        stored = _stored_name(splits, name)
+        path = self.root / task / f"{stored}.jsonl"
+        if file_sha256(path) != splits[stored]["sha256"]:
             raise DataError(f"{path} was changed after it was prepared; delete {self.root} and prepare again")
         return list(read_records(path))
 
@@ -230,7 +234,13 @@ def _write_json(path: Path, value: object) -> None:
 
 def _split_hashes(entry: dict[str, Any]) -> dict[str, str]:
     """Return the SHA-256 of each file of a task's manifest."""
-    return {f"{name}.jsonl": entry["splits"][name]["sha256"] for name in PREPARED_SPLITS}
+    stored_names = [_stored_name(entry["splits"], name) for name in PREPARED_SPLITS]
+    return {f"{stored}.jsonl": entry["splits"][stored]["sha256"] for stored in stored_names}
+
+
+def _stored_name(splits: Mapping[str, Any], name: str) -> str:
+    """Return the name that a split has in a manifest: its own, or the one it had before version 0.1."""
+    return NAMES_BEFORE[name] if name not in splits and name in NAMES_BEFORE else name
 
 
 def _prepare_task(
@@ -285,12 +295,16 @@ def _prepare_task(
 
 
 def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions) -> dict[str, list[Record]]:
-    """Draw select, calibrate and report, carving them from train where the source has no rows for them."""
-    sizes = {name: int(getattr(options, f"{name}_rows")) for name in HELD_OUT_SPLITS}
+    """Draw validation, calibration and test, carving them from train where the source has no rows for them."""
+    sizes = {
+        "validation": options.select_rows,
+        "calibration": options.calibrate_rows,
+        "test": options.report_rows,
+    }
     splits: dict[str, list[Record]] = {}
     if "test" in pools:
-        report = {"report": sizes.pop("report")}
-        splits, _ = draw(pools["test"].records, report, seed=options.seed, purpose="test")
+        test_size = {"test": sizes.pop("test")}
+        splits, _ = draw(pools["test"].records, test_size, seed=options.seed, purpose="test")
     if "validation" in pools:
         records = pools["validation"].records
         parts, _ = draw(records, shrink(sizes, len(records)), seed=options.seed, purpose="validation")

@@ -48,7 +48,7 @@ def complexity_report(
         begin: called with the number of windows that the one LoRA will be trained on.
     """
     names = system.names
-    held = {name: data.split("report", name) for name in names}
+    held = {name: data.split("test", name) for name in names}
     rows = [record for name in names for record in held[name]]
     tiers = np.repeat(np.arange(len(names)), [len(held[name]) for name in names])
     found = route_rows(system, rows)
@@ -94,7 +94,7 @@ def one_lora(
     )
     parts = ("train", "joint") if config.joint.enabled else ("train",)
     train = [record for name in names for part in parts for record in data.split(part, name)]
-    select = [record for name in names for record in data.split("select", name)]
+    select = [record for name in names for record in data.split("validation", name)]
     (one,) = fit_experts(
         base,
         [plan],

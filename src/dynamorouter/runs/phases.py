@@ -133,13 +133,13 @@ def fit_joint(config: Config, out: Path) -> Path:
 
 
 def report(config: Config, out: Path) -> Path:
-    """Score the system on the report rows and write ``OUT/report.json``, unless it is there."""
+    """Score the system on the test rows and write ``OUT/report.json``, unless it is there."""
     run, path = Run(config, out), out / "report.json"
     if path.is_file():
         return path
     system = System.load(out / "system", device=config.device, precision=config.precision)
     data = _prepared(run)
-    records = {name: data.split("report", name) for name in config.task}
+    records = {name: data.split("test", name) for name in config.task}
     with Progress("score", sum(map(len, records.values()))) as progress:
         scores = score_system(
             system,
@@ -249,7 +249,7 @@ def _experts(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, d
     config, tasks = run.config, run_tasks(run.config)
     bases = load_bases(config)
     train = {task.name: data.split("train", task.name) for task in tasks}
-    select = {task.name: data.split("select", task.name) for task in tasks}
+    select = {task.name: data.split("validation", task.name) for task in tasks}
     done: dict[str, Expert] = {}
     for name, checkpoint in _checkpoints(run, "experts").items():
         plans = [expert_plan(config, task) for task in tasks if base_settings(config, task).name == name]
@@ -280,7 +280,7 @@ def _router(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, di
     more = config.router.expert_rows
     rows = RouterRows(
         train={name: data.split("router", name) + data.split("train", name)[:more] for name in config.task},
-        calibrate={name: data.split("calibrate", name) for name in config.task},
+        calibrate={name: data.split("calibration", name) for name in config.task},
     )
     system.tokens_per_batch = config.experts.tokens_per_batch
     with Progress("router", 2 * len(config.task), unit="parts") as progress:
@@ -303,7 +303,7 @@ def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dic
             joint_router(system.router),
             [joint_plan(config, expert.task) for expert in system.experts],
             {name: data.split("joint", name) for name in config.task},
-            {name: data.split("select", name) for name in config.task},
+            {name: data.split("validation", name) for name in config.task},
             joint=JointOptions(
                 gates=joint.gates,
                 learning_rate=joint.router_learning_rate or joint.learning_rate,
@@ -326,7 +326,7 @@ def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dic
         classes=system.classes,
         info=system.info,
     )
-    calibrate = {name: data.split("calibrate", name) for name in config.task}
+    calibrate = {name: data.split("calibration", name) for name in config.task}
     sitting.tracker.log(0, "joint", **keep_better_router(system, before, calibrate))
     library = before.library
     skills = {name: skill for name in system.names if library and (skill := library.skill(name)) is not None}
@@ -346,7 +346,7 @@ def _fused(
             experts,
             plans,
             {plan.task: data.split("train", plan.task) for plan in plans},
-            {plan.task: data.split("select", plan.task) for plan in plans},
+            {plan.task: data.split("validation", plan.task) for plan in plans},
             options=loop_options(run.config),
             log=lambda task: sitting.log(f"fusion of {task}"),
             cache=cache_options(run.config, run.out / "phases" / "trunk"),

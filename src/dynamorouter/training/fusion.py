@@ -170,7 +170,7 @@ class FusionTraining:
         for epoch in range(self.plan.epochs):
             self._pass(epoch, trunk, advance)
             score = validator(self.fusion.head.eval(), self.slot, gates=self.gate)
-            self.log(self.steps, {f"select/{task.name}": score, f"epoch/{task.name}": epoch + 1})
+            self.log(self.steps, {f"validation/{task.name}": score, f"epoch/{task.name}": epoch + 1})
             if score > best or not kept:
                 best, passes = score, epoch + 1
                 kept = [parameter.detach().clone() for parameter in self._parameters]

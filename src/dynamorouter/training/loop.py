@@ -176,7 +176,9 @@ class PackedLoop:
                 learner.head.eval()
                 score = self.evaluate(learner)
                 learner.judge(score)
-                self.log(self.round, {f"select/{learner.name}": score, f"epoch/{learner.name}": learner.progress.epoch})
+                self.log(
+                    self.round, {f"validation/{learner.name}": score, f"epoch/{learner.name}": learner.progress.epoch}
+                )
 
     def _accumulate(self, active: Sequence[ExpertLearner]) -> dict[str, float]:
         """Run one batch of every active expert forward and backward; returns the mean loss of each."""

@@ -61,7 +61,7 @@ class Validator:
         select_by: SelectBy = "metric",
     ) -> None:
         self.task, self.records = task, records
-        file = cache.folder / f"{task.name}.select" if cache.folder else None
+        file = cache.folder / f"{task.name}.validation" if cache.folder else None
         self.by_loss = task.head in GENERATIVE and select_by == "loss"
 
         def hold(examples: Sequence[TrainingExample]) -> _Passes:

@@ -79,7 +79,7 @@ class Arm(ABC):
 
     @abstractmethod
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
-        """Answer the report rows of a task, in order; ``None`` where there is no answer of the task's kind."""
+        """Answer the test rows of a task, in order; ``None`` where there is no answer of the task's kind."""
 
 
 arms: Registry[type[Arm]] = Registry("arm", "dynamorouter.bench.arms")

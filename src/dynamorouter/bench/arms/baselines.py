@@ -50,7 +50,7 @@ class Majority(Arm):
         """Say the same of every row."""
         kind = experiment.expert(task).task.head
         found: list[Answer | None] = []
-        for record in experiment.rows("report", task):
+        for record in experiment.rows("test", task):
             value: str | list[str] = str(self._said)
             if kind == "tags":
                 value = [str(self._said)] * len(record.text.split())
@@ -92,7 +92,7 @@ class Probe(Arm):
         self.facts.train_rows = sum(len(experiment.rows("train", task)) for task in experiment.names)
 
     def prepare(self, experiment: Experiment, task: str) -> None:
-        """Train the head of one task; the pass with the best score on the select rows is kept."""
+        """Train the head of one task; the pass with the best score on the validation rows is kept."""
         experiment.install_factors({}, key="base")
         expert, own = experiment.expert(task), experiment.config.expert(task)
         self._head = build_head(expert.task, experiment.base.width, expert.head.options)
@@ -101,7 +101,7 @@ class Probe(Arm):
         examples = shared_examples(experiment.base, [task_head])
         limit = own.trunk_cache.limit_mb << 20
         body = FrozenBackbone(experiment.base, examples, limit=limit, budget=own.tokens_per_batch)
-        select = experiment.validator("select", task)
+        select = experiment.validator("validation", task)
         options = as_experts(own, seed=experiment.seed)
         scores = fit_shared(
             body,
@@ -115,7 +115,7 @@ class Probe(Arm):
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer with the probe."""
-        return list(experiment.validator("report", task).answers(self._head, 0, gates=experiment.own_gates()))
+        return list(experiment.validator("test", task).answers(self._head, 0, gates=experiment.own_gates()))
 
 
 @arms.register("random_lora")

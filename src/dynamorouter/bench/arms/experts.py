@@ -49,7 +49,7 @@ class OneExpert(Arm):
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer under the task's own head."""
         _place_all(experiment)
-        return list(experiment.validator("report", task).answers(experiment.expert(task).head, self._index))
+        return list(experiment.validator("test", task).answers(experiment.expert(task).head, self._index))
 
 
 @arms.register("oracle")
@@ -68,7 +68,7 @@ class Oracle(Arm):
         """Answer with the task's expert."""
         _place_all(experiment)
         index = experiment.names.index(task)
-        return list(experiment.validator("report", task).answers(experiment.expert(task).head, index))
+        return list(experiment.validator("test", task).answers(experiment.expert(task).head, index))
 
 
 @arms.register("mixture")
@@ -91,7 +91,7 @@ class Mixture(Arm):
         def gates(rows: int) -> Gate:
             return SoftGate(torch.full((rows, count), 1 / count, device=experiment.base.device))
 
-        return list(experiment.validator("report", task).answers(experiment.expert(task).head, 0, gates=gates))
+        return list(experiment.validator("test", task).answers(experiment.expert(task).head, 0, gates=gates))
 
 
 @arms.register("ensemble")
@@ -127,7 +127,7 @@ class Ensemble(Arm):
                 f"the head of task {task!r} is not linear, so the mean of its logits is not that of the hidden "
                 "states; leave the arm out with bench.arms=[..., -ensemble]"
             )
-        records = experiment.rows("report", task)
+        records = experiment.rows("test", task)
         rows = [(record.text, record.pair) for record in records]
         windows = base.encoder.windows(rows, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
         parts: list[list[Any]] = [[] for _ in rows]

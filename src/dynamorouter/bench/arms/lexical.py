@@ -68,7 +68,7 @@ class Words(Arm):
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Label each row, or each of its words."""
-        records = experiment.rows("report", task)
+        records = experiment.rows("test", task)
         if experiment.expert(task).task.head != "tags":
             chances = self._model.predict_proba(self._features.transform([_joined(record) for record in records]))
             said = self._model.classes_[chances.argmax(axis=1)]

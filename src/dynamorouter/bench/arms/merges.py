@@ -1,7 +1,7 @@
 """Merges: all experts made one, each task's head over it; as the method comes, and tuned on held-out rows.
 
 Tuning has the same budget for every method: the defaults, then points of one quasi-random sequence (Sobol) over a
-factor on the weights and the method's own options, each judged by the mean headline score on the select rows.
+factor on the weights and the method's own options, each judged by the mean headline score on the validation rows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Merged(Arm):
         return methods(len(tasks), data_free=True)
 
     def fit(self, experiment: Experiment) -> None:
-        """Merge, and score the select rows once, so that merges can be ranked on other rows than the report's."""
+        """Merge, and score the validation rows once, so that merges can be ranked on other rows than the report's."""
         self._take(experiment, merged(experiment, self.variant, {}))
         self.facts.select = self._judge(experiment)
 
@@ -72,9 +72,9 @@ class Merged(Arm):
 
 @arms.register("tuned")
 class Tuned(Merged):
-    """One method with the best of a few settings on the select rows, or one that searches by itself as often."""
+    """One method with the best of a few settings on the validation rows, or one that searches by itself as often."""
 
-    about = "a merge, its weights and options chosen on select rows with as many evaluations as every other"
+    about = "a merge, its weights and options chosen on validation rows with as many evaluations as every other"
 
     @classmethod
     def variants(cls, tasks: Sequence[str]) -> list[str]:
@@ -86,14 +86,14 @@ class Tuned(Merged):
         return merges.get(self.variant).needs != "entropy" or not any(task.head in GENERATIVE for task in tasks)
 
     def fit(self, experiment: Experiment) -> None:
-        """Try the defaults and points of the sequence, and keep the best on the select rows."""
+        """Try the defaults and points of the sequence, and keep the best on the validation rows."""
         settings, method = experiment.config.bench, merges.get(self.variant)
         points = search_points(self.variant, settings.evaluations, seed=experiment.seed)
         more: dict[str, Any] = {}
         if method.needs in SEARCHES:
             points, more = [{}], {SEARCHES[method.needs]: settings.evaluations}
         experts, limit = experiment.system.experts, settings.tune_rows
-        rows = {expert.name: experiment.rows("select", expert.task.name, limit) for expert in experts}
+        rows = {expert.name: experiment.rows("validation", expert.task.name, limit) for expert in experts}
         with ExitStack() as stack:
             if method.needs is not None:
                 seen = observed(

@@ -45,7 +45,7 @@ class Routed(Arm):
         own = config.router.expert_rows
         rows = RouterRows(
             train={n: experiment.rows("router", n) + experiment.rows("train", n, own) for n in experiment.names},
-            calibrate={n: experiment.rows("calibrate", n) for n in experiment.names},
+            calibrate={n: experiment.rows("calibration", n) for n in experiment.names},
         )
         _, notes = fit_system_router(system, settings, rows, seed=experiment.seed)
         assert system.router is not None
@@ -59,8 +59,8 @@ class Routed(Arm):
 
     def _route(self, experiment: Experiment) -> None:
         system = experiment.system
-        records = [record for name in experiment.names for record in experiment.rows("report", name)]
-        true = [i for i, name in enumerate(experiment.names) for _ in experiment.rows("report", name)]
+        records = [record for name in experiment.names for record in experiment.rows("test", name)]
+        true = [i for i, name in enumerate(experiment.names) for _ in experiment.rows("test", name)]
         self._answers = [None] * len(records)
         chances = np.zeros((len(records), len(system.experts)))
         chosen = np.full(len(records), -1)
@@ -86,7 +86,7 @@ class Routed(Arm):
         if not self._answers:
             self._route(experiment)
         first = self._first[task]
-        return self._answers[first : first + len(experiment.rows("report", task))]
+        return self._answers[first : first + len(experiment.rows("test", task))]
 
 
 def router_settings(name: str, shared: RouterSettings) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Joint(Arm):
     about = "one LoRA trained on all tasks at once, of all experts' ranks together, on the same rows and epochs"
 
     def fit(self, experiment: Experiment) -> None:
-        """Train; the pass with the best mean score on the select rows is kept."""
+        """Train; the pass with the best mean score on the validation rows is kept."""
         rank = sum(expert.lora.rank for expert in experiment.system.experts)
         self._heads = fresh_heads(experiment, "joint")
         options = as_experts(experiment.config.experts, seed=experiment.seed)
@@ -51,23 +51,23 @@ class Joint(Arm):
         self.facts.options = {"rank": rank}
 
     def _judge(self, experiment: Experiment) -> float:
-        """Return the mean headline score on the select rows, of what is in the banks."""
+        """Return the mean headline score on the validation rows, of what is in the banks."""
         gates = experiment.own_gates()
         pairs = zip(experiment.names, self._heads, strict=True)
-        return float(np.mean([experiment.validator("select", name)(head, 0, gates=gates) for name, head in pairs]))
+        return float(np.mean([experiment.validator("validation", name)(head, 0, gates=gates) for name, head in pairs]))
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer through the one LoRA, under the task's own new head."""
         experiment.install_factors(self._factors, key=self)
         head = self._heads[experiment.names.index(task)]
-        return list(experiment.validator("report", task).answers(head, 0, gates=experiment.own_gates()))
+        return list(experiment.validator("test", task).answers(head, 0, gates=experiment.own_gates()))
 
 
 @arms.register("calibration_lora")
 class CalibrationLora(Arm):
     """One new LoRA of an expert's rank under the experts' heads, trained on the rows that merges are tuned on."""
 
-    about = "one new LoRA under the experts' heads, trained on the select rows that tuned merges may look at"
+    about = "one new LoRA under the experts' heads, trained on the validation rows that tuned merges may look at"
 
     def fit(self, experiment: Experiment) -> None:
         """Train for as many passes as the experts, with nothing held out; the last pass is taken."""
@@ -76,7 +76,7 @@ class CalibrationLora(Arm):
         heads = [expert.head for expert in experiment.system.experts]
         options = as_experts(experiment.config.experts, seed=experiment.seed)
         options = dataclasses.replace(options, head_learning_rate=None)
-        rows = {task: experiment.rows("select", task, limit) for task in experiment.names}
+        rows = {task: experiment.rows("validation", task, limit) for task in experiment.names}
         self._factors, _ = train_lora(experiment, wider(experiment, rank), heads, rows, options)
         self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
         self.facts.train_rows = sum(len(own) for own in rows.values())
@@ -103,7 +103,7 @@ class FullFineTuning(Arm):
         self.facts.options = {"learning_rate": experiment.config.bench.full_learning_rate}
 
     def prepare(self, experiment: Experiment, task: str) -> None:
-        """Train one task; the pass with the best score on the select rows is kept."""
+        """Train one task; the pass with the best score on the validation rows is kept."""
         own = experiment.config.expert(task)
         expert = experiment.expert(task)
         base = fresh_base(experiment.config)
@@ -120,12 +120,12 @@ class FullFineTuning(Arm):
             cache = CacheOptions(limit=0)
             return Validator(base, expert.task, records, depth=0, budget=own.tokens_per_batch, cache=cache)
 
-        select = validator("select")
+        select = validator("validation")
         scores = fit_shared(
             FullBackbone(base, examples), [task_head], examples, options=options, judge=lambda: select(self._head, 0)
         )
         self.facts.evaluations = len(scores) * len(experiment.names)
-        self._answers: list[Answer | None] = list(validator("report").answers(self._head, 0))
+        self._answers: list[Answer | None] = list(validator("test").answers(self._head, 0))
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Return what the task's own copy answered."""

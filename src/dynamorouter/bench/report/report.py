@@ -117,7 +117,7 @@ def answers(found: Mapping[str, Any]) -> list[str]:
         behind = [f"{t['task']} ({_test(t)})" for t in tests if t["value"] < 0]
         tail = f"; behind on {', '.join(behind)}" if behind else ""
         said.append(
-            f"Against the {label}, {other} (chosen on select rows, told the task): "
+            f"Against the {label}, {other} (chosen on validation rows, told the task): "
             f"{_test(compared[router, other, None])}; at least as good on {len(ahead)} of {len(tests)} tasks{tail}."
         )
     if (best["merge"], NAIVE, None) in compared:
@@ -215,10 +215,10 @@ def _studied(found: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     if kinds & {"coefficient", "density", "rank"}:
         picture = figures.sweeps(rows)
-        blocks += [Heading("Sweeps"), Picture("sweeps", picture, "Merges along their settings, on the select rows")]
+        blocks += [Heading("Sweeps"), Picture("sweeps", picture, "Merges along their settings, on the validation rows")]
     if "pair" in kinds:
         picture = figures.pairs(rows, found["tasks"])
-        blocks += [Heading("What two experts lose by a merge"), Picture("pairs", picture, "On the select rows")]
+        blocks += [Heading("What two experts lose by a merge"), Picture("pairs", picture, "On the validation rows")]
     if "layers" in kinds:
         about = "Spectra of the experts' changes, overlap of their spans by layer, cosine of the changes"
         blocks += [Heading("Layers"), Picture("layers", figures.layers(rows), about)]
@@ -250,8 +250,8 @@ def method(found: Mapping[str, Any]) -> list[str]:
         "Rows that are trained on, selected on, calibrated on and reported on are disjoint by normalised text.",
         "Merges, the single experts and the jointly trained arms are told the task of each row and so have the right "
         "head; routers are not told.",
-        "Tuned merges have the same number of evaluations on the same select rows. Times are those of a machine that "
-        "may have done other work.",
+        "Tuned merges have the same number of evaluations on the same validation rows. Times are those of a machine "
+        "that may have done other work.",
         f"Versions: {versions}.",
     ]
 

@@ -1,6 +1,6 @@
 """From rows and items to what the reports say: scores with intervals, measures, comparisons, ranks.
 
-Nothing is chosen on the report rows: the best merge is the one that scored highest on the select rows. A value over
+Nothing is chosen on the test rows: the best merge is the one that scored highest on the validation rows. A value over
 several seeds is their mean.
 """
 
@@ -100,7 +100,7 @@ def read_logs(config: Config, rows: Sequence[dict[str, Any]], out: Path) -> Logs
 
 
 def chosen(found: Sequence[dict[str, Any]], prefix: str, *, data_free: bool = False) -> str | None:
-    """Return the arm of a family that scored highest on the select rows, or ``None`` where none was scored there."""
+    """Return the arm of a family that scored highest on the validation rows, ``None`` where none was scored there."""
     able = [
         arm
         for arm in found
@@ -183,7 +183,8 @@ def _comparisons(
     merges = [name for name in whole if name.startswith("merge/") and name != NAIVE]
     planned: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "router": (
-            "the learned router against the oracle, the best merges (chosen on select rows) and what one could train",
+            "the learned router against the oracle, the best merges (chosen on validation rows) and what one could "
+            "train",
             [
                 (reference, other)
                 for other in dict.fromkeys([ORACLE, best["merge"], best["tuned"], "joint", "full", "probe"])

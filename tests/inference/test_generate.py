@@ -122,7 +122,7 @@ def test_rows_that_are_done_leave_and_change_nothing(lm_folder: Folder, tmp_path
         prompts, sizes = make_prompts(), [2, 20, 9, 1, 14, 5]
         options = [GenerationOptions(max_new_tokens=size) for size in sizes]
         got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), options)
-        assert [row.reason for row in got] == ["length"] * len(sizes)
+        assert [row.finish_reason for row in got] == ["length"] * len(sizes)
         for i, size in enumerate(sizes):
             assert [list(got[i].ids)] == ids_of(base, [prompts[i]], [CHOSEN[i]], max_new_tokens=size)
 
@@ -136,7 +136,7 @@ def test_a_text_ends_by_itself_but_not_before_its_least_length(lm_folder: Folder
     cut = [min((said.index(end) for end in base.eos_ids if end in said), default=TOKENS) for said in long]
     got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), GenerationOptions(max_new_tokens=TOKENS))
     assert [list(row.ids) for row in got] == [said[:at] for said, at in zip(long, cut, strict=True)]
-    assert [row.reason for row in got] == ["end" if at < TOKENS else "length" for at in cut]
+    assert [row.finish_reason for row in got] == ["stop" if at < TOKENS else "length" for at in cut]
     for row in generate(
         base, prompts, RowGate(torch.tensor(CHOSEN)), GenerationOptions(max_new_tokens=TOKENS, min_new_tokens=8)
     ):
@@ -176,9 +176,9 @@ def test_a_stop_text_ends_a_row_wherever_tokens_part(lm_folder: Folder, tmp_path
     assert got == generate(base, prompts, gate, options)
     for i, (row, whole) in enumerate(zip(got, long, strict=True)):
         assert row.text == whole.text.split(stop)[0]
-        assert row.reason == ("stop" if stop in whole.text else "length")
+        assert row.finish_reason == ("stop" if stop in whole.text else "length")
         assert "".join(piece.text for piece in pieces if piece.row == i) == row.text
-    assert got[clean[0]].reason == "stop"
+    assert got[clean[0]].finish_reason == "stop"
 
 
 def test_text_stream_waits_for_characters_and_for_stop_texts() -> None:
@@ -315,7 +315,7 @@ def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
     with pytest.raises(ConfigError, match=r"prompt 0 has 96 tokens.*reads 1 to 95"):
         generate(base, [[5] * 96], None)
     (full,) = generate(base, [[5] * 90], None)
-    assert len(full.ids) == 6 and full.reason == "length"
+    assert len(full.ids) == 6 and full.finish_reason == "length"
     with pytest.raises(ConfigError, match="1 prompts, but options for 2"):
         generate(base, [[5]], None, [GenerationOptions()] * 2)
     body = Base.load(BaseSpec("body", base.spec.path, kind="encoder"), device=torch.device("cpu"))

@@ -54,21 +54,21 @@ def test_row_gate_equals_dense_reference(kind: str, grad: bool, data: st.DataObj
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @pytest.mark.parametrize("positions", [1, 3])
 @pytest.mark.parametrize("ids", [[[2], [2], [2]], [[0], [-1], [4]], [[0, 1], [3, -1], [2, 2]]])
-def test_held_and_selected_gates_equal_dense_reference(kind: str, positions: int, ids: list[list[int]]) -> None:
+def test_cached_and_selected_gates_equal_dense_reference(kind: str, positions: int, ids: list[list[int]]) -> None:
     bank, chosen = make_bank(kind), torch.tensor(ids)
     x = torch.randn(3, positions, WIDTH, dtype=torch.float64)
     for weights in (None, torch.rand(chosen.shape, dtype=torch.float64)):
         whole = torch.ones(chosen.shape, dtype=torch.float64) if weights is None else weights
         want = slow(bank, x, one_hot(chosen, whole, positions))
         gate = RowGate(chosen, weights)
-        held, rows = gate.hold(), torch.tensor([2, 0])
+        cached, rows = gate.cached(), torch.tensor([2, 0])
         with torch.no_grad():
             for _ in range(2):
-                with bank.slot.hold(held):
+                with bank.slot.hold(cached):
                     torch.testing.assert_close(bank(x), want)
-            with bank.slot.hold(held.select(rows)):
+            with bank.slot.hold(cached.select(rows)):
                 torch.testing.assert_close(bank(x[rows]), want[rows])
-        assert gate.held is None and bool(held.held) == (positions == 1 and held.single is None)
+        assert gate.cache is None and bool(cached.cache) == (positions == 1 and cached.single is None)
 
 
 @pytest.mark.parametrize("per_token", [False, True])

@@ -20,7 +20,6 @@ from transformers import DynamicCache, EncoderDecoderCache
 from dynamorouter.errors import ConfigError, one_of
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.text.tokenize import Batch
 
 
@@ -111,40 +110,37 @@ class DecodeState:
     Attributes:
         base: a decoder or an encoder-decoder.
         gate: the experts of each row that is still in the batch.
-        cache: keys and values of all that has been read and said.
+        cache: keys and values of all that has been read and generated.
         mask: 1 where there is a token, ``(B, L)``; of an encoder-decoder, the encoder's mask ``(B, S)``.
-        places: position of each row's next token, ``(B,)``.
+        positions: of each row's next token, ``(B,)``.
         states: the encoder's hidden states ``(B, S, D)``, where there is an encoder.
-        said: tokens that each row has said so far, the one that an encoder-decoder begins with left out.
     """
 
     base: Base
     gate: Gate | None
     cache: Any
     mask: Tensor
-    places: Tensor
+    positions: Tensor
     states: Tensor | None = None
-    said: int = 0
 
     @staticmethod
     def begin(base: Base, reading: Prefill, gate: Gate | None) -> tuple[DecodeState, Tensor]:
         """Read the prompts to the end through the gated experts.
 
         Returns:
-            The batch, and the hidden state ``(B, D)`` from which each row's first token is told.
+            The batch, and the hidden state ``(B, D)`` that each row's first token is chosen from.
 
         Raises:
             ConfigError: the base does not write, or keeps a state that is no keys and values.
         """
-        if isinstance(gate, RowGate):
-            gate = gate.hold()
+        gate = None if gate is None else gate.cached()
         batch = reading.batch
         if base.kind == "seq2seq":
             states = _complete(base, reading, gate)
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            made = DecodeState(base, gate, cache, batch.mask, batch.mask.new_zeros(len(batch.mask)), states, said=-1)
+            state = DecodeState(base, gate, cache, batch.mask, batch.mask.new_zeros(len(batch.mask)), states)
             start = base.start_id if base.start_id is not None else base.encoder.pad_id
-            return made, made.step(batch.ids.new_full((len(batch.ids),), start))
+            return state, state.step(batch.ids.new_full((len(batch.ids),), start))
         if reading.cache is None or getattr(base.parts.language, "_is_stateful", False):
             raise ConfigError(
                 f"base {base.spec.name!r} ({base.config.model_type}, kind {base.kind!r}) cannot write text here; "
@@ -152,15 +148,15 @@ class DecodeState:
             )
         last = _complete(base, reading, gate)
         lengths = batch.mask.sum(dim=1)  # (B,)
-        told = last[torch.arange(len(last), device=last.device), lengths - 1]
+        hidden = last[torch.arange(len(last), device=last.device), lengths - 1]
         size = batch.mask.shape[1]
         if int(lengths.min()) < size:
             _to_the_right(reading.cache, size - lengths)
         mask = torch.arange(size, device=last.device) >= (size - lengths)[:, None]
-        return DecodeState(base, gate, reading.cache, mask.to(batch.mask.dtype), lengths), told
+        return DecodeState(base, gate, reading.cache, mask.to(batch.mask.dtype), lengths), hidden
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Say a token in each row, ``(B,)``, and return the hidden state ``(B, D)`` from which the next one is told."""
+        """Add a token to each row, ``(B,)``; return the hidden state ``(B, D)`` that the next one is chosen from."""
         base = self.base
         inputs: dict[str, Any] = {
             "input_ids": tokens[:, None],
@@ -173,22 +169,20 @@ class DecodeState:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
             inputs["attention_mask"] = self.mask
             if base.takes_positions:
-                inputs["position_ids"] = self.places.clamp_max(base.positions - 1)[:, None]
+                inputs["position_ids"] = self.positions.clamp_max(base.positions - 1)[:, None]
         stack = base.parts.stack if base.parts.decoder is None else base.parts.decoder
         with base.slot.hold(self.gate):
             output = stack(**inputs)
-        self.places = self.places + 1
-        self.said += 1
+        self.positions = self.positions + 1
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
-    def keep(self, rows: Tensor) -> None:
+    def compact(self, rows: Tensor) -> None:
         """Go on with some of the rows, ``(N,)``, alone."""
         self.cache.batch_select_indices(rows)
-        self.mask, self.places = self.mask[rows], self.places[rows]
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
         self.states = None if self.states is None else self.states[rows]
         if self.gate is not None:
-            chosen = self.gate.select(rows)
-            self.gate = chosen.hold() if isinstance(chosen, RowGate) else chosen
+            self.gate = self.gate.select(rows).cached()
         if self.base.parts.decoder is None:
             unused = int((self.mask.cumsum(dim=1) == 0).sum(dim=1).min())
             self.mask = self.mask[:, unused:]

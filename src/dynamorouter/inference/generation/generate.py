@@ -22,7 +22,7 @@ from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 
-Reason = Literal["end", "stop", "length"]
+FinishReason = Literal["stop", "length"]
 DONE_SHARE = 0.25
 """Share of the rows in a batch that must be done before the others go on without them: leaving costs a copy."""
 
@@ -34,12 +34,12 @@ class Generated:
     Attributes:
         ids: its tokens, without the one that ends a text.
         text: its text, up to a stop text.
-        reason: why it ends: by itself, by a stop text, or because it is as long as is allowed.
+        finish_reason: ``stop`` if it ends by itself or by a stop text, ``length`` if it is as long as is allowed.
     """
 
     ids: tuple[int, ...]
     text: str
-    reason: Reason
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def stream(
         with torch.inference_mode():
             if len(left) <= (1 - DONE_SHARE) * len(live):
                 at = torch.tensor(left, device=tokens.device)
-                batch.keep(at)
+                batch.compact(at)
                 tokens, live = tokens[at], [live[place] for place in left]
             logits = base.logits(batch.step(tokens))
             tokens = sampler.choose(logits, [row.index for row in live], written=[row.ids for row in live])
@@ -186,6 +186,6 @@ def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[TextD
     row.done = True
     text += row.push()
     text += row.stream.close()
-    reason: Reason = "stop" if row.stream.stopped else "end" if ended else "length"
-    generated = Generated(tuple(row.ids), row.stream.text, reason)
+    finish_reason: FinishReason = "stop" if ended or row.stream.stopped else "length"
+    generated = Generated(tuple(row.ids), row.stream.text, finish_reason)
     yield TextDelta(row.index, text if each_token else row.stream.text, generated)

@@ -26,9 +26,9 @@ from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import GENERATIVE
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions, Validator, fresh_expert
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
@@ -45,7 +45,7 @@ def tasks_of_seven() -> list[Task]:
     """Return the six tasks of the recipe that an encoder answers, contexts cut at 256 tokens to keep the run short."""
     config = compose("seven", ["data=builtin", "task.squad.max_tokens=256", "task.squad.stride=64"])
     tasks = [task_from_config({**t.model_dump(mode="json"), "name": name}) for name, t in config.task.items()]
-    return [task for task in tasks if task.head not in GENERATIVE]
+    return [task for task in tasks if not head_kind(task.head).is_generative]
 
 
 def minilm() -> Base:
@@ -64,7 +64,8 @@ def sample(tasks: Sequence[Task], data: Path, split: str, rows: int, *, seed: in
             from dynamorouter.data.sources import load
 
             records = list(native_records(task, 0, load(task, split, "builtin", task.sources["builtin"]), split=split))
-        parts, _ = draw(records, {"rows": min(rows, len(records))}, seed=seed, purpose="benchmark")
+        kind = head_kind(task.head)
+        parts, _ = draw(records, {"rows": min(rows, len(records))}, kind=kind, seed=seed, purpose="benchmark")
         found[task.name] = parts["rows"]
     return found
 

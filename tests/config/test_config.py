@@ -113,7 +113,7 @@ def test_a_task_on_another_base_brings_that_base() -> None:
         ("task.sst2.stride=4000", "stride 4000 must be below max_tokens"),
         ("task.sst2.base=nope", "task.sst2.base: no such base 'nope'"),
         ("task.sst2.labels=[a]", "needs at least two different labels"),
-        ("task.squad.head=spam", "task.squad.head: got 'spam'"),
+        ("task.squad.head=spam", "task.squad.head: got 'spam'; there is no such head (did you mean 'span'?); allowed"),
         ("experts.train_rows.sqad=3", "experts.train_rows.sqad: no such task (did you mean 'squad'?)"),
         ("experts.fusion.sqad={}", "experts.fusion.sqad: no such task (did you mean 'squad'?)"),
         ("search_path=[nowhere]", "search_path: 'nowhere' is not a folder"),

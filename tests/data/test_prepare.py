@@ -28,6 +28,7 @@ from dynamorouter.data.prepare import (
 )
 from dynamorouter.data.split import draw, largest_remainder
 from dynamorouter.errors import ConfigError, DataError
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Task
 
@@ -267,7 +268,7 @@ def test_shares_add_up_and_never_exceed_what_there_is(counts: dict[str, int], to
 def test_tags_are_drawn_by_their_entity_types() -> None:
     plain = [Record(f"w{i}", None, 0, "n", ["O"], str(i)) for i in range(80)]
     named = [Record(f"x{i}", None, 0, "n", ["B-PER"], f"x{i}") for i in range(20)]
-    splits, left = draw(plain + named, {"a": 50}, seed=0, purpose="p")
+    splits, left = draw(plain + named, {"a": 50}, kind=head_kind("tags"), seed=0, purpose="p")
     assert sum(record.target == ["B-PER"] for record in splits["a"]) == 10
     assert len(left) == 50
 
@@ -285,13 +286,14 @@ WORDS = st.lists(
 def test_noise_keeps_tags_spans_negations_and_numbers(words: list[str]) -> None:
     text = " ".join(words)
     tagged = Record(text, None, 0, "n", ["O"] * len(words), "1")
-    for noisy in augmented([tagged], NOISY, seed=0):
+    for noisy in augmented([tagged], NOISY, kind=head_kind("tags"), seed=0):
         assert [word.lower() for word in noisy.text.split()] == [word.lower() for word in words]
         assert noisy.target == tagged.target
     asked = Record(text, text, 0, "q", {"texts": [words[0]], "starts": [0]}, "1")
-    assert all((noisy.pair, noisy.target) == (text, asked.target) for noisy in augmented([asked], NOISY, seed=0))
+    for noisy in augmented([asked], NOISY, kind=head_kind("span"), seed=0):
+        assert (noisy.pair, noisy.target) == (text, asked.target)
     plain = Record(text, text, 0, "c", "yes", "1")
-    for noisy in augmented([plain], NOISY, seed=0):
+    for noisy in augmented([plain], NOISY, kind=head_kind("classification"), seed=0):
         for side in (noisy.text, noisy.pair or ""):
             kept = Counter(word for word in side.lower().split() if word in ("not", "42", "isn't"))
             assert kept == Counter(word for word in text.lower().split() if word in ("not", "42", "isn't"))

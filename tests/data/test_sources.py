@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from dynamorouter.data import builtin
-from dynamorouter.data.convert import RowProblem, convert, native_records
+from dynamorouter.data.convert import convert, native_records
 from dynamorouter.data.sources import available_splits, load, source_options, sources
 from dynamorouter.errors import ConfigError, DataError
+from dynamorouter.tasks.kinds import RowProblem
 from dynamorouter.tasks.record import Record, SkipCount
 from dynamorouter.tasks.task import Columns, Task
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from dynamorouter.errors import ConfigError, DataError
-from dynamorouter.metrics.base import entities, get_metric, metrics, normalise_answer, row_statistics, score
+from dynamorouter.metrics.base import get_metric, metrics, normalise_answer, row_statistics, score
 from dynamorouter.metrics.bootstrap import bootstrap_ci, bootstrap_difference
 from dynamorouter.metrics.routing import expected_calibration_error, router_metrics
 from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.kinds import head_kind
+from dynamorouter.tasks.kinds.tagging import entities
 from dynamorouter.tasks.record import Record, Target
-from dynamorouter.tasks.spec import AnswerKind, answer_kind
 from dynamorouter.tasks.task import Columns, Task
 
 LABELS = ("duplicate", "not_duplicate", "other")
@@ -31,7 +32,7 @@ def scored(task: Task, said: list[Answer | None], targets: list[Target]) -> dict
     return score(task, said, records)
 
 
-def answers(kind: AnswerKind, values: list[str] | list[list[str]]) -> list[Answer | None]:
+def answers(kind: str, values: list[str] | list[list[str]]) -> list[Answer | None]:
     return [Answer(kind, value, 1.0) for value in values]
 
 
@@ -101,8 +102,8 @@ def test_answers_are_normalised_as_officially() -> None:
     [(PAIRS, "duplicate", "duplicate"), (NAMES, ["B-PER"], ["B-PER"]), (ASK, "x", {"texts": ["x"], "starts": [0]})],
 )
 def test_abstaining_or_another_kind_of_answer_is_wrong(task: Task, right: str | list[str], target: Target) -> None:
-    other: AnswerKind = "span" if task.head != "span" else "classification"
-    good = Answer(answer_kind(task.head), right, 1.0)
+    other: str = "span" if task.head != "span" else "classification"
+    good = Answer(head_kind(task.head).answer_kind, right, 1.0)
     for bad in (None, Answer(other, right, 1.0)):
         assert set(scored(task, [bad], [target]).values()) == {0.0}
         mixed = scored(task, [good, bad], [target, target])
@@ -120,19 +121,19 @@ def test_answers_must_match_rows_and_metrics_exist() -> None:
         get_metric("acuracy")
 
 
-@pytest.mark.parametrize("name", [name for name in metrics if get_metric(name).head != "text"])
+@pytest.mark.parametrize("name", [name for name in metrics if get_metric(name).answer_kind != "text"])
 def test_every_metric_reduces_many_sums_as_it_reduces_one(name: str) -> None:
     metric = get_metric(name)
-    task = {"classification": PAIRS, "tags": NAMES, "span": ASK}[str(metric.head)]
-    values_by_head: dict[AnswerKind, Target] = {
+    task = {"classification": PAIRS, "tags": NAMES, "span": ASK}[str(metric.answer_kind)]
+    values_by_head: dict[str, Target] = {
         "classification": "other",
         "tags": ["B-PER", "O"],
         "span": {"texts": ["x"], "starts": [0]},
     }
-    value = values_by_head[metric.head]
+    value = values_by_head[metric.answer_kind]
     said = value["texts"][0] if isinstance(value, dict) else value
     records = [Record("x", None, 0, task.name, value, str(i)) for i in range(6)]
-    rows = row_statistics(name, task, [Answer(metric.head, said, 1.0), None] * 3, records)
+    rows = row_statistics(name, task, [Answer(metric.answer_kind, said, 1.0), None] * 3, records)
     many = np.stack([rows[:k].sum(axis=0) for k in range(7)])
     values = metric.reduce(many)
     assert values.shape == (7,)

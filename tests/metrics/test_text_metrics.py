@@ -22,7 +22,7 @@ from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.task import Columns, Task
 
 WRITE = Task("write", "causal_lm", Columns("text", "summary"))
-TEXT_METRICS = [name for name in metrics if metrics.get(name).head == "text" and not name.startswith("pass_at")]
+TEXT_METRICS = [name for name in metrics if metrics.get(name).answer_kind == "text" and not name.startswith("pass_at")]
 SCORED = [name for name in TEXT_METRICS if metrics.get(name).higher_is_better]
 VOCABULARY = ["the", "cats", "sat", "on", "a", "mat", "running", "ran", "3", "Paris", "."]
 WORDS = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=12)

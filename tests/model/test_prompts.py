@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dynamorouter.data.augment import AugmentOptions, augmented
-from dynamorouter.data.convert import RowProblem, convert
-from dynamorouter.data.split import stratum
+from dynamorouter.data.convert import convert
 from dynamorouter.errors import ConfigError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.text.prompts import encode_prompts, prompt_windows, prompts
+from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Generation
@@ -101,7 +101,9 @@ def test_records_of_texts_carry_what_a_metric_reads_in_their_target() -> None:
     assert isinstance(found, Record) and found.pair is None
     assert found.target == {"texts": ["a + b"], "tests": ["assert 1"]}
     assert "assert" not in found.text and Record.from_json(found.to_json()) == found
-    assert stratum(found) == "" and list(augmented([found], AugmentOptions(copies=2), seed=0)) == []
+    kind = head_kind(task.head)
+    assert kind.stratum(found.target) == ""
+    assert list(augmented([found], AugmentOptions(copies=2), kind=kind, seed=0)) == []
     several = convert(task, 0, {**row, "answer": ["x", "y"]}, "0", fixed=Counter())
     assert isinstance(several, Record) and several.target == {"texts": ["x", "y"], "tests": ["assert 1"]}
     for wrong, code in (("", "no_answer"), (None, "no_answer"), (3, "not_text"), ("a\x00", "control_characters")):

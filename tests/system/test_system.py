@@ -15,7 +15,7 @@ import torch
 
 from dynamorouter.errors import ConfigError, DataError, LibraryError, RouterError
 from dynamorouter.evaluation.score import answer_all, score_system
-from dynamorouter.inference.prediction import Prediction, entity_list
+from dynamorouter.inference.prediction import Prediction
 from dynamorouter.merging.calibration import borrowed
 from dynamorouter.metrics.base import score
 from dynamorouter.model.base.base import Base
@@ -27,6 +27,7 @@ from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
+from dynamorouter.tasks.kinds.tagging import entity_list
 from dynamorouter.tasks.task import Columns, Task
 from dynamorouter.training.experts import fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertPlan

@@ -63,7 +63,7 @@ GOOD: dict[str, Any] = {
         ({"columns": {"text": "x", "target": "y", "pear": "z"}}, "columns.pear (did you mean 'pair'?)"),
         ({"columns": {"text": 3, "target": "y"}}, "columns.text is 3"),
         ({"columns": None}, "columns is None"),
-        ({"labels": ["a"]}, "needs two or more"),
+        ({"labels": ["a"]}, "needs at least two different labels"),
         ({"labels": ["a", "a", "b"]}, "labels repeat a"),
         ({"labels": [False, True]}, "quote words like 'no'"),
         ({"labels": "ab"}, "labels is 'ab'"),

@@ -25,8 +25,8 @@ from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import SoftGate
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import GENERATIVE
 from dynamorouter.training.multitask import FrozenBackbone, TaskHead, fit_shared, one_for_all, shared_examples
 from dynamorouter.utils.seeding import seeded
 
@@ -92,7 +92,7 @@ def _through(
     head = build_head(expert.task, experiment.base.width, expert.head.options)
     head.initialise(seeded(experiment.seed, task, "unseen")).to(device)
     task_head = TaskHead(expert.task, head, rows)
-    if expert.task.head not in GENERATIVE:
+    if not head_kind(expert.task.head).is_generative:
         _teach(experiment, task_head, gates)
     answers = experiment.validator("test", task).answers(head, 0, gates=gates)
     return np.asarray(headline(expert.task, answers, experiment.rows("test", task)))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dynamorouter.config.schema import Config
 from dynamorouter.errors import one_of, suggest
-from dynamorouter.tasks.generation import GENERATIVE
+from dynamorouter.tasks.kinds import head_kind, head_kinds
 from dynamorouter.utils.options import Options
 
 GRADIENT_ROUTERS = ("complexity", "mlp")
@@ -133,12 +133,13 @@ def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
     if not isinstance(tasks, dict) or not isinstance(fusions, dict):
         return []
     bases = {name: _value(tasks, name, "base") or _value(tree, "base", "name") for name in tasks}
+    generative = [head for head in head_kinds if head_kind(head).is_generative]
     found = []
     for target in fusions:
         if target not in bases:
             continue  # named above
         mixed = (target, *(_value(fusions, target, "sources") or ()))
-        wrong = [name for name in mixed if isinstance(name, str) and _value(tasks, name, "head") in GENERATIVE]
+        wrong = [name for name in mixed if _value(tasks, name, "head") in generative]
         if wrong:
             found.append(
                 f"experts.fusion.{target}: {one_of(map(repr, wrong))} writes text, and fusions are for heads "

@@ -1,16 +1,16 @@
 """Light, seeded noise on training rows that leaves every target right.
 
-Classification: words dropped and swapped, case and final punctuation changed. Spans: the same on the question alone;
-context and answers stay. Tags: the case of the words alone. Texts to be written: nothing. Negations and numbers are
-never dropped or moved.
+Words are dropped and swapped, and case and final punctuation changed, or the case alone, where a kind of head allows it
+(``HeadKind.noise``). Negations and numbers are never dropped or moved.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dynamorouter.tasks.kinds.base import HeadKind, Noise
 from dynamorouter.tasks.record import Record
 
 _KEPT = frozenset(
@@ -64,31 +64,31 @@ class AugmentOptions:
         return found
 
 
-def augmented(records: Sequence[Record], options: AugmentOptions, *, seed: int) -> Iterator[Record]:
+def augmented(records: Sequence[Record], options: AugmentOptions, *, kind: HeadKind, seed: int) -> Iterator[Record]:
     """Yield the noisy copies of training rows, each with its own id; a copy that noise left as it was is left out.
 
     Args:
         records: training rows of one task.
         options: how much noise.
+        kind: of the task's head; says what noise may do to its rows.
         seed: the noise of a row depends on it and on the row's task and id alone.
     """
     for record in records:
         for copy in range(1, options.copies + 1):
             generator = random.Random(f"{seed}|{record.task_name}|{record.id}|{copy}")
-            noisy = _noisy(record, options, generator)
+            noisy = _noisy(record, kind.noise, options, generator)
             if (noisy.text, noisy.pair) != (record.text, record.pair):
                 yield replace(noisy, id=f"{record.id}#{copy}")
 
 
-def _noisy(record: Record, options: AugmentOptions, generator: random.Random) -> Record:
-    if isinstance(record.target, dict) and "starts" not in record.target:
-        return record  # what is to be written may quote the text
-    if isinstance(record.target, list):
-        return replace(record, text=_recased(record.text, options, generator))
-    text = _disturbed(record.text, options, generator)
-    if isinstance(record.target, dict) or record.pair is None:
-        return replace(record, text=text)
-    return replace(record, text=text, pair=_disturbed(record.pair, options, generator))
+def _noisy(record: Record, noise: Mapping[str, Noise], options: AugmentOptions, generator: random.Random) -> Record:
+    add_noise = {"words": _disturbed, "case": _recased}
+    text, pair = record.text, record.pair
+    if "text" in noise:
+        text = add_noise[noise["text"]](text, options, generator)
+    if "pair" in noise and pair is not None:
+        pair = add_noise[noise["pair"]](pair, options, generator)
+    return replace(record, text=text, pair=pair)
 
 
 def _recased(text: str, options: AugmentOptions, generator: random.Random) -> str:

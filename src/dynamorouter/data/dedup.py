@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dynamorouter.data.convert import RowProblem, convert
+from dynamorouter.data.convert import convert
 from dynamorouter.data.sources import available_splits, load
 from dynamorouter.errors import DataError
+from dynamorouter.tasks.kinds import RowProblem
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.spec import TaskSpec
 from dynamorouter.tasks.text import text_key

@@ -25,8 +25,9 @@ from dynamorouter.data.augment import AugmentOptions, augmented
 from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
-from dynamorouter.data.split import draw, shrink, stratum
+from dynamorouter.data.split import draw, shrink
 from dynamorouter.errors import ConfigError, DataError, one_of, suggest
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record, read_records, write_records
 from dynamorouter.tasks.spec import TASK_NAME, TaskSpec
 from dynamorouter.tasks.text import MAX_CHARS
@@ -266,7 +267,8 @@ def _prepare_task(
     splits |= _training(task, pools["train"].records, options)
     held_out = set().union(*(_keys(splits[name]) for name in HELD_OUT_SPLITS))
     held_out |= set().union(*(pool.rows for split, pool in pools.items() if split != "train"))
-    noisy = augmented(splits["train"], options.augment, seed=options.seed)
+    kind = head_kind(task.head)
+    noisy = augmented(splits["train"], options.augment, kind=kind, seed=options.seed)
     splits["train"] = splits["train"] + [record for record in noisy if key_of(record) not in held_out]
     keys = {name: _keys(records) for name, records in splits.items()}
     _prove(task, keys, held_out)
@@ -276,7 +278,7 @@ def _prepare_task(
         name: {
             "rows": len(splits[name]),
             "sha256": write_records(folder / f"{name}.jsonl", splits[name]),
-            "labels": dict(sorted(Counter(stratum(record) for record in splits[name]).items())),
+            "labels": dict(sorted(Counter(kind.stratum(record.target) for record in splits[name]).items())),
         }
         for name in PREPARED_SPLITS
     }
@@ -296,6 +298,7 @@ def _prepare_task(
 
 def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions) -> dict[str, list[Record]]:
     """Draw validation, calibration and test, carving them from train where the source has no rows for them."""
+    kind = head_kind(task.head)
     sizes = {
         "validation": options.select_rows,
         "calibration": options.calibrate_rows,
@@ -304,14 +307,14 @@ def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions
     splits: dict[str, list[Record]] = {}
     if "test" in pools:
         test_size = {"test": sizes.pop("test")}
-        splits, _ = draw(pools["test"].records, test_size, seed=options.seed, purpose="test")
+        splits, _ = draw(pools["test"].records, test_size, kind=kind, seed=options.seed, purpose="test")
     if "validation" in pools:
         records = pools["validation"].records
-        parts, _ = draw(records, shrink(sizes, len(records)), seed=options.seed, purpose="validation")
+        parts, _ = draw(records, shrink(sizes, len(records)), kind=kind, seed=options.seed, purpose="validation")
     else:
         train = pools["train"]
         shares = shrink(sizes, int(len(train.rows) * options.carve))
-        parts, _ = draw(train.records, shares, seed=options.seed, purpose="carve")
+        parts, _ = draw(train.records, shares, kind=kind, seed=options.seed, purpose="carve")
         train.drop([key_of(record) for part in parts.values() for record in part], "carved")
     splits |= parts
     empty = [name for name in HELD_OUT_SPLITS if not splits[name]]
@@ -325,6 +328,7 @@ def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions
 
 def _training(task: TaskSpec, records: list[Record], options: PrepareOptions) -> dict[str, list[Record]]:
     """Draw train, router and joint, disjoint unless the rows run out and the options allow an overlap."""
+    kind = head_kind(task.head)
     others = {"router": options.router_rows, "joint": options.joint_rows}
     there = len(records)
     if options.train_rows is None:
@@ -344,13 +348,13 @@ def _training(task: TaskSpec, records: list[Record], options: PrepareOptions) ->
             sizes = {**shrink(others, there - train_rows), "train": train_rows}
         else:
             sizes = shrink(wanted, there)
-        splits, _ = draw(records, sizes, seed=options.seed, purpose="train")
+        splits, _ = draw(records, sizes, kind=kind, seed=options.seed, purpose="train")
         return splits
     first = {"train": min(train_rows, there), **others}
-    splits, _ = draw(records, first, seed=options.seed, purpose="train")
+    splits, _ = draw(records, first, kind=kind, seed=options.seed, purpose="train")
     for name, size in others.items():
         lacking = size - len(splits[name])
-        more, _ = draw(splits["train"], {name: lacking}, seed=options.seed, purpose=f"overlap {name}")
+        more, _ = draw(splits["train"], {name: lacking}, kind=kind, seed=options.seed, purpose=f"overlap {name}")
         splits[name] = splits[name] + more[name]
     return splits
 

@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from dynamorouter.tasks.kinds import HeadKind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.text import text_key
 
@@ -18,15 +19,6 @@ def rank(record: Record, *, seed: int, purpose: str) -> bytes:
     """Return the sort key of a record: a hash of seed, task, purpose and normalised text."""
     parts = (str(seed), record.task_name, purpose, text_key(record.text, record.pair))
     return hashlib.blake2b("\x1e".join(parts).encode("utf-8"), digest_size=16).digest()
-
-
-def stratum(record: Record) -> str:
-    """Return what a draw keeps the shares of: the label, the entity types, or nothing for spans."""
-    if isinstance(record.target, str):
-        return record.target
-    if isinstance(record.target, list):
-        return ",".join(sorted({tag[2:] for tag in record.target if tag != "O"}))
-    return ""
 
 
 def largest_remainder(counts: Mapping[str, int], total: int) -> dict[str, int]:
@@ -42,13 +34,14 @@ def largest_remainder(counts: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def draw(
-    records: Sequence[Record], sizes: Mapping[str, int], *, seed: int, purpose: str
+    records: Sequence[Record], sizes: Mapping[str, int], *, kind: HeadKind, seed: int, purpose: str
 ) -> tuple[dict[str, list[Record]], list[Record]]:
-    """Draw disjoint splits with the labels' shares kept in each.
+    """Draw disjoint splits with the shares of labels, or of what else the kind of head counts, kept in each.
 
     Args:
         records: one task's rows, no two with the same normalised text.
         sizes: rows per split; a split gets fewer when the rows run out. Splits are drawn in this order.
+        kind: says what the shares are of.
         seed: of the draw.
         purpose: names the draw, so that two draws with one seed are not the same.
 
@@ -58,7 +51,7 @@ def draw(
     ranks = {id(record): rank(record, seed=seed, purpose=purpose) for record in records}
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: ranks[id(record)]):
-        groups[stratum(record)].append(record)
+        groups[kind.stratum(record.target)].append(record)
     splits: dict[str, list[Record]] = {}
     for name, size in sizes.items():
         quotas = largest_remainder({key: len(group) for key, group in groups.items()}, size)

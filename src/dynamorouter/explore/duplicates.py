@@ -12,13 +12,15 @@ import numpy as np
 
 from dynamorouter.explore.near import SIMILAR, clusters
 from dynamorouter.explore.rows import TaskRows
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.text import text_key
 
 
 def compared(rows: TaskRows, record: Record) -> str:
     """Return the text that tells near-duplicates; a question's context is left out, as many questions share one."""
-    return record.text if record.pair is None or rows.task.head == "span" else f"{record.text} {record.pair}"
+    is_context = head_kind(rows.task.head).pair == "context"
+    return record.text if record.pair is None or is_context else f"{record.text} {record.pair}"
 
 
 def duplicates(tasks: Sequence[TaskRows], *, seed: int = 0) -> dict[str, Any]:

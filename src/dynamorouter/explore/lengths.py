@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamorouter.explore.rows import TaskRows, labels, target_text, word_count
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import GENERATIVE, TaskSpec
+from dynamorouter.tasks.spec import TaskSpec
 
 Ints = NDArray[np.int64]
 Tokenizer = Callable[..., Any]
@@ -69,7 +71,7 @@ def truncation(rows: TaskRows, tokenizer: Tokenizer | None, *, max_tokens: int |
         also ``with_target``: the share whose input and target together are longer.
     """
     records, window = rows.records, max_tokens or rows.task.max_tokens
-    writes = rows.task.head in GENERATIVE
+    writes = head_kind(rows.task.head).is_generative
     if tokenizer is None:
         parts = words(rows)
         lengths = parts.get("input", parts["text"])
@@ -99,7 +101,7 @@ def balance(rows: TaskRows) -> dict[str, Any] | None:
     for counts in by_split.values():
         total.update(counts or {})
     named = {label: total[label] for label in (*rows.task.labels, *sorted(total)) if label in total}
-    if rows.task.head == "classification":
+    if head_kind(rows.task.head).classes == "row":
         named = {label: total[label] for label in rows.task.labels}
     shares = np.array(list(named.values()), dtype=float) / max(1, sum(named.values()))
     there = shares[shares > 0]
@@ -115,7 +117,9 @@ def balance(rows: TaskRows) -> dict[str, Any] | None:
 
 
 def _classes(task: TaskSpec, records: Sequence[Record]) -> Counter[str] | None:
-    if task.head == "tags":
-        return Counter(str(tag)[2:] for record in records for tag in record.target if str(tag).startswith("B-"))
-    found = labels(task, records)
-    return None if found is None else Counter(found)
+    classes = labels(task, records)
+    if classes is not None:
+        return Counter(classes)
+    kind = head_kind(task.head)
+    marked = [types for record in records if (types := kind.marked_types(record.target)) is not None]
+    return Counter(chain.from_iterable(marked)) if marked else None

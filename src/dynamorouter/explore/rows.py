@@ -12,6 +12,7 @@ from typing import Any
 from dynamorouter.data.convert import convert
 from dynamorouter.data.sources import available_splits, load, source_options
 from dynamorouter.errors import DataError
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.spec import TaskSpec
 from dynamorouter.utils.jsonl import SkipCount
@@ -95,13 +96,12 @@ def labels(task: TaskSpec, records: Sequence[Record]) -> list[str] | None:
     That is its label, or the text it asks for where there are so few different ones that these are labels in words;
     ``None`` for tasks without classes.
     """
-    if task.head == "classification":
-        return [str(record.target) for record in records]
-    if task.head in ("tags", "span"):
+    kind = head_kind(task.head)
+    classes = [named for record in records if (named := kind.class_of(record.target)) is not None]
+    if len(classes) < len(records):
         return None
-    texts = [target_text(record) or "" for record in records]
-    different = len(set(texts))
-    return texts if different <= min(FEW_LABELS, len(texts) // 5) else None
+    few = kind.needs_labels or len(set(classes)) <= min(FEW_LABELS, len(classes) // 5)
+    return classes if few else None
 
 
 def word_count(text: str | None) -> int:

@@ -13,6 +13,7 @@ from dynamorouter.explore.lengths import Tokenizer, balance, summary, truncation
 from dynamorouter.explore.relations import length_classifier, length_relations
 from dynamorouter.explore.rows import TaskRows, read_rows
 from dynamorouter.explore.vocabulary import vocabulary
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.spec import TaskSpec
 from dynamorouter.utils.files import write_json, writing
 
@@ -124,7 +125,7 @@ def answers(figures: Mapping[str, Any]) -> list[Finding]:
 
 def _columns(task: TaskSpec) -> dict[str, str | None]:
     """Return what the parts of a row are called; of SQuAD-style answers the first is looked at."""
-    target = "answer" if task.head == "span" else task.columns.target
+    target = head_kind(task.head).target_name or task.columns.target
     return {"text": task.columns.text, "pair": task.columns.pair, "target": target}
 
 

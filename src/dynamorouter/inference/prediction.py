@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynamorouter.metrics.base import entities
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.text import word_spans
-
-EDGES = ".,;:!?\"'()[]{}"
+from dynamorouter.tasks.kinds.base import kind_of_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Prediction:
     answer: Answer | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; tags come with the entities that they mark."""
+        """Return plain JSON values, with what the kind of answer adds, such as the entities that tags mark."""
         values: dict[str, Any] = {
             "text": self.text,
             "pair": self.pair,
@@ -45,22 +42,10 @@ class Prediction:
             "route": {name: round(value, 6) for name, value in self.route.items()},
             "confidence": round(self.confidence, 6),
             "answer": None if self.answer is None else self.answer.value,
-            "answer_score": None if self.answer is None or self.answer.kind == "text" else round(self.answer.score, 6),
+            "answer_score": None,
         }
-        if self.answer is not None and self.answer.kind == "tags":
-            values["entities"] = entity_list(self.text, self.answer.value)
+        if self.answer is not None:
+            kind = kind_of_answer(self.answer.kind)
+            values["answer_score"] = None if kind.is_generative else round(self.answer.score, 6)
+            values |= kind.details(self.text, self.answer.value)
         return values
-
-
-def entity_list(text: str, tags: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the entities that BIO tags mark, with characters from and to; punctuation at the edges is left out."""
-    spans = word_spans(text)
-    found = []
-    for kind, first, last in sorted(entities(tags), key=lambda entity: entity[1]):
-        start, end = spans[first][0], spans[last - 1][1]
-        while end > start + 1 and text[end - 1] in EDGES:
-            end -= 1
-        while start < end - 1 and text[start] in EDGES:
-            start += 1
-        found.append({"type": kind, "text": text[start:end], "start": start, "end": end})
-    return found

@@ -20,8 +20,9 @@ from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.kinds import head_kind
+from dynamorouter.tasks.kinds.tagging import entities
 from dynamorouter.tasks.record import Record, Target
-from dynamorouter.tasks.spec import AnswerKind, answer_kind
 from dynamorouter.tasks.task import Task
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -32,13 +33,13 @@ class Metric(ABC):
     """One metric.
 
     Attributes:
-        head: the kind of answer that it judges.
+        answer_kind: the kind of answer that it judges.
         higher_is_better: whether a larger value is a better one.
         reads_loss: whether it judges the loss of the target's text (``Answer.nll``) and not what was written.
         samples: how many texts of a row it judges at least.
     """
 
-    head: ClassVar[AnswerKind]
+    answer_kind: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     reads_loss: ClassVar[bool] = False
     samples: ClassVar[int] = 1
@@ -72,7 +73,9 @@ def row_statistics(metric: str, task: Task, answers: Sequence[Answer | None], re
             "give one for each row, None where there is no answer, and at least one row"
         )
     judge = metrics.get(metric)()
-    return judge.rows([_of_kind(answer, task) for answer in answers], [record.target for record in records], task)
+    kind = head_kind(task.head).answer_kind
+    judged = [answer if answer is not None and answer.kind == kind else None for answer in answers]
+    return judge.rows(judged, [record.target for record in records], task)
 
 
 def score(
@@ -128,10 +131,6 @@ def check_metrics(tasks: Sequence[Task]) -> None:
             )
 
 
-def _of_kind(answer: Answer | None, task: Task) -> Answer | None:
-    return answer if answer is not None and answer.kind == answer_kind(task.head) else None
-
-
 def mean(sums: Array) -> Array:
     """Return the first sum over the second, ``(..., 2)`` to ``(...)``; 0 where there is nothing to divide by."""
     return _divide(sums[..., 0], sums[..., 1])
@@ -145,7 +144,7 @@ def _divide(top: Array, bottom: Array) -> Array:
 class Accuracy(Metric):
     """The share of rows whose label is right."""
 
-    head = "classification"
+    answer_kind = "classification"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether the label is right, and 1."""
@@ -164,7 +163,7 @@ class F1(Metric):
     its label and a false alarm of none.
     """
 
-    head = "classification"
+    answer_kind = "classification"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return hit, false alarm and miss of each counted label, one label after another."""
@@ -202,7 +201,7 @@ def _golds(target: Target) -> list[str]:
 class SquadExactMatch(Metric):
     """The share of answers equal to one of the gold answers after normalisation (SQuAD v1.1)."""
 
-    head = "span"
+    answer_kind = "span"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether a gold answer is met, and 1."""
@@ -218,7 +217,7 @@ class SquadExactMatch(Metric):
 class SquadF1(Metric):
     """The mean over rows of the best token F1 against any gold answer (SQuAD v1.1)."""
 
-    head = "span"
+    answer_kind = "span"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return the best F1, and 1."""
@@ -238,23 +237,6 @@ def _token_f1(said: list[str], gold: list[str]) -> float:
     return 2.0 * same / (len(said) + len(gold)) if same else 0.0
 
 
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Return the entities of BIO tags as (type, first word, word after the last).
-
-    As conlleval and seqeval do, an ``I-X`` that continues no entity of type X begins one.
-    """
-    found: set[tuple[str, int, int]] = set()
-    kind, start = "", 0
-    for index, tag in enumerate([*tags, "O"]):
-        prefix, _, this = tag.partition("-")
-        if prefix == "I" and this == kind:
-            continue
-        if kind:
-            found.add((kind, start, index))
-        kind, start = ("", index) if tag == "O" else (this, index)
-    return found
-
-
 def _entity_counts(answer: Answer | None, target: Target) -> tuple[float, ...]:
     """Return entities found rightly, entities answered, and gold entities; no answer misses them all."""
     gold = entities(list(target))
@@ -268,7 +250,7 @@ def _entity_counts(answer: Answer | None, target: Target) -> tuple[float, ...]:
 class EntityF1(Metric):
     """F1 over all entities of all rows; an entity is right where type, first and last word are."""
 
-    head = "tags"
+    answer_kind = "tags"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return entities found rightly, answered, and gold."""
@@ -283,7 +265,7 @@ class EntityF1(Metric):
 class EntityPrecision(Metric):
     """The share of answered entities that are right."""
 
-    head = "tags"
+    answer_kind = "tags"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return entities found rightly, answered, and gold."""
@@ -298,7 +280,7 @@ class EntityPrecision(Metric):
 class EntityRecall(Metric):
     """The share of gold entities that are found."""
 
-    head = "tags"
+    answer_kind = "tags"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return entities found rightly, answered, and gold."""

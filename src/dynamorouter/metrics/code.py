@@ -53,7 +53,7 @@ def _lines(value: Any) -> list[str]:
 class _PassAt(Metric):
     """The mean over rows of the unbiased chance that one of k programs passes all of its tests."""
 
-    head = "text"
+    answer_kind = "text"
     limits: ClassVar[Limits] = Limits()
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:

@@ -71,7 +71,7 @@ def _needed(module: str, package: str) -> ModuleType:
 class _Rouge(Metric):
     """The mean over rows of the best F1 against any right text, words stemmed by Porter's rules."""
 
-    head = "text"
+    answer_kind = "text"
     kind: ClassVar[str]
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Bleu(Metric):
     text: its words are missing, which the brevity penalty punishes.
     """
 
-    head = "text"
+    answer_kind = "text"
 
     def __init__(self) -> None:
         self._bleu = _bleu()
@@ -159,7 +159,7 @@ def _bleu_of(sums: Array) -> float:
 class TextMatch(Metric):
     """The share of rows whose whole text is a right one, but for case, punctuation and spaces."""
 
-    head = "text"
+    answer_kind = "text"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether the text is right, and 1."""
@@ -198,7 +198,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
 class FinalNumber(Metric):
     """The share of rows whose final number equals that of a right text."""
 
-    head = "text"
+    answer_kind = "text"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether the numbers are equal, and 1."""
@@ -221,7 +221,7 @@ class _Loss(Metric):
     Rows without an answer are left out; with none at all the value is not a number.
     """
 
-    head = "text"
+    answer_kind = "text"
     higher_is_better = False
     reads_loss = True
 

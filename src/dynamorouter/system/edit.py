@@ -23,6 +23,7 @@ from dynamorouter.routing.serialization import kind_of
 from dynamorouter.system.library import Library
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import EXPERTS, System
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import fit_experts
@@ -176,14 +177,14 @@ def changing(system: Path) -> Iterator[Path]:
 
 def _rows(task: Task, data: Path, *, seed: int) -> tuple[list[Record], list[Record]]:
     """Draw rows to learn from and held-out rows, from the validation split where there is one."""
-    records = read_split(task, data, "train")
+    records, kind = read_split(task, data, "train"), head_kind(task.head)
     if has_split(data, task, "validation"):
         held = read_split(task, data, "validation", limit=ROUTER_ROWS)
-        parts, _ = draw(records, {"train": min(len(records), ROUTER_ROWS)}, seed=seed, purpose="add")
+        parts, _ = draw(records, {"train": min(len(records), ROUTER_ROWS)}, kind=kind, seed=seed, purpose="add")
         return parts["train"], held
     share = max(1, len(records) // 10)
     sizes = {"held": share, "train": min(len(records) - share, ROUTER_ROWS)}
-    parts, _ = draw(records, sizes, seed=seed, purpose="add")
+    parts, _ = draw(records, sizes, kind=kind, seed=seed, purpose="add")
     return parts["train"], parts["held"]
 
 

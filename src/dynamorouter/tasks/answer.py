@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynamorouter.tasks.spec import AnswerKind
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -20,7 +18,7 @@ class Answer:
         tokens: how many tokens ``nll`` is the sum over.
     """
 
-    kind: AnswerKind
+    kind: str
     value: str | list[str]
     score: float
     nll: float | None = None

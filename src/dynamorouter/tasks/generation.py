@@ -10,9 +10,6 @@ from dynamorouter.utils.options import Count, Options, Size, Weight
 
 Kind = Literal["auto", "encoder", "decoder", "seq2seq"]
 """Kinds of base; ``auto`` goes by the checkpoint's own config."""
-HeadName = Literal["classification", "tags", "span", "causal_lm", "seq2seq"]
-GENERATIVE = ("causal_lm", "seq2seq")
-"""Heads that write."""
 Packing = bool | Literal["auto"]
 SelectBy = Literal["loss", "metric"]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.metrics.base import metrics
-from dynamorouter.tasks.spec import GENERATIVE, TASK_NAME, answer_kind
-from dynamorouter.tasks.task import Columns, Generation, HeadKind, Task
+from dynamorouter.tasks.kinds import head_kind, head_kinds
+from dynamorouter.tasks.spec import TASK_NAME
+from dynamorouter.tasks.task import Columns, Generation, Task
 
 _KEYS = tuple(field.name for field in fields(Task))
 _COLUMN_KEYS = tuple(field.name for field in fields(Columns))
@@ -53,15 +53,11 @@ def _names(mapping: Mapping[str, Any]) -> list[str]:
     name, head = mapping.get("name"), mapping.get("head")
     if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
         problems.append(f"name is {name!r}; it is also a folder's name: letters, digits, - and _, such as 'sst2'")
-    if head not in get_args(HeadKind):
-        problems.append(f"head is {head!r}{suggest(str(head), get_args(HeadKind))}; allowed: {_heads()}")
+    if head not in head_kinds:
+        problems.append(f"head is {head!r}{suggest(str(head), head_kinds)}; allowed: {one_of(head_kinds)}")
     if not isinstance(mapping.get("base"), str | None):
         problems.append(f"base is {mapping['base']!r}; give the name of a base, or null for the system's default")
     return problems
-
-
-def _heads() -> str:
-    return one_of(get_args(HeadKind))
 
 
 def _columns(mapping: Mapping[str, Any]) -> list[str]:
@@ -78,14 +74,6 @@ def _columns(mapping: Mapping[str, Any]) -> list[str]:
     extra = columns.get("extra") or {}
     if not isinstance(extra, Mapping) or not all(isinstance(column, str) for column in extra.values()):
         problems.append(f"columns.extra is {extra!r}; give names of columns by the name that a metric knows them by")
-    elif extra and mapping.get("head") not in GENERATIVE:
-        problems.append(f"columns.extra is {dict(extra)!r}; only tasks whose head is {one_of(GENERATIVE)} carry it")
-    elif "texts" in extra:
-        problems.append("columns.extra names 'texts', which is what columns.target becomes; choose another name")
-    if mapping.get("head") == "span" and not columns.get("pair"):
-        problems.append("columns.pair is missing; a span head needs the column of the context")
-    if mapping.get("head") == "tags" and columns.get("pair"):
-        problems.append(f"columns.pair is {columns['pair']!r}; a tags head reads single texts, leave it out")
     return problems
 
 
@@ -97,26 +85,14 @@ def _labels(mapping: Mapping[str, Any]) -> list[str]:
     repeated = sorted({label for label in labels if list(labels).count(label) > 1})
     if repeated:
         problems.append(f"labels repeat {', '.join(repeated)}")
-    head, positive = mapping.get("head"), mapping.get("positive")
-    if head == "classification" and len(labels) < 2:
-        problems.append(f"labels has {len(labels)}; a classification head needs two or more")
-    if (head == "span" or head in GENERATIVE) and labels:
-        problems.append(f"labels is {list(labels)!r}; a {head} head has none, leave it out")
-    if head == "tags":
-        problems.extend(_tags(list(labels)))
+    head, positive, columns = mapping.get("head"), mapping.get("positive"), mapping.get("columns")
+    if head in head_kinds and isinstance(columns, Mapping):
+        extra = columns.get("extra")
+        problems += head_kind(str(head)).problems(
+            str(head), labels, pair=columns.get("pair"), extra=extra if isinstance(extra, Mapping) else None
+        )
     if positive is not None and positive not in labels:
         problems.append(f"positive is {positive!r}{suggest(str(positive), labels)}; allowed: {one_of(labels)}")
-    return problems
-
-
-def _tags(labels: list[str]) -> list[str]:
-    problems = [] if "O" in labels else ["labels lack 'O', the tag of words outside entities"]
-    odd = [label for label in labels if label != "O" and not re.fullmatch(r"[BI]-\S+", label)]
-    if odd:
-        problems.append(f"labels {', '.join(odd)} are not BIO tags; allowed: O, B-TYPE and I-TYPE")
-    lost = [label for label in labels if label.startswith("I-") and f"B-{label[2:]}" not in labels]
-    if lost:
-        problems.append(f"labels {', '.join(lost)} have no B- tag of the same type")
     return problems
 
 
@@ -126,8 +102,8 @@ def _metrics(mapping: Mapping[str, Any]) -> list[str]:
         return [f"metrics is {named!r}; give a list with at least one name, the first being the headline"]
     problems = []
     head = mapping.get("head")
-    kind = answer_kind(cast(HeadKind, head)) if head in get_args(HeadKind) else None
-    suited = [name for name in metrics if metrics.get(name).head == kind]
+    kind = head_kind(str(head)).answer_kind if head in head_kinds else None
+    suited = [name for name in metrics if metrics.get(name).answer_kind == kind]
     for name in named:
         if name not in metrics:
             problems.append(f"unknown metric {name!r}{suggest(str(name), metrics)}; allowed: {one_of(metrics)}")

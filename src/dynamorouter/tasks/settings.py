@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from dynamorouter.errors import one_of, suggest
-from dynamorouter.tasks.generation import GENERATIVE, GenerationSettings, HeadName, SelectBy
+from dynamorouter.tasks.generation import GenerationSettings, SelectBy
+from dynamorouter.tasks.kinds import head_kind, head_kinds
 from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
 
 
@@ -56,7 +57,7 @@ class TaskSettings(Options):
 
     name: str
     """Its name, the same as the key that it stands under; set by ``compose`` when absent."""
-    head: HeadName
+    head: str
     """The kind of head that answers it."""
     columns: ColumnSettings
     """The native columns."""
@@ -83,22 +84,26 @@ class TaskSettings(Options):
     generation: GenerationSettings = GenerationSettings()
     """How an expert that writes does so."""
 
+    @field_validator("head")
+    @classmethod
+    def _registered(cls, head: str) -> str:
+        if head not in head_kinds:
+            raise ValueError(
+                f"got {head!r}; there is no such head{suggest(head, head_kinds)}; allowed: {one_of(head_kinds)}"
+            )
+        return head
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.head not in ("span", *GENERATIVE) and len(set(self.labels)) < 2:
-            raise ValueError(f"a {self.head} head needs at least two different labels; list them under 'labels'")
+        wrong = head_kind(self.head).problems(self.head, self.labels, pair=self.columns.pair, extra=self.columns.extra)
+        if wrong:
+            raise ValueError("; ".join(wrong))
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("a label is listed twice under 'labels'")
         if self.positive is not None and self.positive not in self.labels:
             raise ValueError(
                 f"positive is {self.positive!r}{suggest(self.positive, self.labels)}; allowed: {one_of(self.labels)}"
             )
-        if self.head in GENERATIVE and self.labels:
-            raise ValueError(f"a {self.head} head has no labels; leave out 'labels'")
-        if self.columns.extra and (self.head not in GENERATIVE or "texts" in self.columns.extra):
-            raise ValueError("columns.extra is for heads that write, and none of its names may be 'texts'")
-        if self.head == "span" and self.columns.pair is None:
-            raise ValueError("a span head needs the context's column under 'columns.pair'")
         if self.stride >= self.max_tokens:
             raise ValueError(f"stride {self.stride} must be below max_tokens {self.max_tokens}")
         return self

@@ -5,19 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-HeadKind = Literal["classification", "tags", "span", "causal_lm", "seq2seq"]
-AnswerKind = Literal["classification", "tags", "span", "text"]
-"""What heads answer: those that write, on a decoder or on an encoder-decoder, answer text."""
-GENERATIVE: tuple[HeadKind, ...] = ("causal_lm", "seq2seq")
-"""The kinds of head that write a text."""
-
-
-def answer_kind(head: HeadKind) -> AnswerKind:
-    """Return the kind of answer that a kind of head gives."""
-    return "text" if head == "causal_lm" or head == "seq2seq" else head
-
+from typing import Any, Protocol
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """A task's name is a folder's name too, so it can hold neither dots nor slashes."""
@@ -57,8 +45,8 @@ class TaskSpec(Protocol):
         """Name of the task, also the folder of its local data."""
 
     @property
-    def head(self) -> HeadKind:
-        """Kind of target."""
+    def head(self) -> str:
+        """Name of the kind of head."""
 
     @property
     def columns(self) -> Columns:

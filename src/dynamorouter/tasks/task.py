@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.spec import AnswerKind, Columns, HeadKind
+from dynamorouter.tasks.spec import Columns
 
-__all__ = ["Answer", "AnswerKind", "Columns", "Generation", "HeadKind", "Task"]
+__all__ = ["Answer", "Columns", "Generation", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Task:
     """
 
     name: str
-    head: HeadKind
+    head: str
     columns: Columns
     labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)

@@ -14,7 +14,7 @@ from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import HeadKind, Task
+from dynamorouter.tasks.task import Task
 
 
 class NullHead(Head):
@@ -25,7 +25,7 @@ class NullHead(Head):
         kind: that of the expert's own head.
     """
 
-    def __init__(self, width: int, kind: HeadKind) -> None:
+    def __init__(self, width: int, kind: str) -> None:
         super().__init__(width, ())
         self.kind = kind
 

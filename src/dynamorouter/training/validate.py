@@ -27,8 +27,8 @@ from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.model.text.tokenize import Window
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import GENERATIVE
 from dynamorouter.tasks.task import Task
 
 SelectBy = Literal["loss", "metric"]
@@ -62,12 +62,13 @@ class Validator:
     ) -> None:
         self.task, self.records = task, records
         file = cache.folder / f"{task.name}.validation" if cache.folder else None
-        self.by_loss = task.head in GENERATIVE and select_by == "loss"
+        is_generative = head_kind(task.head).is_generative
+        self.by_loss = is_generative and select_by == "loss"
 
         def hold(examples: Sequence[TrainingExample]) -> _Passes:
             return _Passes(base, examples, depth=depth, budget=budget, limit=cache.limit, file=file)
 
-        self._held = (_Writing if task.head in GENERATIVE else _Reading)(base, task, records, hold)
+        self._held = (_Writing if is_generative else _Reading)(base, task, records, hold)
         self.cache = self._held.passes.cache
 
     @torch.inference_mode()

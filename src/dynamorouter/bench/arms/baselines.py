@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, factor_count, head_count
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.spec import GENERATIVE, answer_kind
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertSettings
 from dynamorouter.training.multitask import FrozenBackbone, SharedOptions, TaskHead, fit_shared, shared_examples
@@ -33,31 +32,13 @@ class Majority(Arm):
 
     def prepare(self, experiment: Experiment, task: str) -> None:
         """Count the targets."""
-        targets = [record.target for record in experiment.rows("train", task)]
-        if experiment.expert(task).task.head in GENERATIVE:
-            texts = Counter(str(target["texts"][0]) for target in targets if isinstance(target, dict))
-            self._said: str | int = texts.most_common(1)[0][0]
-        elif isinstance(targets[0], str):
-            self._said = Counter(str(target) for target in targets).most_common(1)[0][0]
-        elif isinstance(targets[0], list):
-            tags = Counter(tag for target in targets if isinstance(target, list) for tag in target)
-            self._said = tags.most_common(1)[0][0]
-        else:
-            counts = sorted(len(str(t["texts"][0]).split()) for t in targets if isinstance(t, dict))
-            self._said = counts[len(counts) // 2]
+        kind = head_kind(experiment.expert(task).task.head)
+        self._kind = kind.answer_kind
+        self._most_frequent = kind.most_frequent([record.target for record in experiment.rows("train", task)])
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Say the same of every row."""
-        kind = experiment.expert(task).task.head
-        found: list[Answer | None] = []
-        for record in experiment.rows("test", task):
-            value: str | list[str] = str(self._said)
-            if kind == "tags":
-                value = [str(self._said)] * len(record.text.split())
-            elif isinstance(self._said, int):
-                value = " ".join((record.pair or record.text).split()[: self._said])
-            found.append(Answer(answer_kind(kind), value, 1.0))
-        return found
+        return [Answer(self._kind, self._most_frequent(record), 1.0) for record in experiment.rows("test", task)]
 
 
 @arms.register("base")
@@ -84,7 +65,7 @@ class Probe(Arm):
 
     def applies(self, task: Task) -> bool:
         """Tell whether the head has weights to train."""
-        return task.head not in GENERATIVE
+        return not head_kind(task.head).is_generative
 
     def fit(self, experiment: Experiment) -> None:
         """Count what is stored."""

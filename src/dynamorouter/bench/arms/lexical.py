@@ -16,8 +16,8 @@ import numpy as np
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment
 from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import answer_kind
 from dynamorouter.tasks.task import Task
 
 TOP = 10
@@ -38,7 +38,7 @@ class Words(Arm):
 
     def applies(self, task: Task) -> bool:
         """Tell whether there are labels to choose from, or texts that are matched as labels are."""
-        return task.head in ("classification", "tags") or task.metrics[0] == "text_match"
+        return head_kind(task.head).classes is not None or task.metrics[0] == "text_match"
 
     def fit(self, experiment: Experiment) -> None:
         """Fit a classifier for each task on the experts' own train rows."""
@@ -49,15 +49,16 @@ class Words(Arm):
         self.facts.parameters = sum(len(names) * len(model.classes_) for _, model, names in self._fitted.values())
 
     def _fit(self, experiment: Experiment, task: str) -> tuple[Any, Any, Any]:
-        records = experiment.rows("train", task)
-        tags = experiment.expert(task).task.head == "tags"
-        features = _tag_features() if tags else _text_features(pairs=any(r.pair for r in records))
-        if tags:
-            given: list[Any] = [named for record in records for named in word_features(record.text.split())]
-            targets = [str(tag) for record in records if isinstance(record.target, list) for tag in record.target]
+        records, kind = experiment.rows("train", task), head_kind(experiment.expert(task).task.head)
+        if kind.classes == "word":
+            features = _tag_features()
+            inputs: list[Any] = [described for record in records for described in word_features(record.text.split())]
+            classes = [str(tag) for record in records if isinstance(record.target, list) for tag in record.target]
         else:
-            given, targets = [_joined(record) for record in records], [_label(record) for record in records]
-        model = _classifier(self.variant).fit(features.fit_transform(given), targets)
+            features = _text_features(pairs=any(record.pair for record in records))
+            inputs = [_joined(record) for record in records]
+            classes = [str(kind.class_of(record.target)) for record in records]
+        model = _classifier(self.variant).fit(features.fit_transform(inputs), classes)
         return features, model, features.get_feature_names_out()
 
     def prepare(self, experiment: Experiment, task: str) -> None:
@@ -68,21 +69,21 @@ class Words(Arm):
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Label each row, or each of its words."""
-        records = experiment.rows("test", task)
-        if experiment.expert(task).task.head != "tags":
+        records, kind = experiment.rows("test", task), head_kind(experiment.expert(task).task.head)
+        if kind.classes != "word":
             chances = self._model.predict_proba(self._features.transform([_joined(record) for record in records]))
             said = self._model.classes_[chances.argmax(axis=1)]
             return [
-                Answer(answer_kind(experiment.expert(task).task.head), str(label), float(p))
+                Answer(kind.answer_kind, str(label), float(p))
                 for label, p in zip(said, chances.max(axis=1), strict=True)
             ]
-        found: list[Answer | None] = []
+        answers: list[Answer | None] = []
         for record in records:
             words = record.text.split()
             chances = self._model.predict_proba(self._features.transform(word_features(words)))
             tags = [str(tag) for tag in self._model.classes_[chances.argmax(axis=1)]]
-            found.append(Answer("tags", tags, float(np.exp(np.log(chances.max(axis=1)).mean()))))
-        return found
+            answers.append(Answer(kind.answer_kind, tags, float(np.exp(np.log(chances.max(axis=1)).mean()))))
+        return answers
 
     def _top(self, names: Any) -> dict[str, list[str]]:
         """Return the features that speak most for each label, against the mean of the others."""
@@ -122,11 +123,6 @@ def _tag_features() -> Any:
     from sklearn.feature_extraction import DictVectorizer
 
     return DictVectorizer()
-
-
-def _label(record: Record) -> str:
-    """Return a record's label, or the text that it wants."""
-    return str(record.target["texts"][0]) if isinstance(record.target, dict) else str(record.target)
 
 
 def _joined(record: Record) -> list[str]:

@@ -16,7 +16,7 @@ from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import MergeResult, merge_experts
 from dynamorouter.merging.registry import merges
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.spec import GENERATIVE
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.task import Task
 
 FACTOR = (0.25, 4.0)
@@ -83,7 +83,9 @@ class Tuned(Merged):
 
     def suits(self, tasks: Sequence[Task]) -> bool:
         """Tell whether every task has classes, where certainty of the answers is what is searched for."""
-        return merges.get(self.variant).needs != "entropy" or not any(task.head in GENERATIVE for task in tasks)
+        if merges.get(self.variant).needs != "entropy":
+            return True
+        return not any(head_kind(task.head).is_generative for task in tasks)
 
     def fit(self, experiment: Experiment) -> None:
         """Try the defaults and points of the sequence, and keep the best on the validation rows."""

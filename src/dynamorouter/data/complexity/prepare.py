@@ -25,8 +25,9 @@ from dynamorouter.data.complexity.tiers import Method, Tiers, fit_tiers
 from dynamorouter.data.dedup import read_pools, remove_leaks
 from dynamorouter.data.sources import source_options, sources
 from dynamorouter.errors import ConfigError, DataError
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import GENERATIVE, TaskSpec
+from dynamorouter.tasks.spec import TaskSpec
 from dynamorouter.utils.files import read_finished, write_json
 from dynamorouter.utils.jsonl import write_atomic
 
@@ -184,7 +185,7 @@ def _common(tasks: Sequence[TaskSpec], source: str) -> TaskSpec:
                 f"tiers {first.name!r} and {task.name!r} do not read the same data: columns, head and "
                 f"sources.{source} must be the same for all tiers"
             )
-        if task.head not in GENERATIVE or KEY not in task.columns.extra:
+        if not head_kind(task.head).is_generative or KEY not in task.columns.extra:
             raise ConfigError(
                 f"task {task.name!r} cannot be a tier: its head is {task.head!r} and columns.extra is "
                 f"{dict(task.columns.extra)}; tiers need a head that writes, and columns.extra: {{{KEY}: {KEY}}}"

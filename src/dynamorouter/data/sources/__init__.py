@@ -95,8 +95,7 @@ def load(
                 skip_bad,
             )
             continue
-        if task.head != "span":
-            renamed[task.columns.target] = _named(renamed[task.columns.target], options)
+        renamed[task.columns.target] = _named(renamed[task.columns.target], options)
         yield number, renamed
 
 
@@ -109,6 +108,8 @@ def _named(value: Any, options: Options) -> Any:
     """Turn integer labels into names, and the source's names into the task's; ``None`` where there is no label."""
     if isinstance(value, (list, tuple)):
         return [_named(item, options) for item in value]
+    if isinstance(value, Mapping):
+        return value  # answers of spans, not labels
     names: Sequence[str] | None = options.get("label_names")
     if names is not None and isinstance(value, str) and value.lstrip("-").isdigit():
         value = int(value)

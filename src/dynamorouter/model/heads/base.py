@@ -22,7 +22,7 @@ from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import HeadKind, Task
+from dynamorouter.tasks.task import Task
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
@@ -40,7 +40,7 @@ class Head(nn.Module, ABC):
         options: settings that are stored with the head and given back to its constructor.
     """
 
-    kind: HeadKind
+    kind: str
 
     def __init__(self, width: int, labels: Sequence[str], **options: Any) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import HeadKind
 
 
 @heads.register("classification")
@@ -31,7 +30,7 @@ class ClassificationHead(EncoderHead):
         dropout: before the output, in training.
     """
 
-    kind: HeadKind = "classification"
+    kind = "classification"
 
     def __init__(
         self, width: int, labels: Sequence[str], *, pooling: str = "mean", dense: bool = False, dropout: float = 0.1

@@ -23,7 +23,7 @@ from dynamorouter.model.heads.base import Head, WindowTarget, heads
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.prompts import encode_prompts
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import HeadKind, Task
+from dynamorouter.tasks.task import Task
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
@@ -112,7 +112,7 @@ class LanguageModelHead(Head):
 class CausalLMHead(LanguageModelHead):
     """Goes on from the prompt; an example is prompt and text in one, its target the prompt's length and the text."""
 
-    kind: HeadKind = "causal_lm"
+    kind = "causal_lm"
     wants = "decoder"
 
     def examples(
@@ -160,7 +160,7 @@ class Seq2SeqHead(LanguageModelHead):
     The hidden states that its loss reads are the decoder's, one for each token of the text.
     """
 
-    kind: HeadKind = "seq2seq"
+    kind = "seq2seq"
     wants = "seq2seq"
 
     def examples(

@@ -18,7 +18,6 @@ from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import HeadKind
 
 
 @heads.register("span")
@@ -29,7 +28,7 @@ class SpanHead(EncoderHead):
         max_answer: longest answer, in tokens.
     """
 
-    kind: HeadKind = "span"
+    kind = "span"
 
     def __init__(self, width: int, labels: Sequence[str] = (), *, max_answer: int = 30, dropout: float = 0.0) -> None:
         super().__init__(width, labels, max_answer=max_answer, dropout=dropout)

@@ -19,7 +19,6 @@ from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import HeadKind
 from dynamorouter.tasks.text import word_spans
 
 
@@ -27,7 +26,7 @@ from dynamorouter.tasks.text import word_spans
 class TagsHead(EncoderHead):
     """A tag for each whitespace-separated word, read off its first subword."""
 
-    kind: HeadKind = "tags"
+    kind = "tags"
 
     def __init__(self, width: int, labels: Sequence[str], *, dropout: float = 0.1) -> None:
         super().__init__(width, labels, dropout=dropout)

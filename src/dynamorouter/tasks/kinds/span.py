@@ -1,0 +1,68 @@
+"""The span of a context that answers a question (Rajpurkar et al., 2016)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, Noise, RowProblem, head_kinds, parsed_json
+from dynamorouter.tasks.record import Record, Target
+
+
+@head_kinds.register("span")
+class SpanKind(HeadKind):
+    """The target is answers that stand in the context, ``{"texts": [...], "starts": [...]}``."""
+
+    answer_kind = "span"
+    pair = "context"
+    noise: ClassVar[Mapping[str, Noise]] = {"text": "words"}
+    target_name = "answer"
+
+    def target(self, row: NativeRow) -> Target | RowProblem:
+        """Return the gold answers that stand in the context.
+
+        ``repairs`` counts those that were moved to the nearest occurrence (``answer_offset``), and those of several
+        that do not occur and are left out (``answer_lost``).
+        """
+        answers = parsed_json(row.target) if isinstance(row.target, str) else row.target
+        texts = answers.get("text") if isinstance(answers, dict) else None
+        starts = answers.get("answer_start") if isinstance(answers, dict) else None
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            return RowProblem(
+                "not_answers", "answers must be {text: [..], answer_start: [..]}, both of the same length"
+            )
+        if not texts:
+            return RowProblem("no_answer", "there is no answer; unanswerable questions are not supported")
+        context = row.pair or ""
+        gold: dict[str, list[Any]] = {"texts": [], "starts": []}
+        repairs: Counter[str] = Counter()
+        for text, start in zip(texts, starts, strict=True):
+            if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool) or not text.strip():
+                return RowProblem("not_answers", f"answer {text!r} at {start!r}; give visible text and a whole number")
+            occurs = start if start >= 0 and context.startswith(text, start) else _nearest(context, text, start)
+            if occurs is None:
+                repairs["answer_lost"] += 1
+                continue
+            if occurs != start:
+                repairs["answer_offset"] += 1
+            gold["texts"].append(text)
+            gold["starts"].append(occurs)
+        if not gold["texts"]:
+            return RowProblem("answer_not_in_context", f"answer {texts[0]!r} does not occur in the context")
+        row.repairs.update(repairs)
+        return gold
+
+    def most_frequent(self, targets: Sequence[Target]) -> Callable[[Record], AnswerValue]:
+        """Return the first words of the context, as many as answers have in the median."""
+        lengths = sorted(len(str(target["texts"][0]).split()) for target in targets if isinstance(target, dict))
+        words = lengths[len(lengths) // 2]
+        return lambda record: " ".join((record.pair or record.text).split()[:words])
+
+
+def _nearest(context: str, text: str, start: int) -> int | None:
+    """Return where ``text`` occurs nearest to ``start``, the earlier of two equally near."""
+    after = context.find(text, max(start, 0))
+    before = context.rfind(text, 0, max(start, 0) + len(text))
+    occurrences = [offset for offset in (before, after) if offset >= 0]
+    return min(occurrences, key=lambda offset: abs(offset - start)) if occurrences else None

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dynamorouter.bench.arms.base import arm_names, match_arms
 from dynamorouter.bench.arms.lexical import word_features
@@ -17,20 +16,7 @@ from dynamorouter.bench.results import ITEMS, KEYS, ROWS, RowFile, row_digest, s
 from dynamorouter.bench.run import bench
 from dynamorouter.bench.studies import STUDIES
 from dynamorouter.config.schema import Config
-from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.lora.expert import fresh_factors
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.runs.run import open_run
-from dynamorouter.training.multitask import (
-    AdapterBackbone,
-    FrozenBackbone,
-    SharedOptions,
-    TaskHead,
-    fit_shared,
-    shared_examples,
-)
-from dynamorouter.utils.seeding import seeded
-from support.builders import MOOD, NAMES, make_rows
 from support.tinyrun import call, contents, lines, refused, settings, words
 
 TASKS = ["mood", "names", "ask"]
@@ -244,41 +230,3 @@ def test_words_are_described_by_form_and_neighbours() -> None:
     first, second = word_features(["Anna", "won"])
     assert first["form=Aa"] == 1.0 and first["before=<s>"] == 1.0 and first["after=won"] == 1.0
     assert second["before=anna"] == 1.0 and second["after=</s>"] == 1.0 and "first" not in second
-
-
-def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
-    base = tiny_base()
-    lora = LoraSettings(rank=4, alpha=8, trunk_depth=2, dropout=0.0)
-    task_heads = []
-    for task in (MOOD, NAMES):
-        head = build_head(task, base.width).initialise(seeded(0, task.name))
-        task_heads.append(TaskHead(task, head, make_rows(task, 24)))
-    factors = fresh_factors(base, lora, seed=0, name="one")
-    banks = base.install(dict.fromkeys(factors, lora.rank), experts=1)
-    for layer, bank in banks.items():
-        bank.put(0, factors[layer], name=layer)
-    examples = shared_examples(base, task_heads)
-    assert {example.expert for example in examples} == {0, 1}
-    options = SharedOptions(epochs=4, batch_rows=8, learning_rate=0.01, head_learning_rate=0.01)
-    body = AdapterBackbone(base, examples, depth=2, limit=1 << 24, budget=256)
-    before = [p.detach().clone() for p in body.parameters()]
-    scores = iter([0.1, 0.9, 0.3, 0.2])
-    kept: list[list[torch.Tensor]] = []
-
-    def judge() -> float:
-        kept.append([p.detach().clone() for p in body.parameters()])
-        return next(scores)
-
-    assert fit_shared(body, task_heads, examples, options=options, judge=judge) == [0.1, 0.9, 0.3, 0.2]
-    after = body.parameters()
-    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(kept[1], after, strict=True))  # the best pass is put back
-
-    frozen = FrozenBackbone(base, examples, limit=1 << 24, budget=256)
-    assert frozen.parameters() == []
-    hidden, mask = frozen.hidden([0, 5])
-    for row, position in enumerate((0, 5)):
-        length = len(examples[position])
-        alone, _ = FrozenBackbone(base, examples, limit=0, budget=256).hidden([position])
-        torch.testing.assert_close(hidden[row, :length], alone[0, :length])
-        assert int(mask[row].sum()) == length

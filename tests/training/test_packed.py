@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -231,21 +230,6 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
     assert [learner.progress.epoch for learner in learners] == [3, 4]
     for learner in learners:
         assert all(torch.equal(a, b) for a, b in zip(learner.tensors(), seen[learner.name], strict=True))
-
-
-def test_learning_rate_rises_then_falls_to_zero(tiny_base: Loader) -> None:
-    base = tiny_base()
-    one = plan(MOOD, epochs=10, warmup=0.2)
-    expert = fresh_expert(base, one, seed=0)
-    install_experts(base, [expert])
-    own = make_examples(base, expert.head, MOOD, ROWS["mood"], expert=0)
-    learner = ExpertLearner(0, one, expert.head, base, range(len(own)), seed=0)
-    rates = []
-    for step in range(30):
-        learner.progress.step = step
-        rates.append(learner._factor())
-    assert rates[0] < rates[3] < rates[6] == max(rates) == 1.0
-    assert rates[29] == pytest.approx(1 / 24) and all(a >= b for a, b in itertools.pairwise(rates[6:]))
 
 
 def test_adam_equals_the_same_steps_by_hand_under_peft(tiny_base: Loader) -> None:

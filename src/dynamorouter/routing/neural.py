@@ -24,6 +24,7 @@ from dynamorouter.routing.calibration import better_temperature
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.nets import RouterModule, base_features
 from dynamorouter.routing.pooling import check_layers, layer_states, parts, statistics
+from dynamorouter.utils.optim import Optimizer, decay_groups, warmup_linear
 
 PREFIX = "module."
 """Of the names of the module's tensors in a saved router."""
@@ -176,21 +177,15 @@ class NeuralRouter(GradientRouter, ScoringRouter):
         return router
 
     def _train(self, module: RouterModule, rows: Rows) -> None:
-        decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
-        plain = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = Optimizer(decay_groups(module.parameters(), self.learning_rate, self.weight_decay))
         best, since = float("inf"), 0
         kept = {name: value.clone() for name, value in module.state_dict().items()}
         for epoch in range(self.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1.0 - epoch / self.epochs)
             module.train()
             for features, places in rows.batches(self.batch_rows):
                 _, loss = self.score_and_loss(module, features, rows.targets[places], rows.known(places))
-                optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                optimizer.step(warmup_linear(epoch, self.epochs))
             with evaluated(module):
                 seen = rows.pooled(rows.held), rows.targets[rows.held], rows.known(rows.held)
                 held = float(self.score_and_loss(module, *seen)[1])

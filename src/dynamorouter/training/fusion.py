@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynamorouter.errors import TrainingError
 from dynamorouter.model.base.base import Base
@@ -29,6 +29,7 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.training.experts import CacheOptions, Validator
 from dynamorouter.training.learner import units_of
 from dynamorouter.training.loop import Log, LoopOptions
+from dynamorouter.utils.optim import Group, LossScale, Optimizer, warmup_linear
 from dynamorouter.utils.seeding import seeded
 
 
@@ -148,10 +149,10 @@ class FusionTraining:
         self.depth = min(experts[name].lora.trunk_depth for name in plan.sources)
         self.examples = make_examples(base, self.fusion.head, self.expert.task, records, expert=self.slot)
         self.steps = 0
-        self.scale = 2.0**14 if base.dtype == torch.float16 else 1.0
+        self.scale = LossScale.of(base.dtype)
         self._sources = torch.tensor([slots[name] for name in plan.sources], device=base.device)
         self._parameters = self.fusion.parameters()
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=plan.learning_rate, weight_decay=0.0, fused=True)
+        self._optimizer = Optimizer([Group(self._parameters, plan.learning_rate)], clip=plan.clip)
 
     def gate(self, rows: int) -> FusionGate:
         """Return the gate of a batch of so many rows."""
@@ -221,28 +222,17 @@ class FusionTraining:
             else:
                 hidden = self.base.forward(padded, self.gate(len(group)))
             loss = self.fusion.head.loss(hidden, padded.mask, [example.target for example in chosen]).sum() / units
-            loss.mul(self.scale).backward()  # type: ignore[no-untyped-call]
+            loss.mul(self.scale.value).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
     def _step(self, loss: float) -> None:
         """Take one optimizer step; with fp16, an overflow only lowers the loss scale."""
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad /= self.scale
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.plan.clip))
-        overflow = self.base.dtype == torch.float16 and self.scale > 1 and math.isfinite(loss)
-        if not math.isfinite(norm) and overflow:
-            self.scale /= 2
-        elif not math.isfinite(norm) or not math.isfinite(loss):
+        total = math.ceil(len(self.examples) / self.plan.batch_rows) * self.plan.epochs
+        norm = self._optimizer.step(warmup_linear(self.steps, total), scale=self.scale.value)
+        if not math.isfinite(loss) or (not math.isfinite(norm) and not self.scale.lower()):
             raise TrainingError(
                 f"fusion of task {self.plan.task!r}: loss {loss}, gradient norm {norm} at step {self.steps + 1}; "
                 f"lower experts.fusion.{self.plan.task}.learning_rate in a new run, or look for broken rows"
             )
-        else:
-            total = math.ceil(len(self.examples) / self.plan.batch_rows) * self.plan.epochs
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.plan.learning_rate * (1 - self.steps / total)
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1

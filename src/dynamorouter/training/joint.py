@@ -10,7 +10,6 @@ Letters: B batch, S positions, D width, E experts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +32,16 @@ from dynamorouter.training.experts import CacheOptions, Validator, collect, make
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.training.placeholder import placeholder
+from dynamorouter.utils.optim import Group, Optimizer
 
 Gates = Literal["hard", "soft"]
 Order = Literal["together", "alternating"]
 Scores = Mapping[int, Sequence[float]]
 """A number for each row, by expert; NaN where it is not known."""
+ROUTER_CLIP = 1.0
+"""Largest norm of the router's gradient."""
+ROUTER_DECAY = 0.01
+"""Decoupled weight decay of the router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ class JointRouter:
         self.base, self.router, self.options, self.depth = base, router, options, depth
         self.writers = frozenset(writers)
         self.parameters = [p for p in router.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate)
+        group = Group(self.parameters, options.learning_rate, ROUTER_DECAY)
+        self.optimizer = Optimizer([group], clip=ROUTER_CLIP)
         self._rows = 1
         self._loss = 0.0
 
@@ -129,7 +134,7 @@ class JointRouter:
 
     def skip(self) -> tuple[float, float]:
         """Leave a step out; returns the mean loss of the rows since the last one, and 0 for the gradient's norm."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget()
         loss, self._loss = self._loss, 0.0
         return loss, 0.0
 
@@ -143,32 +148,20 @@ class JointRouter:
             The mean loss of the rows since the last step, and the gradient's norm before clipping, which is not finite
             when the step was left out.
         """
-        if scale != 1:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= scale
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0))
-        if math.isfinite(norm):
-            self.optimizer.step()
+        norm = self.optimizer.step(scale=scale)
         loss, _ = self.skip()
         return loss, norm
 
     def state(self) -> dict[str, Tensor]:
         """Return weights and the optimizer's moments."""
         tensors = {f"w.{i}": parameter.detach().clone() for i, parameter in enumerate(self.parameters)}
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"m.{i}.{key}"] = value
-        return tensors
+        return {**tensors, **{f"m.{name}": value for name, value in self.optimizer.state().items()}}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` returned."""
         for i, parameter in enumerate(self.parameters):
             parameter.data.copy_(tensors[f"w.{i}"])
-            prefix = f"m.{i}."
-            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if moments:
-                self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
+        self.optimizer.restore({k.removeprefix("m."): v for k, v in tensors.items() if k.startswith("m.")})
 
 
 def joint_router(router: Router | None) -> GradientRouter:

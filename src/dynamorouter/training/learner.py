@@ -21,6 +21,7 @@ from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.validate import SelectBy
+from dynamorouter.utils.optim import Optimizer, decay_groups, warmup_linear
 from dynamorouter.utils.seeding import seeded
 
 
@@ -108,18 +109,14 @@ class ExpertLearner:
         self.progress = Progress()
         self.log_variance = nn.Parameter(torch.zeros((), device=base.device), requires_grad=plan.uncertainty)
         self._banks = [bank for bank in base.banks.values() if bool(bank.scaling[index] != 0)]
-        slices = [side.detach()[index] for bank in self._banks for side in (bank.a, bank.b)]
-        weights = [p for p in head.parameters() if p.dim() > 1]
-        others = [p for p in head.parameters() if p.dim() <= 1] + [self.log_variance]
-        rate, decay = plan.head_learning_rate, plan.weight_decay
-        groups: list[dict[str, Any]] = [
-            {"params": slices, "lr": plan.learning_rate, "weight_decay": decay},
-            {"params": weights, "lr": rate, "weight_decay": decay},
-            {"params": others, "lr": rate, "weight_decay": 0.0},
-        ]
-        self._peaks = [group["lr"] for group in groups if group["params"]]
-        self._slices = slices
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+        self._slices = [side.detach()[index] for bank in self._banks for side in (bank.a, bank.b)]
+        self.optimizer = Optimizer(
+            [
+                *decay_groups(self._slices, plan.learning_rate, plan.weight_decay),
+                *decay_groups([*head.parameters(), self.log_variance], plan.head_learning_rate, plan.weight_decay),
+            ],
+            clip=plan.clip,
+        )
         self.best = [tensor.clone() for tensor in self.tensors()]
 
     @property
@@ -166,33 +163,15 @@ class ExpertLearner:
             tensor.grad = gradient
         if self.plan.uncertainty and self.log_variance.grad is not None:
             self.log_variance.grad += scale  # the regulariser of the learned weight, d(log variance)/d(log variance)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if scale != 1:
-            for tensor in trained:
-                tensor.grad /= scale
-        norm = float(nn.utils.clip_grad_norm_(trained, self.plan.clip if self.plan.clip else math.inf))
-        if math.isfinite(norm):
-            factor = self._factor()
-            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-                group["lr"] = peak * factor
-            self.optimizer.step()
-            self.progress.step += 1
-        for tensor in trained:
-            tensor.grad = None
+        total = self.steps_per_epoch * self.plan.epochs
+        norm = self.optimizer.step(warmup_linear(self.progress.step, total, self.plan.warmup), scale=scale)
+        self.progress.step += math.isfinite(norm)
         return norm
 
     def skip(self) -> float:
         """Leave a step out: forget the gradients, and return 0 for their norm."""
-        for group in self.optimizer.param_groups:
-            for tensor in group["params"]:
-                tensor.grad = None
+        self.optimizer.forget()
         return 0.0
-
-    def _factor(self) -> float:
-        total = self.steps_per_epoch * self.plan.epochs
-        rise = max(1, round(total * self.plan.warmup)) if self.plan.warmup else 0
-        step = self.progress.step
-        return (step + 1) / (rise + 1) if step < rise else max(0.0, (total - step) / max(1, total - rise))
 
     def end_of_pass(self) -> bool:
         """Tell whether a pass is complete."""
@@ -218,31 +197,21 @@ class ExpertLearner:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return progress as JSON and everything else as tensors."""
-        tensors = dict(self._named())
-        for i, state in enumerate(self._moments()):
-            tensors.update({f"{i}.{key}": value for key, value in state.items()})
+        tensors = {**dict(self._named()), **self.optimizer.state()}
         return asdict(self.progress), {f"{self.name}/{key}": value for key, value in tensors.items()}
 
     def restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` returned."""
         self.progress = Progress(**progress)
+        prefix = f"{self.name}/"
         for name, tensor in self._named():
-            tensor.copy_(tensors[f"{self.name}/{name}"])
-        flat = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for i, parameter in enumerate(flat):
-            prefix = f"{self.name}/{i}."
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if state:
-                self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            tensor.copy_(tensors[prefix + name])
+        self.optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         for i, (tensor, kept) in enumerate(zip(self.tensors(), self.best, strict=True)):
             yield f"now.{i}", tensor
             yield f"best.{i}", kept
-
-    def _moments(self) -> list[dict[str, Tensor]]:
-        flat = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return [self.optimizer.state.get(parameter, {}) for parameter in flat]
 
 
 def units_of(examples: Sequence[TrainingExample], batch: Sequence[int]) -> int:

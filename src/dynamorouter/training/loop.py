@@ -31,6 +31,7 @@ from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.training.learner import ExpertLearner, units_of
 from dynamorouter.utils.files import read_tensors, write_tensors
+from dynamorouter.utils.optim import LossScale
 
 
 class RouterLearner(Protocol):
@@ -132,7 +133,7 @@ class PackedLoop:
         self.router = router
         self.advance = advance
         self.round = 0
-        self.scale = 2.0**14 if base.dtype == torch.float16 else 1.0
+        self.scale = LossScale.of(base.dtype)
         drops = [learner.plan.lora.dropout for learner in self.learners]
         self._dropout = torch.tensor(drops, device=base.device)
         self._same_dropout = len(set(drops)) <= 1
@@ -160,9 +161,9 @@ class PackedLoop:
     def _one_round(self, active: Sequence[ExpertLearner]) -> None:
         losses = self._accumulate(active)
         router, experts = (False, True) if self.router is None else self.router.learns(self.round)
-        norms = {t.name: t.step(scale=self.scale) if experts else t.skip() for t in active}
+        norms = {t.name: t.step(scale=self.scale.value) if experts else t.skip() for t in active}
         if self.router is not None:
-            stepped = self.router.step(scale=self.scale) if router else self.router.skip()
+            stepped = self.router.step(scale=self.scale.value) if router else self.router.skip()
             losses["router"], norms["router"] = stepped
         for bank in self.base.banks.values():
             bank.a.grad = bank.b.grad = None
@@ -196,7 +197,7 @@ class PackedLoop:
         for rows in plan_passes(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
             means, extra = self._losses(rows, units)
             total = torch.stack([self.learners[e].weigh(loss) for e, loss in means.items()]).sum() + extra
-            total.mul(self.scale).backward()  # type: ignore[no-untyped-call]
+            total.mul(self.scale.value).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
                 totals[expert] = totals[expert] + loss.detach()
         self.advance(len(pool))
@@ -229,8 +230,7 @@ class PackedLoop:
         """Stop on a loss that is no number; with fp16, an overflow only lowers the loss scale."""
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         overflow = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        if not bad and overflow and self.base.dtype == torch.float16 and self.scale > 1:
-            self.scale /= 2
+        if not bad and overflow and self.scale.lower():
             return
         if bad or overflow:
             name = (bad or overflow)[0]
@@ -255,7 +255,7 @@ class PackedLoop:
             tensors.update(parts)
         if self.router is not None:
             tensors.update({f"router/{name}": tensor for name, tensor in self.router.state().items()})
-        state = {"round": self.round, "scale": self.scale, "progress": progress}
+        state = {"round": self.round, "scale": self.scale.value, "progress": progress}
         write_tensors(self.checkpoint, tensors, metadata={"state": json.dumps(state)})
         self.saved()
 
@@ -271,7 +271,7 @@ class PackedLoop:
                 f"checkpoint {path} is of the experts {', '.join(state['progress'])}, not {', '.join(names)}; "
                 "resume with the same configuration, or remove the file to begin again"
             )
-        self.round, self.scale = state["round"], state["scale"]
+        self.round, self.scale.value = state["round"], state["scale"]
         for learner in self.learners:
             learner.restore(state["progress"][learner.name], tensors)
         if self.router is not None:

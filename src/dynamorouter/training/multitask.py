@@ -9,6 +9,7 @@ Letters: B batch, S positions, D width.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,7 @@ from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
+from dynamorouter.utils.optim import LossScale, Optimizer, decay_groups, warmup_linear
 from dynamorouter.utils.seeding import seeded
 
 
@@ -74,7 +76,13 @@ class SharedOptions:
 
 
 class Backbone(Protocol):
-    """What lies under the heads."""
+    """What lies under the heads.
+
+    Attributes:
+        base: the base that computes the hidden states.
+    """
+
+    base: Base
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained of it."""
@@ -211,19 +219,19 @@ def fit_shared(
         What the judge said after each pass.
 
     Raises:
-        TrainingError: a loss is no number.
+        TrainingError: a loss or a gradient is no number.
     """
     torch.manual_seed(options.seed)  # dropout draws from torch's own generator
     heads = [task_head.head for task_head in task_heads]
-    trained = body.parameters()
-    rates = [options.learning_rate] * len(trained)
+    groups = decay_groups(body.parameters(), options.learning_rate, options.weight_decay)
     if options.head_learning_rate is not None:
-        own = [p for head in heads for p in head.parameters()]
-        trained, rates = trained + own, rates + [options.head_learning_rate] * len(own)
+        parameters = [parameter for head in heads for parameter in head.parameters()]
+        groups += decay_groups(parameters, options.head_learning_rate, options.weight_decay)
+    optimizer = Optimizer(groups, clip=options.clip)
+    trained = optimizer.parameters
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(_groups(trained, rates, options.weight_decay))
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    scale = LossScale.of(body.base.dtype)
     steps = math.ceil(len(examples) / (options.batch_rows * len(task_heads)))
     total, taken = steps * options.epochs, 0
     said: list[float] = []
@@ -232,18 +240,14 @@ def fit_shared(
         for batch in _batches(examples, len(task_heads), steps, seed=options.seed, epoch=epoch):
             for head in heads:
                 head.train(options.head_learning_rate is not None)
-            loss = _backward(body, heads, examples, batch, options)
-            if not math.isfinite(loss):
+            loss = _backward(body, heads, examples, batch, budget=options.budget, scale=scale.value)
+            norm = optimizer.step(warmup_linear(taken, total, options.warmup), scale=scale.value)
+            taken += 1
+            if not math.isfinite(loss) or (not math.isfinite(norm) and not scale.lower()):
                 raise TrainingError(
-                    f"the loss of a shared body is {loss} at step {taken + 1}; lower its learning rate, "
+                    f"a shared body: loss {loss}, gradient norm {norm} at step {taken}; lower its learning rate, "
                     f"which is {options.learning_rate:g}, or look for broken rows"
                 )
-            torch.nn.utils.clip_grad_norm_(trained, options.clip)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * _factor(taken, total, options.warmup)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            taken += 1
         for head in heads:
             head.eval()
         if judge:
@@ -255,14 +259,6 @@ def fit_shared(
     for parameter, kept in zip(trained, best, strict=False):
         parameter.copy_(kept)
     return said
-
-
-def _groups(trained: Sequence[nn.Parameter], rates: Sequence[float], decay: float) -> list[dict[str, object]]:
-    """Group parameters by rate, matrices with weight decay and vectors without."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter, rate in zip(trained, rates, strict=True):
-        groups.setdefault((rate, decay if parameter.dim() > 1 else 0.0), []).append(parameter)
-    return [{"params": own, "lr": rate, "weight_decay": weight} for (rate, weight), own in groups.items()]
 
 
 def _batches(examples: Sequence[TrainingExample], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -281,28 +277,25 @@ def _backward(
     heads: Sequence[Head],
     examples: Sequence[TrainingExample],
     batch: Sequence[int],
-    options: SharedOptions,
+    *,
+    budget: int,
+    scale: float,
 ) -> float:
-    """Add up the gradients of the mean over tasks of each task's mean loss, and return that mean."""
-    units: dict[int, int] = {}
+    """Add up the gradients of the mean over tasks of each task's mean loss, times ``scale``; returns that mean."""
+    units: Counter[int] = Counter()
     for i in batch:
-        units[examples[i].expert] = units.get(examples[i].expert, 0) + examples[i].units
-    sum_of = 0.0
-    for group in token_batches([len(examples[i]) for i in batch], budget=options.budget):
+        units[examples[i].expert] += examples[i].units
+    mean_loss = 0.0
+    for group in token_batches([len(examples[i]) for i in batch], budget=budget):
         positions = [batch[i] for i in group]
         hidden, mask = body.hidden(positions)
         losses = []
         for task, rows in rows_of([examples[i].expert for i in positions]).items():
             targets = [examples[positions[row]].target for row in rows]
-            at = torch.tensor(rows, device=hidden.device)
-            loss = heads[task].loss(hidden[at], mask[at], targets).sum()
+            index = torch.tensor(rows, device=hidden.device)
+            loss = heads[task].loss(hidden[index], mask[index], targets).sum()
             losses.append(loss / units[task] / len(units))
         total = torch.stack(losses).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        sum_of += float(total.detach())
-    return sum_of
-
-
-def _factor(step: int, total: int, warmup: float) -> float:
-    rise = max(1, round(total * warmup)) if warmup else 0
-    return (step + 1) / (rise + 1) if step < rise else max(0.0, (total - step) / max(1, total - rise))
+        total.mul(scale).backward()  # type: ignore[no-untyped-call]
+        mean_loss += float(total.detach())
+    return mean_loss

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dynamorouter.config.checks import GRADIENT_ROUTERS
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import GradientRouter, Route, Router, RouterInput, routers
+from dynamorouter.routing.base import GradientRouter, Route, Router, RouterInput
 from dynamorouter.routing.baselines import Oracle
+from dynamorouter.routing.registry import routers
 from dynamorouter.routing.serialization import build, kind_of, load, save
 
 LAYERS, WIDTH, EXPERTS = (0, 1, 2, 3), 12, 3

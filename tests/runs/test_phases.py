@@ -19,7 +19,7 @@ import yaml
 
 from dynamorouter.config.compose import CONF, load
 from dynamorouter.errors import ConfigError, LibraryError, RouterError
-from dynamorouter.routing.base import routers
+from dynamorouter.routing.registry import routers
 from dynamorouter.runs import phases as pipeline
 from dynamorouter.runs.run import open_run
 from dynamorouter.system.router import check_router

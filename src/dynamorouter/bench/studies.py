@@ -33,10 +33,10 @@ SEEN = 1e-6
 def check_studies(config: Config) -> list[str]:
     """Return what is wrong with the settings of the studies."""
     method = config.bench.studies.pairs
-    if method is None or (method in merges and merges.get(method).needs is None):
+    data_free = [name for name, known in merges.items() if known.needs is None]
+    if method is None or method in data_free:
         return []
-    able = ", ".join(name for name in merges if merges.get(name).needs is None)
-    return [f"bench.studies.pairs: got {method!r}; allowed are methods that need no data: {able}"]
+    return [f"bench.studies.pairs: got {method!r}; allowed are methods that need no data: {', '.join(data_free)}"]
 
 
 def study(experiment: Experiment, out: Path) -> None:

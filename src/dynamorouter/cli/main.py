@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from dynamorouter import __version__
 from dynamorouter.cli.bench import arm_checks, register, run_bench
 from dynamorouter.cli.explore import explore, explore_complexity, print_complexity
-from dynamorouter.cli.merge import list_merges, merge
+from dynamorouter.cli.merge import merge
+from dynamorouter.cli.names import list_
 from dynamorouter.cli.predict import add_predict
 from dynamorouter.errors import DynamoRouterError
 
@@ -187,24 +188,7 @@ def fit_joint(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, 
     pipeline.fit_joint(settings, out)
 
 
-@app.command("list")
-def list_(
-    kind: Annotated[str, typer.Argument(metavar="recipes|presets|tasks|bases|routers|merges", help="What to list.")],
-    search_path: Annotated[
-        list[Path] | None, typer.Option("--search-path", metavar="DIR", help="A further folder laid out like conf/.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List what a name may be, with a line on each."""
-    from dynamorouter.config.compose import CONF, list_names
-
-    names = list_merges() if kind == "merges" else list_names(kind, [CONF, *(search_path or [])])
-    if as_json:
-        print(json.dumps(names, indent=2, ensure_ascii=False))
-        return
-    from dynamorouter.cli.tables import print_names
-
-    print_names(names)
+app.command("list")(list_)
 
 
 @app.command()

@@ -183,18 +183,6 @@ def merge_moments(
         print(f"{name}: {size / 2**20:.1f} MiB")
 
 
-def list_merges() -> dict[str, str]:
-    """Return the methods with a line on each."""
-    from dynamorouter.merging.registry import merges
-
-    found = {}
-    for name in merges:
-        method = merges.get(name)
-        needs = f" Needs {method.needs}." if method.needs else ""
-        found[name] = f"{method.about} [{method.paper}]{needs}"
-    return found
-
-
 def _output(rank: int | None, energy: float | None, exact: bool) -> str:
     given = [f"rank={rank}" if rank is not None else "", f"energy={energy}" if energy is not None else ""]
     chosen = [text for text in (*given, "exact" if exact else "") if text]

@@ -113,7 +113,7 @@ def list_names(kind: str, folders: Iterable[Path] = (CONF,)) -> dict[str, str]:
     The line is the first comment of the file that is not a Hydra directive. Imports no torch.
     """
     if kind not in KINDS:
-        raise ConfigError(f"cannot list {kind!r}{suggest(kind, KINDS)}; allowed: {one_of((*KINDS, 'merges'))}")
+        raise ConfigError(f"cannot list {kind!r}{suggest(kind, KINDS)}; allowed: {one_of(KINDS)}")
     found = {}
     for folder in folders:
         for path in sorted((folder / KINDS[kind]).glob("*.yaml")):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
@@ -131,7 +131,7 @@ class Method:
                 f"merge method {self.name!r} needs {self.needs}: {NEEDS[self.needs]}; "
                 "give rows with --data DIR, or see dynamorouter.merging.calibration, "
                 "or take a method that needs no data: "
-                f"{one_of(name for name in merges if merges.get(name).needs is None)}"
+                f"{one_of(name for name, method in merges.items() if method.needs is None)}"
             )
 
     def _check_value(self, name: str, value: Any) -> None:
@@ -159,8 +159,14 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(function)
 
 
-F = TypeVar("F", bound=Callable[..., Delta])
-merges: Registry[Method] = Registry("merge method", "dynamorouter.merging.methods")
+merges: Registry[Method] = Registry(
+    "merge method",
+    "dynamorouter.merging.methods",
+    group="merges",
+    contract="dynamorouter.merging.registry:Method",
+    instances=True,
+    decorator="merge_method",
+)
 
 
 def merge_method(
@@ -173,14 +179,16 @@ def merge_method(
     needs: Need | None = None,
     survey: Survey | None = None,
     experts: int = 0,
-) -> Callable[[F], F]:
-    """Return a decorator that registers a function as a method; its docstring's first line says what it does."""
+) -> Callable[[Callable[..., Delta]], Method]:
+    """Return a decorator that makes a method of a function and registers it.
 
-    def add(function: F) -> F:
+    The first line of the function's docstring says what it does; the arguments are those of ``Method``.
+    """
+
+    def add(function: Callable[..., Delta]) -> Method:
         about = (inspect.getdoc(function) or "").partition("\n")[0]
         made = Method(name, function, paper, about, weights, frozenset(laws), dict(plain or {}), needs, survey, experts)
-        merges.register(name)(made)
-        return function
+        return merges.register(name, home=function.__module__)(made)
 
     return add
 

@@ -58,7 +58,9 @@ class Metric(ABC):
         """Turn sums over rows ``(..., K)`` into values ``(...)``."""
 
 
-metrics: Registry[type[Metric]] = Registry("metric", "dynamorouter.metrics")
+metrics: Registry[type[Metric]] = Registry(
+    "metric", "dynamorouter.metrics", group="metrics", contract="dynamorouter.metrics.base:Metric"
+)
 
 
 def row_statistics(metric: str, task: Task, answers: Sequence[Answer | None], records: Sequence[Record]) -> Array:

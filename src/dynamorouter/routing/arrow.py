@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dynamorouter.errors import RouterError, one_of, suggest
-from dynamorouter.routing.base import RouterInput, routers
+from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.pooling import layer_states, masked_mean
+from dynamorouter.routing.registry import routers
 
 REDUCTIONS = ("max", "mean")
 

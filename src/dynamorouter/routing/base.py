@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.errors import RouterError
-from dynamorouter.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +202,3 @@ def require_fitted(tensor: Tensor | None, kind: str) -> Tensor:
     if tensor is None:
         raise RouterError(f"the {kind} router is not fitted; call fit first, or load a fitted one")
     return tensor
-
-
-routers: Registry[type[Router]] = Registry("router", "dynamorouter.routing")

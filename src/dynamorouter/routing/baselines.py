@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, Router, RouterInput, check_targets, require_fitted, routers
+from dynamorouter.routing.base import Route, Router, RouterInput, check_targets, require_fitted
+from dynamorouter.routing.registry import routers
 
 
 class _Counted(Router):

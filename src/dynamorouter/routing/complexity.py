@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynamorouter.routing.base import RouterInput, routers
+from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.nets import RouterModule
 from dynamorouter.routing.neural import NeuralRouter, evaluated
 from dynamorouter.routing.pooling import POOLINGS, check_pooling
+from dynamorouter.routing.registry import routers
 
 
 def balance_loss(probabilities: Tensor, prior: Tensor) -> Tensor:

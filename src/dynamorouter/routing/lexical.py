@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, RouterInput, check_targets, routers
+from dynamorouter.routing.base import Route, RouterInput, check_targets
 from dynamorouter.routing.learned import FittedRouter
+from dynamorouter.routing.registry import routers
 
 
 def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dynamorouter.routing.base import routers
 from dynamorouter.routing.nets import RouterModule
 from dynamorouter.routing.neural import NeuralRouter
 from dynamorouter.routing.pooling import POOLINGS, check_pooling
+from dynamorouter.routing.registry import routers
 
 ALLOWED = ("attention", *POOLINGS)
 """Poolings of the task MLP."""

@@ -17,7 +17,8 @@ import safetensors
 import safetensors.torch
 
 from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
-from dynamorouter.routing.base import Router, routers
+from dynamorouter.routing.base import Router
+from dynamorouter.routing.registry import routers
 from dynamorouter.utils.files import read_form, write_json, writing
 
 OPTIONS_FILE = "router.json"
@@ -56,12 +57,12 @@ def kind_of(router: Router) -> str:
     Raises:
         RouterError: it is not registered.
     """
-    for name in routers:
-        if routers.get(name) is type(router):
-            return name
-    raise RouterError(
-        f"{type(router).__name__} is not a registered router; decorate it with @routers.register('name') to save it"
-    )
+    name = routers.name_of(type(router))
+    if name is None:
+        raise RouterError(
+            f"{type(router).__name__} is not a registered router; decorate it with @routers.register('name') to save it"
+        )
+    return name
 
 
 def save(router: Router, folder: str | os.PathLike[str]) -> None:

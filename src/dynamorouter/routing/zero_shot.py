@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, RouterInput, check_targets, routers
+from dynamorouter.routing.base import Route, RouterInput, check_targets
 from dynamorouter.routing.learned import FittedRouter, ScoringRouter
 from dynamorouter.routing.pooling import POOLINGS, check_layers, check_pooling, pooled, pooled_all, statistics
+from dynamorouter.routing.registry import routers
 
 
 def sample_per_class(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:

@@ -103,7 +103,7 @@ def _metrics(mapping: Mapping[str, Any]) -> list[str]:
     problems = []
     head = mapping.get("head")
     kind = head_kind(str(head)).answer_kind if head in head_kinds else None
-    suited = [name for name in metrics if metrics.get(name).answer_kind == kind]
+    suited = [name for name, metric in metrics.items() if metric.answer_kind == kind]
     for name in named:
         if name not in metrics:
             problems.append(f"unknown metric {name!r}{suggest(str(name), metrics)}; allowed: {one_of(metrics)}")

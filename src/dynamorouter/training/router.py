@@ -20,8 +20,9 @@ from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.arrow import prototype
-from dynamorouter.routing.base import Router, RouterInput, routers
+from dynamorouter.routing.base import Router, RouterInput
 from dynamorouter.routing.pooling import POOLINGS, FeatureSample, pooled_all, to_pseudo_tokens, unpool
+from dynamorouter.routing.registry import routers
 from dynamorouter.routing.serialization import build
 from dynamorouter.utils.seeding import seeded
 

@@ -82,13 +82,15 @@ class Arm(ABC):
         """Answer the test rows of a task, in order; ``None`` where there is no answer of the task's kind."""
 
 
-arms: Registry[type[Arm]] = Registry("arm", "dynamorouter.bench.arms")
+arms: Registry[type[Arm]] = Registry(
+    "arm", "dynamorouter.bench.arms", group="arms", contract="dynamorouter.bench.arms.base:Arm"
+)
 
 
 def arm_names(tasks: Sequence[str]) -> list[str]:
     """Return the full names of all arms there are for these tasks, ``FAMILY`` or ``FAMILY/VARIANT``."""
     return [
-        f"{family}/{variant}" if variant else family for family in arms for variant in arms.get(family).variants(tasks)
+        f"{family}/{variant}" if variant else family for family, arm in arms.items() for variant in arm.variants(tasks)
     ]
 
 

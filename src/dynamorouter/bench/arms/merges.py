@@ -32,9 +32,7 @@ SEARCHES = {"objective": "budget", "entropy": "steps"}
 def methods(experts: int, *, data_free: bool) -> list[str]:
     """Return the methods that merge so many experts, all of them or those that need nothing else."""
     return [
-        name
-        for name in merges
-        if merges.get(name).experts in (0, experts) and not (data_free and merges.get(name).needs)
+        name for name, method in merges.items() if method.experts in (0, experts) and not (data_free and method.needs)
     ]
 
 

@@ -40,7 +40,9 @@ class Source(ABC):
         """Return a string that changes when the data may have changed."""
 
 
-sources: Registry[type[Source]] = Registry("source", "dynamorouter.data.sources")
+sources: Registry[type[Source]] = Registry(
+    "source", "dynamorouter.data.sources", group="sources", contract="dynamorouter.data.sources:Source"
+)
 
 
 def source_options(task: TaskSpec, source: str, overrides: Options | None = None) -> dict[str, Any]:

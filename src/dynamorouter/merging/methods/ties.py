@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError
-from dynamorouter.merging.deltas import LayerDeltas, Layers
+from dynamorouter.merging.deltas import Delta, LayerDeltas, Layers
 from dynamorouter.merging.methods._sparsify import Aggregate, Election, agreed, kept, largest
 from dynamorouter.merging.registry import Plan, merge_method
 
@@ -99,6 +99,6 @@ def ties_peft(deltas: LayerDeltas, weights: Tensor, *, density: float = 0.2, ele
 @merge_method("ties_mergekit", paper="Yadav et al., 2023, as mergekit's 'ties'", weights="ones", plain={"density": 1.0})
 def ties_mergekit(
     deltas: LayerDeltas, weights: Tensor, *, density: float = 0.2, elect: Election = "mass", scale: float = 1.0
-) -> Tensor:
+) -> Delta:
     """Trim by layer, elect with weights, divide the weighted sum by the weights that agree."""
     return ties(deltas, weights, density=density, trim="layer", elect=elect, scale=scale)

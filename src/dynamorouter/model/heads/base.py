@@ -122,7 +122,9 @@ class EncoderHead(Head):
         """Make one answer of the parts of a row, given in order."""
 
 
-heads: Registry[type[Head]] = Registry("head", "dynamorouter.model.heads")
+heads: Registry[type[Head]] = Registry(
+    "head", "dynamorouter.model.heads", group="heads", contract="dynamorouter.model.heads.base:Head"
+)
 
 
 def build_head(task: Task, width: int, options: Mapping[str, Any] | None = None) -> Head:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Form = Callable[[str, str | None, Any], str]
 """Makes a prompt of a row's text and pair; the tokenizer is for forms that it defines."""
-prompts: Registry[Form] = Registry("prompt", "dynamorouter.model.text")
+prompts: Registry[Form] = Registry("prompt", "dynamorouter.model.text", group="prompts")
 
 
 @prompts.register("plain")

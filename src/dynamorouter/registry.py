@@ -34,6 +34,7 @@ PREFIX = "dynamorouter."
 REGISTRIES = {
     "arms": "dynamorouter.bench.arms.base:arms",
     "heads": "dynamorouter.model.heads.base:heads",
+    "kinds": "dynamorouter.tasks.kinds.base:head_kinds",
     "merges": "dynamorouter.merging.registry:merges",
     "metrics": "dynamorouter.metrics.base:metrics",
     "prompts": "dynamorouter.model.text.prompts:prompts",

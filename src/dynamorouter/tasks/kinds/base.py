@@ -134,7 +134,13 @@ class HeadKind(ABC):
         return {}
 
 
-head_kinds: Registry[type[HeadKind]] = Registry("head", "dynamorouter.tasks.kinds")
+head_kinds: Registry[type[HeadKind]] = Registry(
+    "head",
+    "dynamorouter.tasks.kinds",
+    group="kinds",
+    contract="dynamorouter.tasks.kinds.base:HeadKind",
+    decorator="head_kinds.register",
+)
 
 
 def head_kind(head: str) -> HeadKind:

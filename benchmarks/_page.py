@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dynamorouter.report.document import table_markdown
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
@@ -15,16 +17,6 @@ def load(name: str) -> dict[str, Any] | None:
     """Return a committed result, or ``None`` where it was not made yet."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Write a Markdown table; numbers to three decimals."""
-    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def timings(name: str, title: str, words: str, *, against: str = "over_base", options: str = "", file: str = "") -> str:
@@ -47,7 +39,7 @@ def timings(name: str, title: str, words: str, *, against: str = "over_base", op
     heads = ("case", "ours ms", "base ms", "peers ms", "over base", "over best peer", f"limit on {against}")
     machine = result["machine"]
     where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, torch {result['versions']['torch']}"
-    return f"## {title}\n\n`python benchmarks/{name}.py{options}` ({where}). {words}\n\n{table(heads, rows)}\n"
+    return f"## {title}\n\n`python benchmarks/{name}.py{options}` ({where}). {words}\n\n{table_markdown(heads, rows)}\n"
 
 
 def scores(path: str, title: str, words: str) -> str:
@@ -73,7 +65,7 @@ def scores(path: str, title: str, words: str) -> str:
         f"routed over oracle, mean over tasks, {report['normalised']:.4f}."
     )
     heads = ("task", "metric", "n", "oracle", "routed", "95 % interval")
-    return f"## {title}\n\n{words}\n\n{table(heads, rows)}\n{line}\n\n"
+    return f"## {title}\n\n{words}\n\n{table_markdown(heads, rows)}\n{line}\n\n"
 
 
 def quality() -> str:
@@ -87,7 +79,7 @@ def quality() -> str:
         parts.append(
             "## Routers beside their baselines\n\n`python benchmarks/quality.py --run runs/seven` on the "
             "test rows of `seven`: pairs given as pairs, and each pair as one run of text.\n\n"
-            + table(("router", "accuracy, pairs", "accuracy, joined"), rows)
+            + table_markdown(("router", "accuracy, pairs", "accuracy, joined"), rows)
         )
     if "systems" in result:
         by_task: Mapping[str, Mapping[str, float]] = result["systems"]["by_task"]
@@ -95,7 +87,7 @@ def quality() -> str:
         rows = [(arm, result["systems"]["mean"][arm], *(own[name] for name in names)) for arm, own in by_task.items()]
         parts.append(
             "## Dynamic, static, off\n\nHeadline scores on the same rows. Static sends every row to one expert; off "
-            "mixes all experts equally under each row's own head.\n\n" + table(("arm", "mean", *names), rows)
+            "mixes all experts equally under each row's own head.\n\n" + table_markdown(("arm", "mean", *names), rows)
         )
     if "ablations" in result:
         names = list(result["ablations"][0]["scores"])
@@ -104,7 +96,7 @@ def quality() -> str:
         parts.append(
             f"## Ablations of training\n\n{size['train']} train rows a task, three epochs, {size['held']} "
             "held-out rows a task, one seed: differences of a few points are within noise.\n\n"
-            + table(("arm", "mean", *names), rows)
+            + table_markdown(("arm", "mean", *names), rows)
         )
     return "\n".join(parts) + "\n"
 
@@ -135,7 +127,7 @@ def same_scores() -> str:
         "rows drawn at random, as ours are, it scores as we do."
     )
     heads = ("task", "trunk", "rows", "seed", "packed", "PEFT + Trainer", "the same, rows at random")
-    return f"## The same experts by PEFT\n\n{words}\n\n{table(heads, rows)}\n"
+    return f"## The same experts by PEFT\n\n{words}\n\n{table_markdown(heads, rows)}\n"
 
 
 def complexity() -> str:
@@ -157,9 +149,9 @@ def complexity() -> str:
     return (
         "## Instructions by complexity\n\n`dynamorouter run complexity data=local data.root=DIR base=mini "
         "experts.train_rows=1500 experts.epochs=3` on Alpaca, held-out rows.\n\n"
-        + table(("arm", "loss", "from", "to", "perplexity"), arms)
+        + table_markdown(("arm", "loss", "from", "to", "perplexity"), arms)
         + "\n"
-        + table(("difference of the loss", "value", "from", "to"), gaps)
+        + table_markdown(("difference of the loss", "value", "from", "to"), gaps)
         + f"\n{line}\n\n"
     )
 

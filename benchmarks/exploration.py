@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamorouter.config.compose import task_settings
-from dynamorouter.explore.page import table
 from dynamorouter.explore.survey import explore
+from dynamorouter.report.document import table_markdown
 from dynamorouter.tasks.load import task_from_config
 
 RESULTS = Path(__file__).parent / "results" / "exploration.json"
@@ -87,9 +87,10 @@ def measured(result: Mapping[str, Any]) -> str:
             "\n### Rows, truncation and near-duplicates\n",
             "Windows are the tasks' own, in tokens of MiniLM; `again` and `near again` are rows that another row of the"
             " same\nsplit equals or resembles, `in train` and `near in train` rows of validation that train has.\n",
-            table(
+            table_markdown(
                 ("task", "split", "rows", "window", "cut", "again", "near again", "in train", "near in train"),
                 list(_rows(result)),
+                digits=3,
             ),
             *_between(result["duplicates"]["between"]),
         ]

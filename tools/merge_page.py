@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamorouter.merging.registry import LAWS, merges
+from dynamorouter.report.document import table_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "merging.md"
@@ -19,27 +20,27 @@ RESULT = ROOT / "benchmarks" / "results" / "merging.json"
 
 def method_table() -> str:
     """Return one line per method: paper, default weights, options, needs."""
-    lines = ["| method | what it does | from | weights | options | needs |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = []
     for name in merges:
         method = merges.get(name)
         options = ", ".join(f"`{key}={value}`" for key, value in method.options.items())
         weights = "1/E" if method.weights == "mean" else "1"
         cells = [f"`{name}`", method.about, method.paper, weights, options or "-", method.needs or "-"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return table_markdown(("method", "what it does", "from", "weights", "options", "needs"), rows).rstrip()
 
 
 def law_table() -> str:
     """Return one line per method: which laws it keeps, and under which options the first two hold."""
     heads = ["method", *LAWS, "options for one and identical"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    rows = []
     for name in merges:
         method = merges.get(name)
         kept = ["yes" if law in method.laws else "no" for law in LAWS]
         plain = ", ".join(f"`{key}={value}`" for key, value in method.plain.items()) or "-"
-        lines.append("| " + " | ".join([f"`{name}`", *kept, plain]) + " |")
+        rows.append([f"`{name}`", *kept, plain])
     said = "\n".join(f"- **{law}**: {text};" for law, text in LAWS.items())
-    return f"{said[:-1]}.\n\n" + "\n".join(lines)
+    return f"{said[:-1]}.\n\n{table_markdown(heads, rows).rstrip()}"
 
 
 def figures(result: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from dynamorouter.bench.report.summary import chosen, summarise
 from dynamorouter.bench.results import ITEMS, ROWS, RowFile, item_path, read_items, row_digest, write_items
 from dynamorouter.config.schema import Config
 from dynamorouter.errors import DataError
-from dynamorouter.report.document import Heading, Picture, Table, Text, to_html, to_markdown
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
 from support.tinyrun import settings
@@ -162,14 +161,6 @@ def test_the_same_rows_make_the_same_report(home: Path, tmp_path: Path) -> None:
     first = {name: (tmp_path / name).read_bytes() for name in ("bench.json", "report.md", "report.html")}
     write_reports(config, tmp_path)
     assert first == {name: (tmp_path / name).read_bytes() for name in first}
-
-
-def test_blocks_are_written_safely() -> None:
-    blocks = [Heading("A < B", 1), Text("a & b"), Table(["x", "y"], [["<b>", "1"]], "c", fold=True)]
-    page = to_html(blocks, title="<t>")
-    assert "<b>" not in page and "&lt;b&gt;" in page and "A &lt; B" in page and "<title>&lt;t&gt;" in page
-    assert "| x | y |\n| --- | ---: |\n| <b> | 1 |" in to_markdown(blocks, folder="p")
-    assert "![about](p/one.svg)" in to_markdown([Picture("one", b"<svg/>", "about")], folder="p")
 
 
 def test_front_by_hand() -> None:

@@ -53,7 +53,7 @@ def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     from dynamorouter.bench.results import FREE
     from dynamorouter.bench.run import bench as compare
     from dynamorouter.bench.run import check
-    from dynamorouter.report.figures import plotting
+    from dynamorouter.report.style import plotting
     from dynamorouter.runs.run import check_places, keep_settings, open_run
 
     check(settings)

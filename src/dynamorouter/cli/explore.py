@@ -44,13 +44,13 @@ def explore_data(
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw pictures (extra 'plots').")] = True,
 ) -> None:
     """Balance, lengths, correlations, duplicates, vocabulary and truncation, as tables, sentences and plots."""
-    from dynamorouter.explore import survey as report
+    from dynamorouter.explore.figures import draw
+    from dynamorouter.explore.survey import explore, write
+    from dynamorouter.report.style import plotting
 
     if plots:
-        from dynamorouter.explore.figures import require
-
-        require()
-    found = report.explore(
+        plotting()  # before any work
+    survey = explore(
         _tasks(tasks, data),
         "builtin" if data is None else "local",
         {} if data is None else {"root": str(data)},
@@ -60,13 +60,8 @@ def explore_data(
         seed=seed,
         advance=lambda line: print(line, flush=True),
     )
-    pictures = []
-    if plots:
-        from dynamorouter.explore.figures import draw
-
-        pictures = draw(found, out)
-    report.write(found, out, pictures)
-    for answer in found.answers:
+    write(survey, out, draw(survey) if plots else ())
+    for answer in survey.answers:
         print(f"{answer.task}: {answer.question} {answer.words}")
     print(f"written to {out}")
 
@@ -149,9 +144,9 @@ def explore_complexity(
         raise ConfigError(f"--format is {image!r}; allowed: png, svg")
     drawing = out is not None and plots
     if drawing:
-        from dynamorouter.explore.complexity_figures import require
+        from dynamorouter.report.style import plotting
 
-        require()
+        plotting()  # before any work
     options = _tier_options(settings or [], pipeline)
     records = _records(task, data)[:limit]
     with Progress("complexity", len(records)) as progress:
@@ -165,14 +160,15 @@ def explore_complexity(
     print_survey(values)
     if out is None:
         return
-    from dynamorouter.utils.files import write_json
+    from dynamorouter.utils.files import write_json, writing
 
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / JSON, values)
     if drawing:
         from dynamorouter.explore.complexity_figures import draw
 
-        draw(found, out / f"{PICTURE}.{image}")
+        with writing(out / f"{PICTURE}.{image}") as temporary:
+            temporary.write_bytes(draw(found, form=image))
     print(f"written to {out}")
 
 

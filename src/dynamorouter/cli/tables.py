@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from dynamorouter.cli.doctor import Finding
+from dynamorouter.report.document import cell_text
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -25,25 +27,19 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Print ``report.json`` or ``scores.json``: one line per task, then the router."""
-    table = Table("task", "metric")
-    for name in ("n", "oracle", "routed", "routed, 95 %"):
-        table.add_column(name, justify="right")
+    rows = []
     for name, row in report.get("tasks", {}).items():
         interval = row.get("ci95", {}).get("routed")
-        span = " - ".join(_number(value) for value in interval) if interval and None not in interval else ""
-        table.add_row(name, str(row["metric"]), str(row["n"]), _number(row["oracle"]), _number(row["routed"]), span)
+        span = " - ".join(map(cell_text, interval)) if interval and None not in interval else ""
+        rows.append([name, row["metric"], row["n"], row["oracle"], row["routed"], span])
+    print_rows(("task", "metric", "n", "oracle", "routed", "routed, 95 %"), rows)
     out = console()
-    out.print(table)
     router = report.get("router") or {}
-    parts = [f"{key} {_number(router[key])}" for key in ("accuracy", "macro_f1", "ece", "majority") if key in router]
+    parts = [f"{key} {cell_text(router[key])}" for key in ("accuracy", "macro_f1", "ece", "majority") if key in router]
     if parts:
         out.print("router: " + ", ".join(parts), soft_wrap=True)
     if report.get("normalised") is not None:
-        out.print(f"routed / oracle, mean over tasks: {_number(report['normalised'])}", soft_wrap=True)
-
-
-def _number(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
+        out.print(f"routed / oracle, mean over tasks: {cell_text(report['normalised'])}", soft_wrap=True)
 
 
 def print_names(names: Mapping[str, str]) -> None:
@@ -55,10 +51,12 @@ def print_names(names: Mapping[str, str]) -> None:
 
 
 def print_rows(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print plain rows under heads."""
-    table = Table(*heads)
+    """Print plain rows under heads; columns of numbers are aligned to the right."""
+    table = Table(*map(escape, heads))
     for row in rows:
-        table.add_row(*(Text(_number(cell)) for cell in row))
+        table.add_row(
+            *(Text(cell_text(cell), justify="right" if isinstance(cell, int | float) else "left") for cell in row)
+        )
     console().print(table)
 
 

@@ -1,150 +1,119 @@
-"""The exploration as one Markdown page."""
+"""The exploration as the blocks of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-TITLES = {
-    "class_balance.png": "Share of each class",
-    "lengths.png": "Length of the rows in words",
-    "length_by_class.png": "Length in words by class",
-    "length_relation.png": "Length of the answer by length of the question",
-    "truncation.png": "Share of rows that a window cuts off",
-    "vocabulary.png": "Share of running words that another task has too",
-}
-
-
-class Said(Protocol):
-    """An answer in words."""
-
-    @property
-    def task(self) -> str:
-        """Whose rows."""
-
-    @property
-    def question(self) -> str:
-        """What was asked."""
-
-    @property
-    def words(self) -> str:
-        """The answer."""
-
-
-def page(figures: Mapping[str, Any], answers: Sequence[Said], pictures: Sequence[str] = ()) -> str:
-    """Return the page."""
-    sections = [
-        "# Exploration\n",
-        *(f"- **{answer.task}.** {answer.question} {answer.words}" for answer in answers),
-        "\n## Rows and truncation\n",
-        table(
-            ("task", "rows", "left out", "window", "unit", "median", "p95", "max", "cut", "cut with target"),
-            (_truncation(name, own) for name, own in figures["tasks"].items()),
-        ),
-        "## Lengths in words\n",
-        table(
-            ("task", "part", "mean", "sd", "p5", "median", "p95", "max"),
-            (
-                (name, part, *(s[key] for key in ("mean", "sd", "p5", "p50", "p95", "max")))
-                for name, own in figures["tasks"].items()
-                for part, s in own["words"].items()
-            ),
-        ),
-        "## Do lengths go together?\n",
-        table(
-            ("task", "lengths of", "rows", "Pearson", "95 %", "Spearman", "95 %"),
-            (
-                (name, pair.replace("/", " and "), own_pair["n"], *_correlation(own_pair))
-                for name, own in figures["tasks"].items()
-                for pair, own_pair in own["length_relations"].items()
-            ),
-        ),
-        *_balances(figures["tasks"]),
-        "## Duplicates\n",
-        "Equal but for case, punctuation and spaces; near ones share "
-        f"{figures['duplicates']['similar']:.0%} of their runs of three words.\n",
-        table(
-            ("task", "split", "rows", "again", "contradicting", "near again", "in train", "near in train"),
-            (
-                (name, split, *(own.get(key) for key in _COUNTS))
-                for name, splits in figures["duplicates"]["tasks"].items()
-                for split, own in splits.items()
-            ),
-        ),
-        *_between(figures["duplicates"]["between"]),
-        *_vocabulary(figures["vocabulary"]),
-        *(f"![{TITLES[name]}]({name})\n" for name in pictures),
-    ]
-    return "\n".join(sections).rstrip() + "\n"
-
-
-def _correlation(relation: Mapping[str, Any]) -> Iterator[object]:
-    """Yield each correlation with its interval; nothing where there is none."""
-    for name in ("pearson", "spearman"):
-        found = relation[name]
-        yield None if found is None else found["value"]
-        yield None if found is None else "{:.3f} to {:.3f}".format(*found["ci95"])
-
+from dynamorouter.report.document import Block, Bullets, Heading, Picture, Table, Text
 
 _COUNTS = ("rows", "again", "contradicting", "near_again", "in_train", "near_in_train")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table with an empty line after it."""
-    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+def page(figures: Mapping[str, Any], answers: Sequence[str], pictures: Sequence[Picture] = ()) -> list[Block]:
+    """Return the report of a survey's figures, with its answers in words and pictures."""
+    tasks: Mapping[str, Any] = figures["tasks"]
+    return [
+        Heading("Exploration", 1),
+        Bullets(answers),
+        Heading("Rows and truncation"),
+        _table(
+            ("task", "rows", "left out", "window", "unit", "median", "p95", "max", "cut", "cut with target"),
+            [_truncation(name, task) for name, task in tasks.items()],
+        ),
+        Heading("Lengths in words"),
+        _table(
+            ("task", "part", "mean", "sd", "p5", "median", "p95", "max"),
+            [
+                (name, part, *(lengths[key] for key in ("mean", "sd", "p5", "p50", "p95", "max")))
+                for name, task in tasks.items()
+                for part, lengths in task["words"].items()
+            ],
+        ),
+        Heading("Do lengths go together?"),
+        _table(
+            ("task", "lengths of", "rows", "Pearson", "95 %", "Spearman", "95 %"),
+            [
+                (name, pair.replace("/", " and "), relation["n"], *_correlations(relation))
+                for name, task in tasks.items()
+                for pair, relation in task["length_relations"].items()
+            ],
+        ),
+        *_balances(tasks),
+        *_duplicates(figures["duplicates"]),
+        *_vocabulary(figures["vocabulary"]),
+        *pictures,
+    ]
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return "-" if value is None else str(value).replace("|", "\\|")
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    return Table(heads, rows, words=True, digits=3)
 
 
-def _truncation(name: str, own: Mapping[str, Any]) -> tuple[object, ...]:
-    cut = own["truncation"]
+def _correlations(relation: Mapping[str, Any]) -> list[object]:
+    """Return each correlation and its interval; ``None`` where there is none."""
+    cells: list[object] = []
+    for name in ("pearson", "spearman"):
+        measured = relation[name]
+        cells += [None, None] if measured is None else [measured["value"], "{:.3f} to {:.3f}".format(*measured["ci95"])]
+    return cells
+
+
+def _truncation(name: str, task: Mapping[str, Any]) -> tuple[object, ...]:
+    cut = task["truncation"]
     lengths = [cut["lengths"][key] for key in ("p50", "p95", "max")]
-    rows, left_out = sum(own["rows"].values()), sum(own["problems"].values())
+    rows, left_out = sum(task["rows"].values()), sum(task["problems"].values())
     return (name, rows, left_out, cut["window"], cut["unit"], *lengths, cut["cut"], cut.get("with_target"))
 
 
-def _balances(tasks: Mapping[str, Any]) -> list[str]:
+def _balances(tasks: Mapping[str, Any]) -> list[Block]:
     rows = [
-        (name, own["balance"]["verdict"], own["balance"]["ratio"], own["balance"]["evenness"], label, share)
-        for name, own in tasks.items()
-        if own["balance"] is not None
-        for label, share in own["balance"]["shares"].items()
+        (name, balance["verdict"], balance["ratio"], balance["evenness"], label, share)
+        for name, task in tasks.items()
+        if (balance := task["balance"]) is not None
+        for label, share in balance["shares"].items()
     ]
     heads = ("task", "verdict", "largest / smallest", "evenness", "class", "share")
-    return ["## Class balance\n", table(heads, rows)] if rows else []
+    return [Heading("Class balance"), _table(heads, rows)] if rows else []
 
 
-def _between(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not pairs:
-        return ["No row of one task stands in another.\n"]
-    keys = ("second", "first", "equal", "near")
-    return [table(("rows of", "also in", "equal", "near"), ([pair[key] for key in keys] for pair in pairs))]
-
-
-def _vocabulary(own: Mapping[str, Any]) -> list[str]:
-    names = own["names"]
-    parts = [
-        "## Vocabulary\n",
-        table(
-            ("task", "running words", "different", "of these once", "unseen in train"),
-            (
-                (
-                    name,
-                    sizes["words"],
-                    sizes["different"],
-                    sizes["once"],
-                    ", ".join(f"{split} {share:.3f}" for split, share in sizes["unseen"].items()) or None,
-                )
-                for name, sizes in own["tasks"].items()
-            ),
-        ),
+def _duplicates(counts: Mapping[str, Any]) -> list[Block]:
+    within = _table(
+        ("task", "split", "rows", "again", "contradicting", "near again", "in train", "near in train"),
+        [
+            (name, split, *(of_split.get(key) for key in _COUNTS))
+            for name, splits in counts["tasks"].items()
+            for split, of_split in splits.items()
+        ],
+    )
+    pairs = [[pair[key] for key in ("second", "first", "equal", "near")] for pair in counts["between"]]
+    alike = f"Equal but for case, punctuation and spaces; near ones share {counts['similar']:.0%} of their runs of "
+    return [
+        Heading("Duplicates"),
+        Text(alike + "three words."),
+        within,
+        _table(("rows of", "also in", "equal", "near"), pairs)
+        if pairs
+        else Text("No row of one task stands in another."),
     ]
-    if len(names) > 1:
-        rows = ((name, *row) for name, row in zip(names, own["overlap"], strict=True))
-        parts += ["Overlap (Jaccard) of the commonest 5,000 words:\n", table(("", *names), rows)]
-    return parts
+
+
+def _vocabulary(vocabulary: Mapping[str, Any]) -> list[Block]:
+    names = vocabulary["names"]
+    sizes = _table(
+        ("task", "running words", "different", "of these once", "unseen in train"),
+        [
+            (
+                name,
+                size["words"],
+                size["different"],
+                size["once"],
+                ", ".join(f"{split} {share:.3f}" for split, share in size["unseen"].items()) or None,
+            )
+            for name, size in vocabulary["tasks"].items()
+        ],
+    )
+    overlap = _table(("", *names), [(name, *row) for name, row in zip(names, vocabulary["overlap"], strict=True)])
+    about = Text("Overlap (Jaccard) of the commonest 5,000 words:")
+    blocks: list[Block] = [Heading("Vocabulary"), sizes]
+    return [*blocks, about, overlap] if len(names) > 1 else blocks

@@ -13,6 +13,7 @@ from dynamorouter.explore.lengths import Tokenizer, balance, summary, truncation
 from dynamorouter.explore.relations import length_classifier, length_relations
 from dynamorouter.explore.rows import TaskRows, read_rows
 from dynamorouter.explore.vocabulary import vocabulary
+from dynamorouter.report.document import Picture, to_html, to_markdown
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.spec import TaskSpec
 from dynamorouter.utils.files import write_json, writing
@@ -177,16 +178,22 @@ def _leaks(own: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(parts) + "."
 
 
-def write(found: Exploration, folder: Path, pictures: Sequence[str] = ()) -> None:
-    """Write ``exploration.json`` and ``exploration.md``.
+def write(survey: Exploration, folder: Path, pictures: Sequence[Picture] = ()) -> None:
+    """Write ``exploration.json``, and the same as ``exploration.md`` with its pictures and as ``exploration.html``.
 
     Args:
-        found: what to write.
+        survey: what to write.
         folder: where to.
-        pictures: names of files in the folder that the page shows.
+        pictures: what ``explore.figures.draw`` drew.
     """
     from dynamorouter.explore.page import page
 
-    write_json(folder / "exploration.json", {**found.figures, "answers": [asdict(answer) for answer in found.answers]})
-    with writing(folder / "exploration.md") as temporary:
-        temporary.write_text(page(found.figures, found.answers, pictures), encoding="utf-8")
+    answers = [asdict(answer) for answer in survey.answers]
+    write_json(folder / "exploration.json", {**survey.figures, "answers": answers})
+    blocks = page(survey.figures, [f"{a.task}: {a.question} {a.words}" for a in survey.answers], pictures)
+    files = {f"{picture.name}.{picture.form}": picture.image for picture in pictures}
+    files["exploration.md"] = to_markdown(blocks).encode()
+    files["exploration.html"] = to_html(blocks, title="Exploration").encode()
+    for name, content in files.items():
+        with writing(folder / name) as temporary:
+            temporary.write_bytes(content)

@@ -1,17 +1,30 @@
-"""A report as blocks, written as Markdown or as one HTML file that asks nothing of the network."""
+"""A report as blocks, written as Markdown or as one HTML file that asks nothing of the network.
+
+What a block holds may come from anybody's data: control characters never leave ``cell_text``, and markup in texts,
+labels and names is shown, never run.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_MARKDOWN = (("|", "\\|"), ("<", "&lt;"), ("](", "]\\("))
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
     """A heading of level 1 to 3."""
 
+    kind: ClassVar[str] = "heading"
     text: str
     level: int = 2
 
@@ -20,6 +33,7 @@ class Heading:
 class Text:
     """A paragraph."""
 
+    kind: ClassVar[str] = "text"
     text: str
 
 
@@ -27,6 +41,7 @@ class Text:
 class Bullets:
     """A list of short statements."""
 
+    kind: ClassVar[str] = "bullets"
     items: Sequence[str]
 
 
@@ -35,102 +50,98 @@ class Table:
     """Rows under heads; the first column is text, the others are aligned to the right.
 
     Attributes:
+        heads: of the columns.
+        rows: cells, plain values as ``cell_text`` takes them.
+        caption: above the table.
         fold: hidden behind its caption in HTML, since it is long.
         words: all columns are text, aligned to the left, and wrap.
+        digits: after the point of a float.
     """
 
+    kind: ClassVar[str] = "table"
     heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[object]]
     caption: str = ""
     fold: bool = False
     words: bool = False
+    digits: int = 4
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as text."""
+        return [[cell_text(cell, digits=self.digits) for cell in row] for row in self.rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture in SVG.
+    """A picture.
 
     Attributes:
         name: of its file, without ending.
-        svg: its bytes.
+        image: its bytes.
         about: what it shows, also for readers that do not see it.
+        form: ``svg`` or ``png``, its file's ending.
     """
 
+    kind: ClassVar[str] = "picture"
     name: str
-    svg: bytes
+    image: bytes
     about: str
+    form: str = "svg"
+
+    @property
+    def source(self) -> str:
+        """The picture as an address that holds it."""
+        media = "image/svg+xml" if self.form == "svg" else f"image/{self.form}"
+        return f"data:{media};base64,{base64.b64encode(self.image).decode('ascii')}"
 
 
 Block = Heading | Text | Bullets | Table | Picture
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .15rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
-.wide { overflow-x: auto; }
-figure { margin: 1rem 0; } figcaption, caption { font-size: .85rem; color: #444; text-align: left; }
-img { max-width: 100%; height: auto; }
-summary { cursor: pointer; }
-@media print { body { font-size: 10pt; max-width: none; margin: 0; } table { font-size: 7pt; }
-  h2 { break-after: avoid; }
-  figure, tr { break-inside: avoid; } .wide { overflow: visible; } }
-"""
 
 
-def to_markdown(blocks: Sequence[Block], *, folder: str) -> str:
-    """Return the report as Markdown; pictures are files in ``folder``."""
-    parts = []
-    for block in blocks:
-        if isinstance(block, Heading):
-            parts.append(f"{'#' * block.level} {block.text}")
-        elif isinstance(block, Text):
-            parts.append(block.text)
-        elif isinstance(block, Bullets):
-            parts.append("\n".join(f"- {item}" for item in block.items))
-        elif isinstance(block, Table):
-            parts.append(table_lines(block))
-        else:
-            parts.append(f"![{block.about}]({folder}/{block.name}.svg)")
-    return "\n\n".join(parts) + "\n"
+def cell_text(value: object, *, digits: int = 4) -> str:
+    """Return a value in one line: floats to ``digits``, a dash for ``None``, control characters made visible."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(str(value).splitlines()))
 
 
-def table_lines(table: Table) -> str:
-    """Return a table as Markdown."""
-    bars = ["---"] + ["---" if table.words else "---:"] * (len(table.heads) - 1)
-    lines = ["| " + " | ".join(row) + " |" for row in (list(table.heads), bars, *map(list, table.rows))]
-    return "\n".join(([table.caption, ""] if table.caption else []) + lines)
+def to_markdown(blocks: Sequence[Block], *, folder: str = "") -> str:
+    """Return the report as Markdown; pictures are files in ``folder``, or beside it."""
+    return _templates().get_template("page.md.j2").render(blocks=blocks, folder=f"{folder}/" if folder else "")
+
+
+def table_markdown(heads: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 4) -> str:
+    """Return a table alone as Markdown, all columns aligned to the left."""
+    return to_markdown([Table(heads, rows, words=True, digits=digits)])
 
 
 def to_html(blocks: Sequence[Block], *, title: str) -> str:
     """Return the report as one HTML file with everything in it."""
-    body = "\n".join(_html(block) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return _templates().get_template("page.html.j2").render(blocks=blocks, title=title)
 
 
-def _html(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-    if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Bullets):
-        return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>"
-    if isinstance(block, Picture):
-        data = base64.b64encode(block.svg).decode("ascii")
-        about = html.escape(block.about)
-        image = f'<img alt="{about}" src="data:image/svg+xml;base64,{data}">'
-        return f"<figure>{image}<figcaption>{about}</figcaption></figure>"
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in block.heads)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
-    caption = f"<caption>{html.escape(block.caption)}</caption>" if block.caption and not block.fold else ""
-    look = ' class="words"' if block.words else ""
-    table = (
-        f'<div class="wide"><table{look}>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dynamorouter.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return f"<details><summary>{html.escape(block.caption)}</summary>{table}</details>" if block.fold else table
+    environment.filters |= {"line": cell_text, "markdown": _markdown}
+    return environment
+
+
+def _markdown(text: str) -> str:
+    """Return a line in which neither a cell ends nor a tag or link begins."""
+    line = cell_text(text)
+    for mark, escaped in _MARKDOWN:
+        line = line.replace(mark, escaped)
+    return line

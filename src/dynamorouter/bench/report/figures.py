@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamorouter.report.figures import COLOURS, LINES, MARKS, drawn, heat
+from dynamorouter.report.style import COLOURS, LINES, MARKS, drawn, heat
 
 FAMILIES = (
     ("router", "routers"),

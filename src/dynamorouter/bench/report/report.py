@@ -26,7 +26,7 @@ def write_reports(config: Config, out: Path) -> dict[str, Any]:
     for block in blocks:
         if isinstance(block, Picture):
             with writing(out / PICTURES / f"{block.name}.svg") as temporary:
-                temporary.write_bytes(block.svg)
+                temporary.write_bytes(block.image)
     for name, text in (
         ("report.md", to_markdown(blocks, folder=PICTURES)),
         ("report.html", to_html(blocks, title=f"{found['recipe']}: the comparison")),

@@ -1,4 +1,4 @@
-"""How pictures look: one size of type, colours that the colour-blind and a grey printer tell apart, the same bytes."""
+"""How figures look: one size of type, colours that the colour-blind and a grey printer tell apart, the same bytes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 MAP = "cividis"
 """Runs evenly from dark to light, for all kinds of sight and on paper."""
 STYLE = {
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -40,8 +43,8 @@ def plotting() -> Any:
         import seaborn as sns  # noqa: F401 - the heatmaps need it
     except ImportError as error:
         raise MissingExtraError(
-            f"the report's pictures need the package {error.name!r}, which is not installed; "
-            "install it with: pip install 'dynamorouter[plots]'"
+            f"figures need the package {error.name!r}, which is not installed; "
+            "install it with: pip install 'dynamorouter[plots]', or give --no-plots where a command has it"
         ) from error
     mpl.use("Agg")
     import matplotlib.pyplot as plt
@@ -59,11 +62,22 @@ def drawn(draw: Callable[[Any], Any], *, form: str = "svg") -> bytes:
     plt = plotting()
     with plt.rc_context(STYLE):
         figure = draw(plt)
-        held = io.BytesIO()
-        more = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 110}
-        figure.savefig(held, format=form, bbox_inches="tight", **more)
+        buffer = io.BytesIO()
+        options = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 150}
+        figure.savefig(buffer, format=form, bbox_inches="tight", **options)
         plt.close(figure)
-    return held.getvalue()
+    return buffer.getvalue()
+
+
+def panels(plt: Any, count: int, *, across: int = 3, width: float = 4.2, height: float = 3.0) -> tuple[Any, list[Any]]:
+    """Return a figure with ``count`` panels, at most ``across`` side by side, and the panels."""
+    columns = min(across, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for spare in axes.flat[count:]:
+        spare.set_visible(False)
+    figure.set_layout_engine("constrained")
+    return figure, list(axes.flat[:count])
 
 
 def heat(

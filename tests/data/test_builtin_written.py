@@ -128,7 +128,7 @@ def test_numbers_of_a_summary_stand_in_its_document_or_say_what_it_lacks() -> No
     numbers = [(re.findall(r"\d[\d,.]*\d|\d", str(row["summary"])), str(row["document"])) for row in rows]
     found = [number in document for said, document in numbers for number in said]
     assert sum(found) / len(found) > 0.8
-    assert all(row["summary"] not in row["document"] for row in rows)
+    assert all(str(row["summary"]) not in str(row["document"]) for row in rows)
     assert len({str(row["summary"]) for row in rows}) == len(rows)
 
 

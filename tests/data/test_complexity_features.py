@@ -26,7 +26,7 @@ VOCAB = spacy.blank("en").vocab
 
 def tree(rows: list[tuple[str, int, str, str]], *, ents: list[str] | None = None) -> Doc:
     """Build a parsed sentence from (word, head's index, label, part of speech)."""
-    words, heads, deps, tags = zip(*rows, strict=True)
+    words, heads, deps, tags = (list(column) for column in zip(*rows, strict=True))
     return Doc(VOCAB, words=words, heads=heads, deps=deps, pos=tags, ents=ents)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -252,9 +253,9 @@ def test_penalties_are_those_of_transformers_on_what_is_written(size: int) -> No
     logits = torch.randn(len(rows), 40, generator=generator)
     own = GenerationOptions(no_repeat_ngram=size, repetition_penalty=1.7)
     options = [own, own, own, own, GenerationOptions()]  # the last row is left as it is
-    theirs = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(size)])
+    theirs: Any = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(size)])
     want = [
-        theirs(torch.tensor([said]), logits[i : i + 1])[0] if said and i < 4 else logits[i]
+        theirs(torch.LongTensor([said]), logits[i : i + 1])[0] if said and i < 4 else logits[i]
         for i, said in enumerate(rows)
     ]
     asked = Sampler(options, [[1]] * len(rows), ends=[])
@@ -263,7 +264,7 @@ def test_penalties_are_those_of_transformers_on_what_is_written(size: int) -> No
     leads = logits.clone()
     leads[:, :6] += 9.0  # what was written before is what the model wants
     assert [int(t) for t in asked.choose(leads, at, written=rows)] == [
-        int((theirs(torch.tensor([said]), leads[i : i + 1])[0] if said and i < 4 else leads[i]).argmax())
+        int((theirs(torch.LongTensor([said]), leads[i : i + 1])[0] if said and i < 4 else leads[i]).argmax())
         for i, said in enumerate(rows)
     ]
 

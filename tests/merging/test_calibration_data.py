@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def folded(base: Base, expert: Expert, coefficients: dict[str, float], experts: 
     """Put the experts' changes into the bare base's own weights."""
     base.uninstall()
     for layer in expert.factors:
-        weight = base.model.get_submodule(layer).weight
+        weight = base.model.get_parameter(f"{layer}.weight")
         for other in experts:
             f = other.factors[layer]
             weight.data += coefficients.get(other.name, 0.0) * f.scaling * f.b @ f.a
@@ -73,7 +74,7 @@ def test_squared_gradients_are_those_of_each_example(tiny_base: Callable[..., Ba
         pass
     folded(base, experts[1], {"names": 1.0}, experts)
     layer = "encoder.layer.1.attention.self.value"
-    weight = base.model.get_submodule(layer).weight.requires_grad_()
+    weight = base.model.get_parameter(f"{layer}.weight").requires_grad_()
     squares = torch.zeros_like(weight)
     examples = make_examples(base, experts[1].head, NAMES, ROWS["names"], expert=0)
     for example in examples:
@@ -133,7 +134,7 @@ def test_methods_run_on_what_is_collected(tiny_base: Callable[..., Base], method
     experts = make(base, trunk=2)
     need = merges.get(method).needs
     assert need is not None
-    options = {"budget": 12} if need == "objective" else {}
+    options: dict[str, Any] = {"budget": 12} if need == "objective" else {}
     with observed(need, base, experts, ROWS, limit=6) as seen:
         result = merge_experts(experts, method=method, **{need: seen}, **options)
         other = merge_experts(list(reversed(experts)), method=method, **{need: seen}, **options)

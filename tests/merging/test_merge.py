@@ -88,13 +88,13 @@ def test_truncation_is_the_best_of_its_rank(rank: int, kept: int, seed: int, for
     left, right = (torch.randn(n, generator=generator, dtype=torch.float64) for n in ((out, rank), (rank, width)))
     delta = LowRank(left, torch.eye(rank, dtype=torch.float64), right, orthonormal=False)
     full = delta.dense()
-    given_ = {"core": delta.reduced(), "loose": delta, "dense": full}[form]
+    forms: dict[str, LowRank | torch.Tensor] = {"core": delta.reduced(), "loose": delta, "dense": full}
     best = torch.linalg.svdvals(full)
-    for form_ in (write(given_, Output("rank", kept)), write(truncated(given_, kept), Output())):
+    for form_ in (write(forms[form], Output("rank", kept)), write(truncated(forms[form], kept), Output())):
         assert form_.lost == pytest.approx(float(best[kept:].square().sum()), rel=1e-9, abs=1e-9)
         got = change(form_.factors)
         assert float((got - full).norm()) == pytest.approx(float(best[kept:].norm()), rel=1e-4, abs=1e-5)
-    left_, values, right_ = singular(given_)
+    left_, values, right_ = singular(forms[form])
     present = int((values > 0).sum())
     assert present == min(rank, out, width)
     torch.testing.assert_close(values[:present], best[:present])
@@ -156,11 +156,12 @@ def test_wrong_settings_are_refused_with_the_remedy() -> None:
     refused(ConfigError, "finite", EXPERTS, weights=[1, 2, math.inf])
     for output in ("rank=0", "rank=1.5", "rank", "energy=0", "energy=2", "energy=x", "all", "exact=1"):
         refused(ConfigError, "'exact', 'rank=K'", EXPERTS, output=output)
-    for name, options in {
+    wrong: dict[str, dict[str, Any]] = {
         "ties": {"density": 0}, "dare": {"density": 1.5}, "magnitude": {"density": -1}, "breadcrumbs": {"gamma": 1},
         "della": {"density": 0.9, "epsilon": 0.3}, "knots": {"inner": "mean"}, "core_space": {"basis": "other"},
         "tsv": {"keep": 0},
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, options in wrong.items():
         refused(ConfigError, "|".join(f"{key}" for key in options), EXPERTS, method=name, **options)
     refused(ConfigError, "elect", EXPERTS, method="ties", elect="weight")
     refused(ConfigError, "trim", EXPERTS, method="ties", trim="all")

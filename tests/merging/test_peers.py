@@ -41,9 +41,8 @@ def peft_merge(experts: Factored, kind: str, weights: Sequence[float], **options
     for name, factors in experts.items():
         rank = next(iter(factors.values())).a.shape[0]
         alpha = next(iter(factors.values())).scaling * (math.sqrt(rank) if rslora else rank)
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, use_rslora=rslora, target_modules=[k.replace(".", "_") for k in SHAPES]
-        )
+        targets = [layer.replace(".", "_") for layer in SHAPES]
+        config = LoraConfig(r=rank, lora_alpha=alpha, use_rslora=rslora, target_modules=targets)  # type: ignore[arg-type]
         if model is None:
             model = get_peft_model(Layered(), config, adapter_name=name)
         else:
@@ -223,8 +222,8 @@ def test_mergekit_della_is_biased_towards_large_entries(mergekit: Any) -> None:
     layer = Layers(EXPERTS)["block.0.up"]
     delta, draws = layer.dense(0), 3000
     torch.manual_seed(0)
-    theirs = sum(della_magprune(delta, 0.5, 0.4, RescaleNorm.l1) for _ in range(draws)) / draws
-    own = sum(dropped_by_rank(layer, 0, 0.5, 0.8, seed) for seed in range(draws)) / draws
+    theirs = torch.stack([della_magprune(delta, 0.5, 0.4, RescaleNorm.l1) for _ in range(draws)]).mean(dim=0)
+    own = torch.stack([dropped_by_rank(layer, 0, 0.5, 0.8, seed) for seed in range(draws)]).mean(dim=0)
     large = delta.abs() >= delta.abs().flatten().quantile(0.8)
     gain = {name: float((mean[large] / delta[large]).mean()) for name, mean in (("theirs", theirs), ("own", own))}
     assert gain["own"] == pytest.approx(1, abs=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -28,7 +29,7 @@ VOCABULARY = ["the", "cats", "sat", "on", "a", "mat", "running", "ran", "3", "Pa
 WORDS = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=12)
 
 
-def of(name: str, said: list[str | None], targets: list[Target], *, task: Task = WRITE) -> float:
+def of(name: str, said: Sequence[str | None], targets: Sequence[Target], *, task: Task = WRITE) -> float:
     answers = [None if text is None else Answer("text", text, 1.0) for text in said]
     records = [Record("x", None, 0, task.name, target, str(i)) for i, target in enumerate(targets)]
     return score(task, answers, records, metrics=[name])[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_bank_equals_peft_for_the_same_adapter(
     )
     torch.manual_seed(1)
     oracle = get_peft_model(AutoModel.from_pretrained(tiny_folder(architecture)), config).eval()
-    oracle.save_pretrained(tmp_path)
+    oracle.save_pretrained(str(tmp_path))
     adapter = load_adapter(tmp_path, base)
     assert {change.a.shape[0] for change in adapter.factors.values()} == {3, 5}
     base.install(dict.fromkeys(adapter.factors, 6), experts=3)
@@ -124,7 +125,7 @@ def test_adapter_of_a_task_model_brings_its_head(
         model = get_peft_model(
             cls.from_pretrained(tiny_folder("bert")), LoraConfig(task_type=kind, r=2, target_modules=["query"])
         )
-        model.save_pretrained(tmp_path / kind)
+        model.save_pretrained(str(tmp_path / kind))
         adapter = load_adapter(tmp_path / kind, base)
         assert key in adapter.head
         assert all(layer.startswith("encoder.layer.") for layer in adapter.factors)
@@ -139,10 +140,10 @@ def test_adapter_of_a_task_model_brings_its_head(
     ],
 )
 def test_what_cannot_be_exact_is_refused_by_name(
-    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, options: dict[str, object], word: str
+    tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, options: dict[str, Any], word: str
 ) -> None:
     config = LoraConfig(r=2, target_modules=["query"], **options)
-    get_peft_model(AutoModel.from_pretrained(tiny_folder("bert")), config).save_pretrained(tmp_path)
+    get_peft_model(AutoModel.from_pretrained(tiny_folder("bert")), config).save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     saved.update(options)  # PEFT itself rewrites pissa when it saves
     (tmp_path / "adapter_config.json").write_text(json.dumps(saved))

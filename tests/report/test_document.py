@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dynamorouter.report.document import Bullets, Heading, Picture, Table, Text, cell_text, to_html, to_markdown
+from dynamorouter.report.document import Block, Bullets, Heading, Picture, Table, Text, cell_text, to_html, to_markdown
 
 
 def test_blocks_are_written_safely() -> None:
-    blocks = [Heading("A < B", 1), Text("a & b"), Table(["x", "y"], [["<b>", "1"]], "c", fold=True)]
+    blocks: list[Block] = [Heading("A < B", 1), Text("a & b"), Table(["x", "y"], [["<b>", "1"]], "c", fold=True)]
     page = to_html(blocks, title="<t>")
     assert "<b>" not in page and "&lt;b&gt;" in page and "A &lt; B" in page and "<title>&lt;t&gt;" in page
     assert "| x | y |\n| --- | ---: |\n| &lt;b> | 1 |" in to_markdown(blocks, folder="p")
@@ -32,7 +32,7 @@ NASTY = (
 @pytest.mark.parametrize("text", NASTY)
 def test_what_anybody_wrote_is_shown_and_never_run(text: str) -> None:
     picture = Picture("p", b"<svg/>", text)
-    blocks = [Heading(text), Text(text), Bullets([text]), Table([text, "n"], [[text, 0.5]], text), picture]
+    blocks: list[Block] = [Heading(text), Text(text), Bullets([text]), Table([text, "n"], [[text, 0.5]], text), picture]
     page, lines = to_html(blocks, title=text), to_markdown(blocks).splitlines()
     for written in (page, "\n".join(lines)):
         assert "<script" not in written and "\x1b" not in written and "\x07" not in written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +22,14 @@ WORDS = (
     ("shares fell on monday", "the bank reported profit", "oil prices rise again", "a merger was announced"),
     ("who wrote the book", "when did the war end", "where is the river", "how tall is the tower"),
 )
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"epochs": 10, "hidden": 16, "batch_rows": 8, "learning_rate": 0.01},
     "arrow": {"layer": 2},
     "random": {"seed": 5},
     "centroids": {"examples": 6},
     "complexity": {"hidden": 16, "batch_rows": 8, "learning_rate": 0.01},
 }
-VARIANTS = [(kind, {}) for kind in routers] + [
+VARIANTS: list[tuple[str, dict[str, Any]]] = [(kind, {}) for kind in routers] + [
     ("mlp", {"pooling": "attention", "learning_rate": 0.02}),
     ("mlp", {"pooling": "cls"}),
     ("mlp", {"pooling": "last"}),
@@ -60,7 +61,7 @@ def rows(count: int, seed: int) -> tuple[RouterInput, Tensor]:
     return RouterInput(states, mask, texts), targets
 
 
-def fitted(kind: str, options: dict[str, object], *, order: Sequence[int] = range(EXPERTS)) -> Router:
+def fitted(kind: str, options: dict[str, Any], *, order: Sequence[int] = range(EXPERTS)) -> Router:
     """Return a router fitted on the same rows each time, expert e renamed to ``order[e]``."""
     router = build(kind, OPTIONS.get(kind, {}) | options)
     first, first_targets = rows(24, seed=1)

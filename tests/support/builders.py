@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -16,6 +17,7 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     LlamaModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
@@ -28,7 +30,7 @@ WORDS = (  # noqa: SIM905 - a list of quoted words reads worse
     "the a film was dull bright and slow joy waste of time music team won match shares rose fell bank minister "
     "said in paris anna berlin acme who where what when is it good bad never always great poor plot acting scene"
 ).split()
-CONFIGS: dict[str, Callable[[int], object]] = {
+CONFIGS: dict[str, Callable[[int], PreTrainedModel]] = {
     "bert": lambda size: BertModel(
         BertConfig(
             vocab_size=size,
@@ -122,6 +124,6 @@ def make_rows(task: Task, count: int, *, start: int = 0) -> list[Record]:
         else:
             place = "paris" if i % 2 else "berlin"
             context = f"{filler} anna was in {place} . {filler}"
-            target = {"texts": [place], "starts": [context.index(f"in {place}") + 3]}
+            target: dict[str, list[Any]] = {"texts": [place], "starts": [context.index(f"in {place}") + 3]}
             rows.append(Record("where was anna ?", context, 2, task.name, target, str(i)))
     return rows

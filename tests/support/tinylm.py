@@ -89,7 +89,7 @@ MODELS: dict[str, Callable[[], Any]] = {
             num_layers=3,
             num_decoder_layers=2,
             num_heads=4,
-            decoder_start_token_id=PAD,
+            decoder_start_token_id=PAD,  # type: ignore[call-arg]  # a keyword of every configuration
             eos_token_id=EOS,
             pad_token_id=PAD,
         )
@@ -177,7 +177,7 @@ def add_experts(base: Base, folder: Path, architecture: str, count: int, *, firs
         for name, parameter in oracle.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.3)
-    oracle.eval().save_pretrained(folder)
+    oracle.eval().save_pretrained(str(folder))
     adapters = [load_adapter(folder / f"e{i}", base) for i in range(count)]
     base.install(dict.fromkeys(adapters[0].factors, 3), experts=count)
     for i, adapter in enumerate(adapters):

@@ -46,7 +46,7 @@ def write_rows(root: Path, *, train: int = 60, validation: int = 16, test: int =
         for split, (start, count) in starts.items():
             path = root / task.name / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = []
+            rows: list[dict[str, Any]] = []
             for i, row in enumerate(make_rows(task, count, start=start)):
                 text = f"{row.text} {'acme ' * (i % 7)}{'team ' * (i // 7)}".strip()  # no two rows alike
                 if task is MOOD:

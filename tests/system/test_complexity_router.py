@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def test_the_loss_is_the_sum_of_its_three_parts() -> None:
     logits, loss = router.losses(batch, targets, scores)
     cross = torch.nn.functional.cross_entropy(logits, targets)
     error = ((router.complexity(batch) - scores) ** 2).mean()
+    assert router.module.prior is not None
     balance = balance_loss(logits.softmax(dim=1), router.module.prior)
     torch.testing.assert_close(loss, cross + 0.1 * error + 0.1 * balance)
 
@@ -92,7 +94,7 @@ def test_complexity_is_learned_and_kept_on_disk(tmp_path: Path) -> None:
     batch, targets, scores = rows(60, seed=5)
     assert float(((router.complexity(batch) - scores) ** 2).mean()) < 0.01 < float(scores.var())
     assert float((router.route(batch).experts[:, 0] == targets).double().mean()) > 0.9
-    assert router.module.prior.tolist() == pytest.approx([1 / 3] * 3)
+    assert router.module.prior is not None and router.module.prior.tolist() == pytest.approx([1 / 3] * 3)
     save(router, tmp_path)
     again = load(tmp_path)
     assert isinstance(again, TierRouter)
@@ -109,10 +111,11 @@ def test_the_router_reads_states_alone() -> None:
 
 def test_without_scores_the_gauge_is_left_alone() -> None:
     with_scores, without = fitted(), fitted(scores=False)
-    assert not torch.equal(with_scores.module.score_head.weight, without.module.score_head.weight)
+    heads = (with_scores.module.score_head, without.module.score_head)
+    assert heads[0] is not None and heads[1] is not None and not torch.equal(heads[0].weight, heads[1].weight)
     batch, targets, _ = rows(9)
     without.losses(batch, targets)[1].backward()  # type: ignore[no-untyped-call]
-    assert without.module.score_head.weight.grad is None
+    assert heads[1].weight.grad is None
 
 
 @pytest.mark.parametrize("option", [{"hidden": 0}, {"held_out": 1.0}, {"balance_weight": -1.0}, {"pooling": "max"}])
@@ -174,7 +177,7 @@ def learn(base: Base, *, order: Order, rate: float = 1e-3, router_rate: float = 
     return before, list(router.module.parameters()), old, new
 
 
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
+def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

@@ -20,7 +20,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from dynamorouter.data.native import has_split, read_split
 from dynamorouter.errors import AdapterError, DataError, DynamoRouterError, LibraryError, RouterError
+from dynamorouter.model.heads.imported import imported_head
 from dynamorouter.system import edit
 from dynamorouter.system.system import System
 from dynamorouter.tasks.task import Columns, Task
@@ -269,7 +271,7 @@ def test_a_head_that_cannot_be_rebuilt_is_refused(tiny_folder: Callable[[str], P
         for leaf, v in model.base_model.model.classifier.modules_to_save.default.state_dict().items()
     }
     with pytest.raises(AdapterError, match="distilbert"):
-        edit.imported_head(TOPIC, tiny_base("distilbert"), head)
+        imported_head(TOPIC, tiny_base("distilbert"), head)
 
 
 def test_a_failure_while_the_system_is_changed_leaves_it_whole(
@@ -356,10 +358,10 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, case: str) -> None:
     task = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), sources={"local": {}})
     write_lines(tmp_path / "mood" / "test.jsonl", [good, good, bad, good])
     with pytest.raises(DataError) as caught:
-        edit.read_split(task, tmp_path, "test")
+        read_split(task, tmp_path, "test")
     assert said in str(caught.value) and "--skip-bad" in str(caught.value)
     skipped = SkipCount()
-    assert len(edit.read_split(task, tmp_path, "test", skip_bad=skipped)) == 3
+    assert len(read_split(task, tmp_path, "test", skip_bad=skipped)) == 3
     assert skipped.count == 1
 
 
@@ -367,7 +369,8 @@ def test_score_refuses_what_it_cannot_use(finished: Path, tmp_path: Path) -> Non
     good = {"text": "the film was dull", "label": "bad"}
     write_lines(tmp_path / "data" / "mood" / "test.jsonl", [good, {"text": "x", "label": "odd"}])
     write_lines(tmp_path / "none" / "xsum" / "test.jsonl", [good])
-    out, line = tmp_path / "scores.json", ["score", finished / "system", "--out", tmp_path / "scores.json", "--data"]
+    out = tmp_path / "scores.json"
+    line: list[str | Path] = ["score", finished / "system", "--out", out, "--data"]
     refused(call(*line, tmp_path / "data", "--split", "test"), "row 2", "'odd'")
     refused(call(*line, tmp_path / "none", "--split", "test"), "none of the system's tasks", "xsum")
     refused(call(*line, tmp_path / "nowhere", "--split", "test"), "no such folder")
@@ -382,8 +385,8 @@ def test_score_reads_files_as_the_task_says(tmp_path: Path) -> None:
     options = {"rename": {"review": "text"}, "label_names": ["bad", "good"], "folder": "films"}
     task = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), sources={"local": options})
     write_lines(tmp_path / "films" / "dev.jsonl", [{"review": "the film", "label": 1}])
-    assert edit.has_split(tmp_path, task, "validation") and not edit.has_split(tmp_path, task, "test")
-    assert [row.target for row in edit.read_split(task, tmp_path, "validation")] == ["good"]
+    assert has_split(tmp_path, task, "validation") and not has_split(tmp_path, task, "test")
+    assert [row.target for row in read_split(task, tmp_path, "validation")] == ["good"]
 
 
 def test_a_router_that_kept_nothing_needs_everybodys_rows(home: Path, system: Path, rows: Path, tmp_path: Path) -> None:

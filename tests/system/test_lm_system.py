@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from dynamorouter.config.compose import compose
 from dynamorouter.config.schema import Config
+from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError
 from dynamorouter.evaluation.score import score_system
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.runs import phases as pipeline
+from dynamorouter.runs.build import run_tasks
 from dynamorouter.runs.run import open_run
 from dynamorouter.system.system import System
 from dynamorouter.utils.files import read_json
@@ -272,7 +274,7 @@ def test_a_mixture_begins_where_the_lowest_of_its_experts_does(alone: Path) -> N
 
 def test_a_wrongly_routed_row_is_scored_on_what_the_chosen_expert_answers(mixed: Path) -> None:
     system = System.load(mixed / "system")
-    data = pipeline.load_prepared(mixed / "data")
+    data = load_prepared(mixed / "data")
     records = {"say": data.split("test", "say")[:4]}
     assert system.router is not None
 
@@ -313,7 +315,7 @@ def test_a_causal_adapter_trained_elsewhere_is_added(den: Path, mixed: Path, tmp
     lora = LoraConfig(
         r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM"
     )
-    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    get_peft_model(model, lora).save_pretrained(str(tmp_path / "adapter"))
     task = den / "conf" / "task" / "shout.yaml"
     line = ("expert", "add", place, tmp_path / "adapter", "--task", task, "--data", den / "rows")
     refused(call(*line, "--base", "wirter"), "no base 'wirter'")
@@ -327,7 +329,7 @@ def test_a_causal_adapter_trained_elsewhere_is_added(den: Path, mixed: Path, tmp
 
 def test_wrong_settings_are_named(den: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown prompt 'plian'.*plain"):
-        pipeline.run_tasks(settings(den, "mixed", "task.say.prompt=plian"))
+        run_tasks(settings(den, "mixed", "task.say.prompt=plian"))
     with pytest.raises(ConfigError, match="has no labels"):
         settings(den, "mixed", "task.say.labels=[a,b]")
     with pytest.raises(ConfigError, match="writes text, and fusions"):

@@ -158,7 +158,7 @@ def test_regmean_merges_from_stored_moments(home: Path, system: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in merges.names() if merges.get(name).needs not in (None, "grams")])
 def test_methods_that_need_rows_take_them_from_the_command_line(name: str, home: Path, system: Path) -> None:
     few = {"lorahub": ["budget=4"], "layerwise": ["budget=4"], "adamerging": ["steps=3"], "fisher": []}[name]
-    line = ["merge", system, "mood", "names", "--method", name, "--out", "m", "--rank", "2"]
+    line: list[str | Path] = ["merge", system, "mood", "names", "--method", name, "--out", "m", "--rank", "2"]
     refused(call(*line), "--data DIR", f"needs {merges.get(name).needs}")
     options = [word for each in few for word in ("--option", each)]
     said = call(*line, "--data", home / "rows", "--rows", "6", *options)
@@ -177,7 +177,7 @@ def test_every_method_that_needs_no_rows_runs_from_the_command_line(system: Path
 def test_refusals_change_nothing(home: Path, system: Path) -> None:
     assert call("merge", system, "mood", "names", "--method", "linear", "--out", "both").exit_code == 0
     untouched = contents(system)
-    line = ["merge", system, "mood", "names", "--method"]
+    line: list[str | Path] = ["merge", system, "mood", "names", "--method"]
     refused(call(*line, "linear", "--out", "both"), "'both.mood'", "already")
     refused(call(*line, "linear", "--out", "a/b"), "cannot be used as a file name")
     refused(call(*line, "tie", "--out", "x"), "did you mean 'ties'")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_a_stream_that_rests_keeps_nobody_waiting(lm_folder: Callable[[str], Pat
         for change in expert.factors.values():
             change.b.normal_(std=0.5, generator=torch.Generator().manual_seed(place))
     system = System({base.spec.name: base}, experts, None, router_base=base.spec.name)
-    options = {"max_new_tokens": 12}
+    options: dict[str, Any] = {"max_new_tokens": 12}
     whole = list(system.stream("a film", task="say", **options))
     told = system.generate(["no joy"], tasks=["tell"], **options)
     stream = system.stream("a film", task="say", **options)

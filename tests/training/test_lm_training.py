@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return find
 
 
-def writing(name: str, *, head: str = "causal_lm", most: int = 24) -> Task:
+def writing(name: str, *, head: Any = "causal_lm", most: int = 24) -> Task:
     columns = Columns("text", "target", "pair")
     return Task(
         name, head, columns, metrics=("lm_loss",), max_tokens=48, stride=0, generation=Generation(max_new_tokens=most)
@@ -260,7 +261,7 @@ def test_the_prompt_is_cut_and_not_the_text(folder: Folder) -> None:
     task = dataclasses.replace(writing("one", most=12), max_tokens=10)
     long = Record("cat " * 50, None, 0, "one", {"texts": ["the red dog"]}, "0")
     wordy = Record("cat", None, 0, "one", {"texts": ["dog " * 50]}, "1")
-    head = build_head(task, base.width)
+    head: Any = build_head(task, base.width)
     first, second = head.examples(base, task, [long, wordy], max_tokens=task.max_tokens)
     said = head.completions(["the red dog", "dog " * 50])
     assert list(first.target[1:]) == said[0] and first.target[0] <= 10 and first.cut[0] > 0 and first.cut[1] == 0

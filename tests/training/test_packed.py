@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.peft import save_adapter
-from dynamorouter.model.text.examples import make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions, fit_experts, fresh_expert
@@ -32,14 +33,18 @@ ROWS = {task.name: make_rows(task, 21) for task in TASKS}
 HELD = {task.name: make_rows(task, 9, start=100) for task in TASKS}
 
 
-def plan(task: Task, *, depth: int = 0, **changes: object) -> ExpertPlan:
+def plan(task: Task, *, depth: int = 0, **changes: Any) -> ExpertPlan:
     lora = LoraSettings(rank=2, alpha=4, dropout=0.0, trunk_depth=depth)
     whole = ExpertPlan(task, lora, {"dropout": 0.0}, epochs=2, batch_rows=8)
     return dataclasses.replace(whole, **changes)
 
 
-def train(base: Base, plans: list[ExpertPlan], **options: object) -> list[Expert]:
-    settings = {"options": LoopOptions(tokens_per_batch=96), "log": lambda step, values: None, **options}
+def train(base: Base, plans: list[ExpertPlan], **options: Any) -> list[Expert]:
+    settings: dict[str, Any] = {
+        "options": LoopOptions(tokens_per_batch=96),
+        "log": lambda step, values: None,
+        **options,
+    }
     return fit_experts(base, plans, ROWS, HELD, **settings)
 
 
@@ -204,7 +209,8 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
     scores: dict[str, list[float]] = {"mood": [0.5, 0.4, 0.3], "names": [0.1, 0.2, 0.3, 0.4]}
     experts = [fresh_expert(base, plan(task, epochs=4, patience=2), seed=0) for task in (MOOD, NAMES)]
     install_experts(base, experts)
-    examples, learners = [], []
+    examples: list[TrainingExample] = []
+    learners: list[ExpertLearner] = []
     for i, expert in enumerate(experts):
         own = make_examples(base, expert.head, expert.task, ROWS[expert.name], expert=i)
         places = range(len(examples), len(examples) + len(own))
@@ -250,8 +256,8 @@ def test_adam_equals_the_same_steps_by_hand_under_peft(tiny_base: Loader) -> Non
     head.load_state_dict(start.head.state_dict())
     lora = [p for p in oracle.parameters() if p.requires_grad]
     groups = [
-        {"params": [*lora, head.out.weight], "weight_decay": 0.01},
-        {"params": [head.out.bias], "weight_decay": 0.0},
+        {"params": [*lora, head.get_parameter("out.weight")], "weight_decay": 0.01},
+        {"params": [head.get_parameter("out.bias")], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     own = make_examples(base, head, MOOD, ROWS["mood"], expert=0)

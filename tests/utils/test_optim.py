@@ -65,6 +65,7 @@ def test_a_gradient_that_overflows_leaves_the_step_out(dtype: torch.dtype) -> No
     optimizer = Optimizer([Group(tensors, 0.1)], clip=1.0)
     before = [tensor.clone() for tensor in tensors]
     set_gradients(tensors, 0)
+    assert tensors[0].grad is not None
     tensors[0].grad[0, 0] = torch.inf
     assert not math.isfinite(optimizer.step())
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))

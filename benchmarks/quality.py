@@ -31,6 +31,7 @@ from _training import (
 )
 from dynamorouter.data.prepare import PreparedData, load_prepared
 from dynamorouter.evaluation.score import score_system
+from dynamorouter.inference.policy import Assignment
 from dynamorouter.metrics.base import score
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.tokenize import TextPair
@@ -65,7 +66,7 @@ def read(system: System, rows: Sequence[tuple[int, Record]], *, joined: bool) ->
     texts: list[TextPair] = [
         (f"{r.text} {r.pair}", None) if joined and r.pair is not None else (r.text, r.pair) for _, r in rows
     ]
-    windows = base.encoder.windows(texts, max_tokens=system.max_tokens, stride=system.stride)
+    windows = base.encoder.windows(texts, max_tokens=system.engine.max_tokens, stride=system.engine.stride)
     first = [window for window in windows if window.part == 0]
     layers = range(base.depth + 1)
     batches, targets = [], []
@@ -136,15 +137,14 @@ def systems(folder: Path, data: PreparedData, count: int) -> dict[str, Any]:
     for i, name in enumerate(system.names):
         answers: list[Any] = [None] * len(records[name])
         rows = [(record.text, record.pair) for record in records[name]]
-        for positions, chunk in system.chunks(rows):
+        for positions, chunk in system.engine.chunks(rows):
             count = len(system.experts)
             mixture = (
                 torch.arange(count).expand(len(chunk), -1),
                 torch.full((len(chunk), count), 1 / count),
             )
-            for position, answer in zip(
-                positions, system.answer_chunk(chunk, [i] * len(chunk), mixture=mixture), strict=True
-            ):
+            assignment = Assignment.fixed([i] * len(chunk), mixture)
+            for position, answer in zip(positions, system.engine.answer(chunk, assignment), strict=True):
                 answers[position] = answer
         task = system.experts[i].task
         off[name] = score(task, answers, records[name], metrics=[task.metrics[0]])[task.metrics[0]]

@@ -52,7 +52,9 @@ def compare(name: str, system: System, two_pass: System, records: Sequence[Recor
         "base": lambda: system.predict(texts, seconds, chosen),
         "ours": lambda: system.predict(texts, seconds),
         "two passes": twice,
-        "tokenisation alone": lambda: base.encoder.windows(pairs, max_tokens=system.max_tokens, stride=system.stride),
+        "tokenisation alone": lambda: base.encoder.windows(
+            pairs, max_tokens=system.engine.max_tokens, stride=system.engine.stride
+        ),
     }
     times = in_turn(works, rounds=rounds)
     tokens = times.pop("tokenisation alone")

@@ -13,6 +13,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
+from dynamorouter.inference.policy import Assignment
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.system.merge import verify
@@ -42,7 +43,7 @@ def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str, monke
     texts, names = ["row 1 a cat", "row 22 a dog sat", "row 3"], ["short", "other", "short"]
     found = [p.answer for p in system.predict(texts, tasks=names)]
     assert [system.predict([text], tasks=[task])[0].answer for text, task in zip(texts, names, strict=True)] == found
-    losses = system.engine.losses(ROWS, [0] * len(ROWS))
+    losses = system.engine.losses(ROWS, Assignment.fixed([0] * len(ROWS)))
     total = sum(loss for loss, _ in losses if loss)  # type: ignore[misc]
     count = sum(tokens for _, tokens in losses)  # type: ignore[misc]
     assert -total / count == pytest.approx(experts[0].card["training"]["select_score"], abs=1e-4)

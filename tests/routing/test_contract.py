@@ -80,9 +80,7 @@ def fitted(kind: str, options: dict[str, Any], *, order: Sequence[int] = range(E
 
 def routed(router: Router, batch: RouterInput, targets: Tensor) -> Route:
     """Route a batch, telling the oracle what it must be told."""
-    if isinstance(router, Oracle):
-        router.known = targets
-    return router.route(batch)
+    return router.route_labelled(batch, targets)
 
 
 @pytest.fixture(params=VARIANTS, ids=[f"{kind}-{'-'.join(map(str, o.values()))}" for kind, o in VARIANTS])
@@ -223,11 +221,19 @@ def test_baselines_do_what_their_names_say() -> None:
     assert not torch.equal(drawn, fitted("random", {"seed": 6}).route(batch).experts)
 
 
+def test_only_the_oracle_is_told_labels_and_each_time(router: Router) -> None:
+    batch, targets = rows(4, seed=8)
+    if not isinstance(router, Oracle):
+        same(router.route(batch), router.route_labelled(batch, (targets + 1) % EXPERTS))
+
+
 def test_oracle_needs_to_be_told_each_time() -> None:
     batch, targets = rows(4, seed=8)
     oracle = fitted("oracle", {})
     routed(oracle, batch, targets)
-    with pytest.raises(RouterError, match="4 rows and the experts of none"):
+    with pytest.raises(RouterError, match="4 rows without their experts"):
         oracle.route(batch)
-    with pytest.raises(RouterError, match="of 3"):
-        oracle.route_known(torch.tensor([3]))  # type: ignore[attr-defined]
+    with pytest.raises(RouterError, match="4 rows and the experts of 3"):
+        oracle.route_labelled(batch, targets[:3])
+    with pytest.raises(RouterError, match="experts 3 to 3 of 3"):
+        oracle.route_labelled(batch, torch.full((4,), 3))

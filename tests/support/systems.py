@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dynamorouter.inference.engine import Engine
 from dynamorouter.inference.prediction import Prediction
+from dynamorouter.system.system import System
 from support.builders import TASKS, make_rows
 
 ROWS = {task.name: make_rows(task, 40) for task in TASKS}
@@ -38,3 +40,8 @@ def same(one: Prediction, other: Prediction, *, tolerance: float = 1e-4) -> None
     assert one.answer is not None and other.answer is not None
     assert one.answer.value == other.answer.value
     assert one.answer.score == pytest.approx(other.answer.score, abs=tolerance)
+
+
+def mounted_again(system: System) -> Engine:
+    """Return the engine of a system whose experts were displaced, with its experts back in the banks."""
+    return Engine(system.bases, system.experts, system.router, classes=system.classes, router_base="tiny", budget=256)

@@ -17,6 +17,7 @@ from dynamorouter.config.schema import Config
 from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError
 from dynamorouter.evaluation.score import score_system
+from dynamorouter.inference.policy import Assignment
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.runs import phases as pipeline
@@ -188,9 +189,7 @@ def test_saved_equals_loaded_and_peft_loads_what_is_saved(mixed: Path, tmp_path:
     again = System.load(system.save(tmp_path / "copy"))
     want = [p.to_json() for p in system.predict(ASKED, tasks=NAMED)]
     assert [p.to_json() for p in again.predict(ASKED, tasks=NAMED)] == want
-    assert weights(tmp_path / "copy" / "experts") == {
-        name: value for name, value in weights(mixed / "system" / "experts").items() if "skill" not in name
-    }
+    assert weights(tmp_path / "copy" / "experts") == weights(mixed / "system" / "experts")
     folder = mixed / "system" / "experts" / "say"
     assert read_json(folder / "adapter_config.json")["task_type"] == "CAUSAL_LM"
     assert read_json(folder / "card.json")["task"]["head"] == "causal_lm"
@@ -228,7 +227,7 @@ def test_generate_streams_and_takes_settings(mixed: Path, alone: Path) -> None:
     assert "".join(system.stream("say cat dog 3000")).strip() == whole
     (short,) = system.generate(["say cat dog 3000"], max_new_tokens=2)
     assert len(short) <= 2 and whole.startswith(short)
-    with pytest.raises(ConfigError, match=r"'mood' does not write text; those that do: say"):
+    with pytest.raises(ConfigError, match=r"'mood' does not generate text; those that do: say"):
         system.generate(["say cat"], tasks=["mood"])
     for wrong, word in (({"max_tokens": 3}, "unknown option 'max_tokens'"), ({"top_k": "5"}, "top_k is '5'")):
         with pytest.raises(ConfigError, match=word):
@@ -248,7 +247,8 @@ def test_generate_and_stream_mix_and_abstain_as_predict_does(alone: Path) -> Non
     mixed = system.generate(asked)
     assert mixed == [str(p.answer.value) for p in system.predict(asked) if p.answer is not None] != one
     assert [("".join(system.stream(text))).strip() for text in asked] == mixed
-    system.router.abstain_below = 1.0  # type: ignore[attr-defined]
+    system.router.abstain_below = 1.0
+    system.use_router(system.router, system.classes)
     assert system.generate(asked) == ["", "", ""] and list(system.stream(asked[0])) == []
     assert system.generate(asked, tasks=["say"] * 3) != ["", "", ""]  # a task that is named is not doubted
 
@@ -261,14 +261,14 @@ def test_a_mixture_begins_where_the_lowest_of_its_experts_does(alone: Path) -> N
     factors = fresh_factors(base, deep, seed=1, name="deep")
     torch.manual_seed(0)
     factors = {layer: dataclasses.replace(own, b=torch.randn_like(own.b)) for layer, own in factors.items()}
-    system.experts[1] = dataclasses.replace(shout, factors=factors, lora=deep)
-    system.refresh()
+    experts = [say, dataclasses.replace(shout, factors=factors, lora=deep)]
+    engine = System(system.bases, experts, system.router, router_base=system.router_base, classes=system.classes).engine
     rows = [("say cat dog 3000", None)] * 2
     mixture = torch.tensor([[0, 1], [0, 1]]), torch.tensor([[0.6, 0.4], [1.0, 0.0]])
     found = []
     for read in (True, False):
-        for _, chunk in system.chunks(rows, read=read):
-            found.append(system.answer_chunk(chunk, [0, 0], mixture=mixture))
+        for _, chunk in engine.chunks(rows, routed=read):
+            found.append(engine.answer(chunk, Assignment.fixed([0, 0], mixture)))
     assert found[0] == found[1]
 
 

@@ -35,7 +35,7 @@ from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import read_metadata, read_tensors
 from support.builders import ASK, MOOD, NAMES, TASKS
-from support.systems import HELD, ROWS, SETTINGS, questions, same
+from support.systems import HELD, ROWS, SETTINGS, mounted_again, questions, same
 from support.tinylm import load_lm
 
 Loader = Callable[..., Base]
@@ -97,14 +97,14 @@ def test_the_trunk_runs_once(system: System, monkeypatch: pytest.MonkeyPatch) ->
     assert passes == [1, 1, 1, 1]
 
 
-def test_baselines_that_do_not_look_at_rows_are_not_narrowed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_that_do_not_look_at_rows_are_not_narrowed(system: System) -> None:
     texts = [f"row {i}" for i in range(40)]
     router = build("random", {})
     router.count = len(system.experts)  # type: ignore[attr-defined]
-    monkeypatch.setattr(system, "router", router)
-    for _, chunk in system.chunks([(text, "a second text") for text in texts], read=True):
-        drawn = system.route_chunk(chunk).experts[:, 0].tolist()
-        assert drawn == router.route(system.router_input(chunk)).experts[:, 0].tolist() and len(set(drawn)) > 1
+    engine = with_router(system, router).engine
+    for _, chunk in engine.chunks([(text, "a second text") for text in texts]):
+        drawn = engine.route(chunk).experts[:, 0].tolist()
+        assert drawn == router.route(chunk.router_input()).experts[:, 0].tolist() and len(set(drawn)) > 1
 
 
 def test_a_pair_goes_only_to_experts_that_read_pairs_and_a_single_text_to_any(system: System) -> None:
@@ -157,8 +157,9 @@ def untrained(base: Base, *, seed: int = 0) -> System:
 @pytest.mark.parametrize("same_folder", [True, False])
 def test_loading_and_saving_loses_nothing(tiny_base: Loader, tmp_path: Path, same_folder: bool) -> None:
     system = untrained(tiny_base())
-    system.router = build("uniform", {})
-    system.router.count = 3  # type: ignore[attr-defined]
+    uniform = build("uniform", {})
+    uniform.count = 3  # type: ignore[attr-defined]
+    system.use_router(uniform, system.names)
     skills = {name: FeatureSample({2: torch.randn(4, 32).half()}, "mean") for name in system.names}
     folder = system.save(tmp_path / "s", skills=skills)
     before = stored(folder)
@@ -267,8 +268,8 @@ class Always(Router):
 def with_router(system: System, router: Router | None, classes: tuple[str, ...] = ("mood", "names", "ask")) -> System:
     """Return a system with another router over the experts that are mounted."""
     other = copy.copy(system)
-    other.router, other.classes = router, list(classes)
-    other.refresh()
+    other.engine = copy.copy(system.engine)
+    other.use_router(router, classes)
     return other
 
 
@@ -320,7 +321,7 @@ def test_renamed_and_removed_experts_permute_and_renormalise_the_route(system: S
         whole = one["mood"] + one["names"]
         if whole > 1e-6:
             assert other["mood"] == pytest.approx(one["mood"] / whole, abs=1e-4)
-    system._place()
+    system.engine = mounted_again(system)
 
 
 def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import BankShapeError, ConfigError, LibraryError, TrainingError
+from dynamorouter.inference.policy import Assignment
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.bank import LoraBank
@@ -31,7 +32,7 @@ from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import read_json, read_tensors, write_tensors
 from support.banks import EXPERTS, OUT, RANK, WIDTH, make_bank
 from support.builders import NAMES, TASKS, make_rows
-from support.systems import HELD, ROWS, SETTINGS, questions, same
+from support.systems import HELD, ROWS, SETTINGS, mounted_again, questions, same
 from support.tinyrun import lines, settings, weights
 
 OPTIONS = LoopOptions(tokens_per_batch=256, log_every=2)
@@ -235,7 +236,7 @@ def test_the_fusion_answers_in_the_experts_place(system: System) -> None:
     texts = [row.text for row in HELD["mood"]]
     scores = [p.answer.score for p in plain.predict(texts, tasks=["mood"] * len(texts)) if p.answer]
     assert scores == pytest.approx([0.5] * len(texts))  # its own head is zero
-    system._place()
+    system.engine = mounted_again(system)
     scores = [p.answer.score for p in system.predict(texts, tasks=["mood"] * len(texts)) if p.answer]
     assert all(score != pytest.approx(0.5, abs=1e-4) for score in scores)
 
@@ -249,12 +250,13 @@ def test_the_trunk_runs_once_and_a_mixture_leaves_fused_rows_alone(system: Syste
         block.register_forward_hook(lambda *_, i=i: passes.__setitem__(i, passes[i] + 1))
         for i, block in enumerate(base.blocks)
     ]
-    for positions, chunk in system.chunks(rows):
+    for positions, chunk in system.engine.chunks(rows):
         experts = [i % 3 for i in range(len(positions))]
-        alone = system.answer_chunk(chunk, experts)
+        alone = system.engine.answer(chunk, Assignment.fixed(experts))
         assert passes[:2] == [1, 1] and passes[2] == passes[3] == min(3, len(positions))
         chosen = torch.tensor([[0, 2]]).expand(len(positions), -1)
-        mixed = system.answer_chunk(chunk, experts, mixture=(chosen, torch.full(chosen.shape, 0.5)))
+        mixture = chosen, torch.full(chosen.shape, 0.5)
+        mixed = system.engine.answer(chunk, Assignment.fixed(experts, mixture))
         assert [a for a, e in zip(alone, experts, strict=True) if e < 2] == [
             a for a, e in zip(mixed, experts, strict=True) if e < 2
         ]
@@ -290,7 +292,7 @@ def test_a_source_cannot_be_removed_or_missing(system: System, tmp_path: Path) -
         edit.remove_expert(tmp_path / "s", "ask")
     with pytest.raises(LibraryError, match=r"expert 'mood' mixes mood, names, but base 'tiny' has no expert 'names'"):
         System(system.bases, [system.experts[0]], None, router_base="tiny")
-    system._place()
+    system.engine = mounted_again(system)
 
 
 def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> None:
@@ -306,7 +308,7 @@ def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> Non
     grown = System(system.bases, [expert, *system.experts], None, router_base="tiny")
     for one, other in zip(before, grown.predict(texts, tasks=["names"] * len(texts)), strict=True):
         same(one, other)
-    system._place()
+    system.engine = mounted_again(system)
 
 
 def test_experts_are_added_and_removed_on_disk(system: System, home: Path, tmp_path: Path) -> None:

@@ -59,8 +59,12 @@ class Experiment:
     @staticmethod
     def open(config: Config, run: Path, data: PreparedData) -> Experiment:
         """Load a seed's system, as its router's phase left it, and a second copy of its base."""
-        system = System.load(Run(config, run).phase("router"), device=config.device, precision=config.precision)
-        system.tokens_per_batch = config.experts.tokens_per_batch
+        system = System.load(
+            Run(config, run).phase("router"),
+            device=config.device,
+            precision=config.precision,
+            tokens_per_batch=config.experts.tokens_per_batch,
+        )
         return Experiment(config, system, data, fresh_base(config))
 
     @property

@@ -71,8 +71,8 @@ def route_weights(experiment: Experiment, others: list[Expert], rows: list[Recor
     fit_system_router(system, experiment.config.router.model_dump(), RouterRows(train, {}), seed=experiment.seed)
     total = torch.zeros(len(others))
     with torch.inference_mode():
-        for _, chunk in system.chunks([(record.text, record.pair) for record in rows]):
-            total += system.route_chunk(chunk).probabilities.float().cpu().sum(dim=0)
+        for _, chunk in system.engine.chunks([(record.text, record.pair) for record in rows]):
+            total += system.engine.route(chunk).probabilities.float().cpu().sum(dim=0)
     return total / len(rows)
 
 

@@ -109,13 +109,13 @@ def route_rows(system: System, rows: Sequence[Record]) -> Routed:
     router, device = system.router, system.bases[system.router_base].device
     parts: list[tuple[list[int], Any, Tensor]] = []
     alone, before = 0.0, now(device)
-    for places, chunk in system.chunks(pairs):
+    for places, chunk in system.engine.chunks(pairs):
         begun = now(device)
-        route = system.route_chunk(chunk)
+        route = system.engine.route(chunk)
         alone += now(device) - begun
         estimates = torch.full((len(places),), math.nan)
         if isinstance(router, TierRouter):
-            estimates = router.complexity(system.router_input(chunk)).cpu()
+            estimates = router.complexity(chunk.router_input()).cpu()
         parts.append((places, route, estimates))
     whole = now(device) - before
     order = torch.tensor([place for places, _, _ in parts for place in places]).argsort()
@@ -141,9 +141,9 @@ def _one_at_a_time(system: System, pairs: Sequence[tuple[str, str | None]]) -> t
     whole, alone = [], []
     for pair in [*pairs[:1], *pairs]:  # the first warms up
         before = now(device)
-        ((_, chunk),) = system.chunks([pair])
+        ((_, chunk),) = system.engine.chunks([pair])
         begun = now(device)
-        system.route_chunk(chunk)
+        system.engine.route(chunk)
         ended = now(device)
         whole.append(1000 * (ended - before))
         alone.append(1000 * (ended - begun))

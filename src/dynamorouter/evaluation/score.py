@@ -20,12 +20,12 @@ from torch import Tensor
 
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.errors import DataError, one_of
+from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment
 from dynamorouter.inference.writing import text_answer
 from dynamorouter.metrics.base import Metric, get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import bootstrap_ci
 from dynamorouter.metrics.routing import router_metrics
 from dynamorouter.model.text.tokenize import TextPair
-from dynamorouter.routing.baselines import Oracle
 from dynamorouter.system.system import System
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
@@ -63,7 +63,7 @@ def answer_all(
     rows: Sequence[TextPair],
     experts: Sequence[int],
     *,
-    silent: Collection[int] = (),
+    skip_generation: Collection[int] = (),
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Answered:
     """Answer every row twice, sharing the trunk and the route; where the router is right the answer is the same.
@@ -72,40 +72,41 @@ def answer_all(
         system: with a router.
         rows: texts and pairs.
         experts: the right expert of each.
-        silent: rows for which no text need be written, as no metric would read it.
+        skip_generation: rows for which no text is generated, as no metric would read it.
         advance: called with the number of rows as they are done.
     """
     own: list[Answer | None] = [None] * len(rows)
     routed: list[Answer | None] = [None] * len(rows)
     probabilities = np.zeros((len(rows), len(system.experts)))
-    chosen = np.full(len(rows), -1, dtype=np.int64)
+    chosen = np.full(len(rows), ABSTAINED, dtype=np.int64)
     mixed: dict[int, tuple[Tensor, Tensor]] = {}
     seconds = dict.fromkeys(("trunk", "route", "answer"), 0.0)
-    device = system.bases[system.router_base].device
+    engine, device = system.engine, system.bases[system.router_base].device
     before = now(device)
-    for positions, chunk in system.chunks(rows):
+    for positions, chunk in engine.chunks(rows):
         at = _lap(seconds, "trunk", before, device)
-        true = [experts[i] for i in positions]
-        if isinstance(system.router, Oracle):
-            system.router.known = torch.tensor(true)
-        route = system.route_chunk(chunk)
-        first = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
-        best = [-1 if gone else expert for expert, gone in first]
+        labels = [experts[i] for i in positions]
+        route = engine.route(chunk, labels=labels)
+        assignment = engine.policy.assign(route, [ROUTED] * len(chunk))
         at = _lap(seconds, "route", at, device)
-        mute = {place for place, i in enumerate(positions) if i in silent}
-        right = system.answer_chunk(chunk, true, silent=mute)
+        skipped = {place for place, i in enumerate(positions) if i in skip_generation}
+        own_answers = engine.answer(chunk, Assignment.fixed(labels), skip_generation=skipped)
         at = _lap(seconds, "answer", at, device)
-        if route.experts.shape[1] > 1:
-            given = system.answer_chunk(chunk, best, mixture=(route.experts, route.weights), silent=mute)
-            mixed.update(zip(positions, zip(route.experts, route.weights, strict=True), strict=True))
+        if assignment.mixture is not None:
+            routed_answers = engine.answer(chunk, assignment, skip_generation=skipped)
+            mixed.update(zip(positions, zip(*assignment.mixture, strict=True), strict=True))
         else:
-            again = [b if b != t else -1 for b, t in zip(best, true, strict=True)]
-            other = system.answer_chunk(chunk, again, silent=mute)
-            given = [r if b == t else o for b, t, r, o in zip(best, true, right, other, strict=True)]
+            right = [expert == label for expert, label in zip(assignment.experts, labels, strict=True)]
+            others = [ABSTAINED if hit else e for e, hit in zip(assignment.experts, right, strict=True)]
+            other_answers = engine.answer(chunk, Assignment.fixed(others), skip_generation=skipped)
+            routed_answers = [
+                own_answer if hit else other
+                for hit, own_answer, other in zip(right, own_answers, other_answers, strict=True)
+            ]
         probabilities[positions] = route.probabilities.cpu().numpy()
-        chosen[positions] = best
-        for i, mine, theirs in zip(positions, right, given, strict=True):
-            own[i], routed[i] = mine, theirs
+        chosen[positions] = assignment.experts
+        for i, own_answer, routed_answer in zip(positions, own_answers, routed_answers, strict=True):
+            own[i], routed[i] = own_answer, routed_answer
         advance(len(positions))
         before = time.perf_counter()
     both = [torch.stack(side) for side in zip(*(mixed[i] for i in range(len(rows))), strict=True)] if mixed else []
@@ -142,8 +143,8 @@ def score_system(
         rows += [(record.text, record.pair) for record in own]
         experts += [system.index(name)] * len(own)
     judged_by = {name: _metrics(system.experts[system.index(name)].task) for name in records}
-    silent = {i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _places(part)}
-    found = answer_all(system, rows, experts, silent=silent, advance=advance)
+    unread = {i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _places(part)}
+    found = answer_all(system, rows, experts, skip_generation=unread, advance=advance)
     for name, part in slices.items():
         if any(metric.reads_loss for metric in judged_by[name]):
             _add_losses(system, found, records[name], experts, part)
@@ -212,14 +213,14 @@ def _add_losses(
 ) -> None:
     """Note with the answers of a task what the wanted texts cost the right expert, and the one that was chosen."""
     chosen = found.chosen[part].tolist()
-    right = system.engine.losses(records, list(experts[part]))
+    right = system.engine.losses(records, Assignment.fixed(experts[part]))
     mixed = None if found.mixture is None else (found.mixture[0][part], found.mixture[1][part])
-    given = system.engine.losses(records, chosen, mixture=mixed)
+    given = system.engine.losses(records, Assignment.fixed(chosen, mixed))
     lost = [i for i, cost in enumerate(given) if cost is None and chosen[i] >= 0]
     if lost:  # sent to an expert that does not write: what the base alone would have cost
         own = [experts[part][i] for i in lost]
         nothing = torch.tensor(own)[:, None], torch.zeros(len(own), 1)
-        bare = system.engine.losses([records[i] for i in lost], own, mixture=nothing)
+        bare = system.engine.losses([records[i] for i in lost], Assignment.fixed(own, nothing))
         for i, cost in zip(lost, bare, strict=True):
             given[i], found.routed[_places(part)[i]] = cost, text_answer("")
     for answers, costs in ((found.own, right), (found.routed, given)):

@@ -1,4 +1,4 @@
-"""The passes over the bases: rows in chunks, the trunk once, then the experts that were chosen, in the same pass.
+"""The passes over the bases: rows in chunks, the trunk once, then the experts that are chosen, in the same pass.
 
 Letters: B batch, S positions, D width, K experts per row.
 """
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamorouter.errors import LibraryError, one_of
+from dynamorouter.errors import ConfigError, LibraryError, one_of
 from dynamorouter.inference.decode import decode
 from dynamorouter.inference.generation.decoding import Prefill, read_prompts
+from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment, Candidate, Mixture, RoutePolicy
 from dynamorouter.inference.writing import Gates, GenerationBatch, stream_row, target_losses, text_answer, write_rows
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
@@ -26,11 +27,9 @@ from dynamorouter.model.lora.gates import FusionGate, RowGate
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.model.text.tokenize import Batch, TextPair, Window
+from dynamorouter.routing.base import Route, Router, RouterInput
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-
-Mixture = tuple[Tensor, Tensor]
-"""Experts ``(B, K)`` and their weights ``(B, K)``."""
 
 
 def writes(expert: Expert) -> bool:
@@ -61,13 +60,19 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def router_input(self) -> RouterInput:
+        """Return what a router reads: hidden states and, for lexical baselines, the texts."""
+        return RouterInput(states=self.states, mask=self.batch.mask, texts=self.rows)
+
 
 class Engine:
-    """Experts placed in the banks of their bases, and the passes that answer rows through them.
+    """Experts placed in the banks of their bases, the router, and the passes that answer rows through them.
 
     Args:
         bases: by name; their banks are replaced.
         experts: in the order of their indices.
+        router: chooses among ``classes``; ``None`` where the task of every row will be named.
+        classes: names of the experts that the router was fitted on, by its own index.
         router_base: name of the base whose trunk the router reads.
         budget: most tokens in a pass, padding included.
 
@@ -78,7 +83,16 @@ class Engine:
         banks: what it put over the layers of each base; it answers as long as they are there.
     """
 
-    def __init__(self, bases: Mapping[str, Base], experts: Sequence[Expert], *, router_base: str, budget: int) -> None:
+    def __init__(
+        self,
+        bases: Mapping[str, Base],
+        experts: Sequence[Expert],
+        router: Router | None = None,
+        *,
+        classes: Sequence[str] = (),
+        router_base: str,
+        budget: int,
+    ) -> None:
         self.bases = bases
         self.experts = experts
         self.router_base = router_base
@@ -111,6 +125,21 @@ class Engine:
         if home and self.bases[router_base].kind == "decoder":  # it has to hold the text beside the prompt
             self.max_tokens = max(1, min(self.max_tokens, self.bases[router_base].positions - max(home)))
         self.stride = max((expert.task.stride for expert in self.experts), default=32)
+        self.use_router(router, classes)
+
+    def use_router(self, router: Router | None, classes: Sequence[str]) -> None:
+        """Route by another router from now on; ``classes`` are the experts that it was fitted on, by its own index."""
+        self.router = None if router is None else router.to(self.bases[self.router_base].device)
+        candidates = (Candidate(e.name, e.task.name, e.task.columns.pair is not None, writes(e)) for e in self.experts)
+        if router is None:
+            self.policy = RoutePolicy(tuple(candidates), tuple(classes))
+        else:
+            self.policy = RoutePolicy(
+                tuple(candidates),
+                tuple(classes),
+                abstain_below=router.abstain_below,
+                respects_pairs=router.respects_pairs,
+            )
 
     def _check_mounted(self, name: str) -> None:
         """Refuse to answer through the experts of somebody else.
@@ -140,9 +169,14 @@ class Engine:
         self._sources[index] = torch.tensor([self._slots[i] for i in own], device=device)
         self._depths[index] = min(self.experts[i].lora.trunk_depth for i in own)
 
-    def chunks(self, rows: Sequence[TextPair], *, layers: Sequence[int] = ()) -> Iterator[tuple[list[int], Chunk]]:
-        """Cut rows into batches of similar length under the budget, with the trunk's states of ``layers`` if any."""
+    def chunks(self, rows: Sequence[TextPair], *, routed: bool = True) -> Iterator[tuple[list[int], Chunk]]:
+        """Cut rows into batches of similar length under the budget, with what the router reads if they are ``routed``.
+
+        Yields:
+            The positions of a batch's rows among all, and the batch.
+        """
         base = self.bases[self.router_base]
+        layers = self.router.layers if routed and self.router is not None else ()
         windows: list[list[Window]] = [[] for _ in rows]
         for window in prompt_windows(base, rows, max_tokens=self.max_tokens, stride=self.stride):
             windows[window.row].append(window)
@@ -161,34 +195,105 @@ class Engine:
                     chunk.states = base.forward_to(batch, chunk.depth, keep=layers)
             yield group, chunk
 
+    def answers(
+        self,
+        rows: Sequence[TextPair],
+        named: Sequence[int],
+        *,
+        generation: Mapping[str, Any] | None = None,
+        generative_only: bool = False,
+    ) -> Iterator[tuple[list[int], Assignment, list[Answer | None]]]:
+        """Route and answer rows, in batches of similar length.
+
+        Args:
+            rows: texts and pairs.
+            named: the expert of each row whose task is named, ``ROUTED`` for the others.
+            generation: settings of generation that differ from the tasks' own.
+            generative_only: route to experts that generate alone.
+
+        Yields:
+            The positions of a batch's rows among all, their experts, and their answers.
+
+        Raises:
+            ConfigError: rows must be routed and there is no router.
+        """
+        routed = self.policy.needs_route(named, generative_only=generative_only)
+        for positions, chunk in self.chunks(rows, routed=routed):
+            assignment = self.assign(chunk, [named[i] for i in positions], generative_only=generative_only)
+            yield positions, assignment, self.answer(chunk, assignment, generation=generation)
+
+    def assign(self, chunk: Chunk, named: Sequence[int] | None = None, *, generative_only: bool = False) -> Assignment:
+        """Assign experts to the rows of a chunk.
+
+        Args:
+            chunk: rows, with what the router reads.
+            named: the expert of each row whose task is named, ``ROUTED`` for the others; by default all are routed.
+            generative_only: route to experts that generate alone.
+
+        Raises:
+            ConfigError: rows must be routed and there is no router.
+        """
+        named = [ROUTED] * len(chunk) if named is None else named
+        routed = self.policy.needs_route(named, generative_only=generative_only)
+        return self.policy.assign(self.route(chunk, generative_only=generative_only) if routed else None, named)
+
+    @torch.inference_mode()
+    def route(self, chunk: Chunk, *, generative_only: bool = False, labels: Sequence[int] | None = None) -> Route:
+        """Route a chunk over the system's experts.
+
+        Args:
+            chunk: rows, with what the router reads.
+            generative_only: route to experts that generate alone.
+            labels: the right expert of each row, which the oracle alone is told.
+
+        Raises:
+            ConfigError: there is no router.
+        """
+        if self.router is None:
+            raise ConfigError(
+                "the system has no router yet; name the task of each row (--task NAME), "
+                "or fit one with 'dynamorouter fit router'"
+            )
+        if labels is None:
+            route = self.router.route(chunk.router_input())
+        else:
+            classes = torch.tensor([self.policy.class_of(expert) for expert in labels])
+            route = self.router.route_labelled(chunk.router_input(), classes)
+        return self.policy.narrow(route, chunk.rows, generative_only=generative_only)
+
     @torch.inference_mode()
     def answer(
         self,
         chunk: Chunk,
-        experts: Sequence[int],
+        assignment: Assignment,
         *,
-        mixture: Mixture | None = None,
         generation: Mapping[str, Any] | None = None,
-        silent: Collection[int] = (),
+        skip_generation: Collection[int] = (),
     ) -> list[Answer | None]:
-        """Answer each row of a chunk with the head of its expert; rows with -1 are left out.
+        """Answer each row of a chunk with the head of its expert, through that expert or what is mixed for the row.
+
+        Rows whose expert has a fusion keep to that, which is a mixture already.
 
         Args:
             chunk: rows, with the trunk's states where they were read.
-            experts: the expert of each row.
-            mixture: experts ``(B, K)`` and weights ``(B, K)`` to mix under the row's head, instead of its expert alone;
-                rows whose expert has a fusion keep to that, which is a mixture already.
+            assignment: the expert of each row, and the mixture.
             generation: settings of generation that differ from the tasks' own.
-            silent: rows for which nothing need be written.
+            skip_generation: rows whose answer is an empty text where their expert generates.
+
+        Returns:
+            An answer per row; ``None`` where nobody answers it.
         """
+        experts, mixture = assignment.experts, assignment.mixture
         parts: list[list[Any]] = [[] for _ in chunk.rows]
         written: dict[int, Answer] = {}
         for name, base in self.bases.items():
             mine = [i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name]
             texts = [i for i in mine if writes(self.experts[experts[i]])]
-            mine = [i for i in mine if i not in set(texts)]
-            written.update({i: text_answer("") for i in texts if i in silent})
-            wanted = self._wanted(chunk, experts, [i for i in texts if i not in silent], name, mixture, generation)
+            mine = [i for i in mine if not writes(self.experts[experts[i]])]
+            written.update({i: text_answer("") for i in texts if i in skip_generation})
+            wanted = self._wanted(
+                chunk, experts, [i for i in texts if i not in skip_generation], name, mixture, generation
+            )
             if mine or wanted.rows:
                 self._check_mounted(name)
             if wanted.rows:
@@ -206,30 +311,33 @@ class Engine:
             for i, (e, part, row) in enumerate(zip(experts, parts, chunk.rows, strict=True))
         ]
 
-    def stream(
-        self,
-        chunk: Chunk,
-        expert: int,
-        *,
-        mixture: Mixture | None = None,
-        generation: Mapping[str, Any] | None = None,
-    ) -> Iterator[str]:
-        """Write the answer to the only row of a chunk and yield it piece by piece; the expert is one that writes."""
+    def stream(self, row: TextPair, named: int, *, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
+        """Generate the answer to one row and yield it piece by piece; nothing where the policy abstains.
+
+        Args:
+            row: text and pair.
+            named: its expert, one that generates, or ``ROUTED``.
+            generation: settings of generation that differ from the task's own.
+        """
+        ((_, chunk),) = self.chunks([row], routed=self.policy.needs_route([named], generative_only=True))
+        assignment = self.assign(chunk, [named], generative_only=True)
+        (expert,) = assignment.experts
+        if expert == ABSTAINED:
+            return
         name = self.experts[expert].base
-        wanted = self._wanted(chunk, [expert], [0], name, mixture, generation)
+        wanted = self._wanted(chunk, [expert], [0], name, assignment.mixture, generation)
         home = name == self.router_base
         self._check_mounted(name)
         for piece in stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids):
             self._check_mounted(name)
             yield piece
 
-    def losses(
-        self, records: Sequence[Record], experts: Sequence[int], *, mixture: Mixture | None = None
-    ) -> list[tuple[float, int] | None]:
-        """Return what each record's wanted text costs its expert in nats, and of how many tokens it is.
+    def losses(self, records: Sequence[Record], assignment: Assignment) -> list[tuple[float, int] | None]:
+        """Return the loss of each record's target text under its expert in nats, and the text's number of tokens.
 
-        ``None`` for rows with -1, or whose expert does not write.
+        ``None`` for rows that nobody answers, or whose expert does not generate.
         """
+        experts, mixture = assignment.experts, assignment.mixture
         found: list[tuple[float, int] | None] = [None] * len(records)
         for name, base in self.bases.items():
             mine = [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment
+from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.kinds.base import kind_of_answer
 
@@ -49,3 +52,35 @@ class Prediction:
             values["answer_score"] = None if kind.is_generative else round(self.answer.score, 6)
             values |= kind.details(self.text, self.answer.value)
         return values
+
+
+def predictions(
+    rows: Sequence[TextPair], experts: Sequence[Expert], assignment: Assignment, answers: Sequence[Answer | None]
+) -> list[Prediction]:
+    """Put together what there is to say of each row.
+
+    Args:
+        rows: texts and pairs.
+        experts: of the system, in the order of their indices.
+        assignment: which of them answer the rows.
+        answers: what they answer.
+    """
+    names = [expert.name for expert in experts]
+    routed = [] if assignment.route is None else assignment.route.probabilities.tolist()
+    made = []
+    for place, (row, index, answer) in enumerate(zip(rows, assignment.experts, answers, strict=True)):
+        named = assignment.named[place] != ROUTED
+        route = {names[index]: 1.0} if named else dict(zip(names, routed[place], strict=True))
+        expert = None if index == ABSTAINED else experts[index]
+        made.append(
+            Prediction(
+                text=row[0],
+                pair=row[1],
+                task=None if expert is None else expert.task.name,
+                expert=None if expert is None else expert.name,
+                route=route,
+                confidence=max(route.values()),
+                answer=answer,
+            )
+        )
+    return made

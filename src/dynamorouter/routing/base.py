@@ -96,6 +96,8 @@ class Router(ABC):
     """
 
     layers: tuple[int, ...] = ()
+    abstain_below: float = 0.0
+    """A row whose best expert is less probable is answered by none."""
     respects_pairs: ClassVar[bool] = True
     """Whether a system takes experts away that cannot answer a row; baselines that do not look at it are left alone."""
 
@@ -129,6 +131,10 @@ class Router(ABC):
         Raises:
             RouterError: the router is not fitted, or the batch lacks a layer that it reads.
         """
+
+    def route_labelled(self, batch: RouterInput, experts: Tensor) -> Route:
+        """Return the route of rows whose right experts ``(B,)`` int64 are known; the oracle alone is told them."""
+        return self.route(batch)
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

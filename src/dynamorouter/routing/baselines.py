@@ -66,43 +66,36 @@ class _Counted(Router):
 
 @routers.register("oracle")
 class Oracle(_Counted):
-    """Is told the right expert of each row, and never looks at the batch for it.
+    """Is told the right expert of each row, and never looks at the batch for it."""
 
-    Attributes:
-        known: the experts of the rows of the next batch, ``(B,)`` int64; used once.
-    """
-
-    def __init__(self) -> None:
-        self.known: Tensor | None = None
-
-    def route_known(self, experts: Tensor) -> Route:
-        """Return the route that takes the given experts ``(B,)``, with full confidence.
+    def route(self, batch: RouterInput) -> Route:
+        """Refuse to route rows whose experts are not known.
 
         Raises:
-            RouterError: the router is not fitted, or an expert is out of range.
+            RouterError: always.
+        """
+        raise RouterError(
+            f"the oracle got {len(batch)} rows without their experts; score a system with it on rows whose tasks are "
+            "known (route_labelled), or take another router"
+        )
+
+    def route_labelled(self, batch: RouterInput, experts: Tensor) -> Route:
+        """Return the route that takes the experts ``(B,)`` that it is told, with full confidence.
+
+        Raises:
+            RouterError: the router is not fitted, an expert is out of range, or their number is not that of the rows.
         """
         count = self.fitted()
+        if len(experts) != len(batch):
+            raise RouterError(
+                f"the oracle got {len(batch)} rows and the experts of {len(experts)}; name one expert per row"
+            )
         if experts.numel() and (int(experts.min()) < 0 or int(experts.max()) >= count):
             raise RouterError(
                 f"the oracle was told experts {int(experts.min())} to {int(experts.max())} of {count}; "
                 "number them from 0"
             )
-        return Route.from_probabilities(one_hot(experts.long(), count).float())
-
-    def route(self, batch: RouterInput) -> Route:
-        """Return the route that takes the experts in ``known``, and forget them.
-
-        Raises:
-            RouterError: ``known`` was not set for this batch.
-        """
-        known, self.known = self.known, None
-        if known is None or len(known) != len(batch):
-            given = "none" if known is None else str(len(known))
-            raise RouterError(
-                f"the oracle got {len(batch)} rows and the experts of {given}; set known to one expert per row "
-                "before each batch, or call route_known"
-            )
-        return self.route_known(known.to(batch.mask.device))
+        return Route.from_probabilities(one_hot(experts.to(batch.mask.device).long(), count).float())
 
 
 @routers.register("random")

@@ -276,13 +276,17 @@ def _experts(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, d
 
 def _router(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
     config = run.config
-    system = System.load(run.phase("experts"), device=config.device, precision=config.precision)
+    system = System.load(
+        run.phase("experts"),
+        device=config.device,
+        precision=config.precision,
+        tokens_per_batch=config.experts.tokens_per_batch,
+    )
     more = config.router.expert_rows
     rows = RouterRows(
         train={name: data.split("router", name) + data.split("train", name)[:more] for name in config.task},
         calibrate={name: data.split("calibration", name) for name in config.task},
     )
-    system.tokens_per_batch = config.experts.tokens_per_batch
     with Progress("router", 2 * len(config.task), unit="parts") as progress:
         settings = config.router.model_dump()
         skills, notes = fit_system_router(system, settings, rows, seed=config.seed, advance=progress.advance)

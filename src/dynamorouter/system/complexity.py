@@ -66,8 +66,8 @@ class ComplexityRouter:
             DataError: an instruction cannot be used.
         """
         rows = check_rows(instructions, inputs)
-        found = [0.0] * len(rows)
-        for places, chunk in self.system.chunks(rows):
-            for place, value in zip(places, self._router.complexity(self.system.router_input(chunk)), strict=True):
-                found[place] = float(value)
-        return found
+        by_position: dict[int, float] = {}
+        for positions, chunk in self.system.engine.chunks(rows):
+            complexities = self._router.complexity(chunk.router_input()).tolist()
+            by_position.update(zip(positions, complexities, strict=True))
+        return [by_position[position] for position in range(len(rows))]

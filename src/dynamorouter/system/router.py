@@ -16,7 +16,6 @@ from dynamorouter.data.complexity.record import complexities
 from dynamorouter.errors import RouterError
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
-from dynamorouter.routing.baselines import Oracle
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
@@ -65,7 +64,7 @@ def fit_system_router(
     """Fit a router to a system's experts and put it into the system.
 
     Args:
-        system: whose ``router`` and ``classes`` are set.
+        system: that routes by it from now on.
         settings: of the router: ``kind``, ``layers`` and whatever the kind understands.
         rows: what to fit on.
         seed: of initial weights and order.
@@ -93,8 +92,7 @@ def fit_system_router(
     base = system.bases[system.router_base]
     calibrate = held if held[0] else None
     router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed, scores=scores)
-    system.router, system.classes = router, list(system.names)
-    system.refresh()
+    system.use_router(router, system.names)
     notes: dict[str, Any] = {"kind": settings["kind"], "layers": list(router.layers)}
     if held[0]:
         notes["calibrate_accuracy"], notes["calibrate_nll"] = _judge(router, held)
@@ -157,8 +155,7 @@ def keep_better_router(system: System, before: System, rows: Mapping[str, Sequen
     old, new = _judge(before.router, held), _judge(system.router, held)
     kept = (new[0], -new[1]) >= (old[0], -old[1])
     if not kept:
-        system.router = before.router
-        system.refresh()
+        system.use_router(before.router, system.classes)
     return {"accuracy_before": old[0], "accuracy": new[0], "nll_before": old[1], "nll": new[1], "kept": kept}
 
 
@@ -167,10 +164,8 @@ def _pairs(records: Sequence[Record]) -> list[TextPair]:
 
 
 def _read(system: System, router: Router, rows: Sequence[TextPair]) -> tuple[list[RouterInput], list[int]]:
-    base = system.bases[system.router_base]
-    return read_rows(
-        base, router, rows, max_tokens=system.max_tokens, stride=system.stride, budget=system.tokens_per_batch
-    )
+    base, engine = system.bases[system.router_base], system.engine
+    return read_rows(base, router, rows, max_tokens=engine.max_tokens, stride=engine.stride, budget=engine.budget)
 
 
 def _remembered(system: System, reader: Router, name: str, index: int) -> Labelled:
@@ -186,12 +181,8 @@ def _remembered(system: System, reader: Router, name: str, index: int) -> Labell
 
 def _judge(router: Router, held: Labelled) -> tuple[float, float]:
     """Return accuracy and mean negative log-likelihood on labelled batches."""
-    routes, at = [], 0
-    for batch in held[0]:
-        if isinstance(router, Oracle):
-            router.known = torch.tensor(held[1][at : at + len(batch)])
-        routes.append(router.route(batch).probabilities)
-        at += len(batch)
+    labels = torch.split(torch.tensor(held[1]), [len(batch) for batch in held[0]])
+    routes = [router.route_labelled(batch, own).probabilities for batch, own in zip(held[0], labels, strict=True)]
     chances = torch.cat(routes).double()
     targets = torch.tensor(held[1], device=chances.device)
     picked = chances.gather(1, targets[:, None]).clamp_min(1e-12)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, factor_count, factor_work, head_count
 from dynamorouter.config.compose import CONF
+from dynamorouter.inference.policy import ROUTED
 from dynamorouter.metrics.routing import router_metrics
 from dynamorouter.routing.config import RouterSettings
 from dynamorouter.system.router import RouterRows, fit_system_router
@@ -64,16 +64,13 @@ class Routed(Arm):
         self._answers = [None] * len(records)
         chances = np.zeros((len(records), len(system.experts)))
         chosen = np.full(len(records), -1)
-        with torch.inference_mode():
-            for positions, chunk in system.chunks([(record.text, record.pair) for record in records]):
-                route = system.route_chunk(chunk)
-                pairs = zip(route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True)
-                best = [-1 if away else expert for expert, away in pairs]
-                mixture = None if route.experts.shape[1] == 1 else (route.experts, route.weights)
-                for position, answer in zip(positions, system.answer_chunk(chunk, best, mixture=mixture), strict=True):
-                    self._answers[position] = answer
-                chances[positions] = route.probabilities.cpu().numpy()
-                chosen[positions] = best
+        rows = [(record.text, record.pair) for record in records]
+        for positions, assignment, answers in system.engine.answers(rows, [ROUTED] * len(rows)):
+            assert assignment.route is not None
+            chances[positions] = assignment.route.probabilities.cpu().numpy()
+            chosen[positions] = assignment.experts
+            for position, answer in zip(positions, answers, strict=True):
+                self._answers[position] = answer
         measured = router_metrics(true, chances, experiment.names, chosen=chosen)
         right = chosen == np.array(true)
         self.facts.notes = {

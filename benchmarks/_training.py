@@ -27,7 +27,6 @@ from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.kinds import head_kind
-from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions, Validator, fresh_expert
@@ -44,7 +43,7 @@ Rows = Mapping[str, Sequence[Record]]
 def tasks_of_seven() -> list[Task]:
     """Return the six tasks of the recipe that an encoder answers, contexts cut at 256 tokens to keep the run short."""
     config = compose("seven", ["data=builtin", "task.squad.max_tokens=256", "task.squad.stride=64"])
-    tasks = [task_from_config({**t.model_dump(mode="json"), "name": name}) for name, t in config.task.items()]
+    tasks = config.task.values()
     return [task for task in tasks if not head_kind(task.head).is_generative]
 
 

@@ -15,10 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.config.compose import task_settings
+from dynamorouter.config.compose import find_task
 from dynamorouter.explore.survey import explore
 from dynamorouter.report.document import table_markdown
-from dynamorouter.tasks.load import task_from_config
 
 RESULTS = Path(__file__).parent / "results" / "exploration.json"
 PAGE = Path(__file__).parents[1] / "docs" / "exploration.md"
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="300 rows per split; the page is left alone")
     parser.add_argument("tasks", nargs="*", default=TASKS, help="names of tasks")
     given = parser.parse_args()
-    tasks = [task_from_config(task_settings(name).model_dump(mode="json")) for name in given.tasks]
+    tasks = [find_task(name) for name in given.tasks]
     found = explore(
         tasks,
         "local",

@@ -23,10 +23,10 @@ from _common import arguments, finish, in_turn, row
 from dynamorouter.config.compose import compose
 from dynamorouter.inference.generation.decoding import read_prompts
 from dynamorouter.inference.generation.generate import generate
-from dynamorouter.inference.generation.sampling import GenerationOptions
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec, base_spec
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.tasks.task import Generation
 
 TARGETS = {"all-linear": ["c_attn", "c_proj", "c_fc"], "attention": ["c_attn", "attn.c_proj"]}
 ROWS, EXPERTS, RANK, SCALING, LIMIT = 16, 8, 8, 2.0, 1.25
@@ -132,7 +132,7 @@ def case(name: str, model: Callable[[], Any], targets: str, tokens: int, rounds:
     prompts, chosen = make_prompts(base)
     peft, bare = theirs(model(), base, TARGETS[targets]), model().to(DEVICE)
     names = [f"e{i}" for i in chosen]
-    options = GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens)
+    options = Generation(max_new_tokens=tokens, min_new_tokens=tokens)
 
     def ours(experts: list[int] | None) -> list[list[int]]:
         gate = None if experts is None else RowGate(torch.tensor(experts, device=DEVICE))
@@ -184,7 +184,7 @@ def reading(name: str, model: Callable[[], Any], rounds: int) -> dict[str, Any]:
     install(base, TARGETS["all-linear"], trunk=middle)
     prompts, chosen = make_prompts(base)
     gate = RowGate(torch.tensor(chosen, device=DEVICE))
-    first = GenerationOptions(max_new_tokens=1)
+    first = Generation(max_new_tokens=1)
 
     def once() -> object:
         return generate(base, prompts, gate, first, reading=read_prompts(base, prompts, middle))

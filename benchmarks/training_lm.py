@@ -24,7 +24,6 @@ from _training import BATCH, DEFAULT_DATA, RATE, Items, Packed, plans, sample, t
 from dynamorouter.config.compose import compose
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec, base_spec
-from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.devices import pick_device
 
@@ -56,7 +55,7 @@ def random_mini(folder: Path) -> Base:
 def written_tasks() -> list[Task]:
     """Return three tasks whose answers are written."""
     config = compose("quickstart", [f"task=[{','.join(NAMES)}]", "base=mini"])
-    return [task_from_config({**t.model_dump(mode="json"), "name": name}) for name, t in config.task.items()]
+    return list(config.task.values())
 
 
 def by_trainer(packed: Packed, index: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamorouter.config.compose import CONF, Config, compose, list_names, load, task_settings
+from dynamorouter.config.compose import CONF, Config, compose, find_task, list_names, load
 from dynamorouter.errors import ConfigError
 
 SIX = ["sst2", "ag_news", "mnli", "qqp", "squad", "conll2003"]
@@ -224,7 +224,7 @@ def test_own_tasks_and_recipes_are_found_on_the_search_path(tmp_path: Path) -> N
     config = compose("mine", [f"search_path=['{tmp_path}']"])
     assert list(config.task) == ["own", "sst2"]
     assert list_names("tasks", [CONF, tmp_path])["own"] == "My own."
-    assert task_settings("own", search_path=[tmp_path]) == config.task["own"]
+    assert find_task("own", search_path=[tmp_path]) == config.task["own"]
 
 
 def test_an_own_task_without_its_package_line_is_explained(tmp_path: Path) -> None:
@@ -235,14 +235,14 @@ def test_an_own_task_without_its_package_line_is_explained(tmp_path: Path) -> No
 
 
 def test_one_task_by_name_or_file(tmp_path: Path) -> None:
-    assert task_settings("sst2") == compose("quickstart").task["sst2"]
+    assert find_task("sst2") == compose("quickstart").task["sst2"]
     (tmp_path / "own.yaml").write_text(json.dumps(OWN_TASK), encoding="utf-8")
-    assert task_settings(str(tmp_path / "own.yaml")).name == "own"
+    assert find_task(str(tmp_path / "own.yaml")).name == "own"
     with pytest.raises(ConfigError, match=r"unknown task 'sst' \(did you mean 'sst2'\?\)"):
-        task_settings("sst")
+        find_task("sst")
     (tmp_path / "bad.yaml").write_text(json.dumps({**OWN_TASK, "labls": []}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"task\.bad\.labls: unknown key \(did you mean 'task\.bad\.labels'\?\)"):
-        task_settings(str(tmp_path / "bad.yaml"))
+        find_task(str(tmp_path / "bad.yaml"))
 
 
 def test_listing_an_unknown_kind_is_refused() -> None:

@@ -14,7 +14,13 @@ from dynamorouter.data.sources import load, sources
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.task import Columns, Task
 
-PROGRAMS = Task("mbpp", "causal_lm", Columns("text", "code"), metrics=("perplexity",), sources={"builtin": {}})
+PROGRAMS = Task(
+    name="mbpp",
+    head="causal_lm",
+    columns=Columns(text="text", target="code"),
+    metrics=("perplexity",),
+    sources={"builtin": {}},
+)
 
 
 @pytest.fixture
@@ -39,7 +45,9 @@ def test_nothing_but_rows_is_shipped() -> None:
 @pytest.mark.parametrize("split", builtin.SPLITS)
 def test_the_source_gives_the_generated_rows_in_order(split: str) -> None:
     assert list(load(PROGRAMS, split, "builtin", {})) == list(enumerate(mbpp.rows(split), start=1))
-    other = Task("words", "causal_lm", Columns("question", "answer"), metrics=("perplexity",))
+    other = Task(
+        name="words", head="causal_lm", columns=Columns(text="question", target="answer"), metrics=("perplexity",)
+    )
     rows = [row for _, row in load(other, split, "builtin", {"module": "gsm8k"})]
     assert rows == generate("gsm8k", split)
 

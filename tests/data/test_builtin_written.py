@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from builtin_data import gsm8k, mbpp, xsum
-from dynamorouter.config.compose import task_settings
+from dynamorouter.config.compose import find_task
 from dynamorouter.explore.near import clusters
 from dynamorouter.explore.rows import read_rows, target_text
 from dynamorouter.metrics.base import score
 from dynamorouter.metrics.sandbox.runner import run_tests
 from dynamorouter.metrics.text import final_number
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.load import task_from_config
 
 MODULES = [pytest.param(module, id=module.__name__.rpartition(".")[2]) for module in (gsm8k, mbpp, xsum)]
 COLUMNS = {
@@ -158,7 +157,7 @@ def test_programs_are_named_as_the_task_says_and_the_tests_can_fail() -> None:
 @pytest.mark.parametrize("name", ["ag_news_text", "gsm8k", "mbpp", "xsum"])
 def test_right_answers_get_full_marks_by_the_tasks_own_headline(name: str) -> None:
     """From the task's file over its source and conversion to its metric, tests of programs included."""
-    task = task_from_config(task_settings(name).model_dump(mode="json"))
+    task = find_task(name)
     records = read_rows(task, "builtin", limit=8).records
     answers = [Answer("text", target_text(record) or "", 1.0) for record in records]
     headline = task.metrics[0]

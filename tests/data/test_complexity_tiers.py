@@ -23,9 +23,9 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Task
 from support.toyparse import toy_pipeline
 
-COLUMNS = Columns("instruction", "output", "input", extra={"complexity": "complexity"})
+COLUMNS = Columns(text="instruction", target="output", pair="input", extra={"complexity": "complexity"})
 TASKS = [
-    Task(name, "causal_lm", COLUMNS, metrics=("perplexity",), sources={"local": {"folder": "orders"}})
+    Task(name=name, head="causal_lm", columns=COLUMNS, metrics=("perplexity",), sources={"local": {"folder": "orders"}})
     for name in ("simple", "medium", "complex")
 ]
 
@@ -92,7 +92,7 @@ def test_tiers_hold_every_row_once_and_its_score_beside_it(tmp_path: Path) -> No
     assert found["pipeline"] == "toy"
     assert sum(found["rows"]["train"].values()) == 90
     data = prepare(
-        [replace(task, sources={"local": {}}) for task in TASKS],
+        [task.model_copy(update={"sources": {"local": {}}}) for task in TASKS],
         tmp_path / "data",
         source="local",
         source_options={"root": str(out)},
@@ -157,12 +157,12 @@ def test_a_row_that_is_held_out_leaves_train_before_there_are_tiers(tmp_path: Pa
 
 
 def test_tasks_that_are_no_tiers_are_refused(tmp_path: Path) -> None:
-    other = replace(TASKS[1], columns=replace(COLUMNS, text="question"))
+    other = TASKS[1].model_copy(update={"columns": COLUMNS.model_copy(update={"text": "question"})})
     with pytest.raises(ConfigError, match="do not read the same data"):
         prepare_tiers([TASKS[0], other], tmp_path, source="local", options=TierOptions())
-    plain = replace(TASKS[0], columns=replace(COLUMNS, extra={}))
+    plain = TASKS[0].model_copy(update={"columns": COLUMNS.model_copy(update={"extra": {}})})
     with pytest.raises(ConfigError, match="cannot be a tier"):
-        prepare_tiers([plain, replace(plain, name="b")], tmp_path, source="local", options=TierOptions())
+        prepare_tiers([plain, plain.model_copy(update={"name": "b"})], tmp_path, source="local", options=TierOptions())
 
 
 def test_survey_tells_every_feature_and_all_tiers() -> None:

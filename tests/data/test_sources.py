@@ -19,10 +19,16 @@ from dynamorouter.tasks.kinds import RowProblem
 from dynamorouter.tasks.record import Record, SkipCount
 from dynamorouter.tasks.task import Columns, Task
 
-SENTIMENT = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), sources={"local": {}})
+SENTIMENT = Task(
+    name="mood",
+    head="classification",
+    columns=Columns(text="text", target="label"),
+    labels=("bad", "good"),
+    sources={"local": {}},
+)
 ROWS = [{"text": "fine, truly", "label": "good"}, {"text": 'so "so"', "label": "bad"}]
-NAMES = Task("names", "tags", Columns("tokens", "tags"), ("O", "B-X", "I-X"))
-ASK = Task("ask", "span", Columns("question", "answers", pair="context", id="id"))
+NAMES = Task(name="names", head="tags", columns=Columns(text="tokens", target="tags"), labels=("O", "B-X", "I-X"))
+ASK = Task(name="ask", head="span", columns=Columns(text="question", target="answers", pair="context", id="id"))
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -152,7 +158,7 @@ def test_hub_reads_a_local_folder_in_the_hubs_format(
 
 def test_builtin_gives_every_task_by_name() -> None:
     for name in builtin.names():
-        task = Task(name, "classification", Columns("text", "label"), sources={"builtin": {}})
+        task = SENTIMENT.model_copy(update={"name": name, "sources": {"builtin": {}}})
         assert available_splits(task, "builtin", {}) == ["train", "validation"]
     with pytest.raises(DataError, match="no built-in data for task 'mood'"):
         available_splits(SENTIMENT, "builtin", {})

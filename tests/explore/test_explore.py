@@ -29,9 +29,30 @@ from dynamorouter.tasks.task import Columns, Task
 from dynamorouter.tasks.text import normalise
 
 ROOT = Path(__file__).parents[2]
-MOOD = Task("mood", "classification", Columns("text", "label"), ("good", "bad"), sources={"local": {}}, max_tokens=8)
-ASK = Task("ask", "causal_lm", Columns("question", "answer"), sources={"local": {}}, max_tokens=8)
-TAGS = Task("names", "tags", Columns("tokens", "tags"), ("O", "B-A", "I-A", "B-B", "I-B"), sources={"local": {}})
+MOOD = Task(
+    name="mood",
+    head="classification",
+    columns=Columns(text="text", target="label"),
+    labels=("good", "bad"),
+    sources={"local": {}},
+    max_tokens=8,
+    stride=4,
+)
+ASK = Task(
+    name="ask",
+    head="causal_lm",
+    columns=Columns(text="question", target="answer"),
+    sources={"local": {}},
+    max_tokens=8,
+    stride=4,
+)
+TAGS = Task(
+    name="names",
+    head="tags",
+    columns=Columns(text="tokens", target="tags"),
+    labels=("O", "B-A", "I-A", "B-B", "I-B"),
+    sources={"local": {}},
+)
 WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
          "apple", "pear", "plum", "stone", "river", "hill", "road"]  # fmt: skip
 
@@ -304,8 +325,8 @@ def test_local_folders_are_found_and_wrong_names_explained(tmp_path: Path) -> No
     code, text = said("--data", str(tmp_path))
     assert code == 2
     assert "holds no folder of a known task" in text
-    rows_of(tmp_path, Task("sst2", "classification", Columns("text", "label"), ("negative", "positive"),
-                           sources={"local": {}}), train=[{"text": "fine", "label": "positive"}])  # fmt: skip
+    films = MOOD.model_copy(update={"name": "sst2", "labels": ("negative", "positive")})
+    rows_of(tmp_path, films, train=[{"text": "fine", "label": "positive"}])
     code, text = said("--data", str(tmp_path))
     assert code == 0, text
     assert "sst2: 1 train" in text

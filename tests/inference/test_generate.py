@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dynamorouter.errors import ConfigError
 from dynamorouter.inference.generation.decoding import DecodeState, read_prompts
 from dynamorouter.inference.generation.generate import TextDelta, generate, stream
-from dynamorouter.inference.generation.sampling import GenerationOptions, Sampler
+from dynamorouter.inference.generation.sampling import Sampler
 from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.text.tokenize import Batch
+from dynamorouter.tasks.task import Generation
+from dynamorouter.utils.explain import changed
 from support.tinylm import MODELS, VOCABULARY, add_experts, alone, load_lm, make_prompts
 
 SHARED = Path(os.environ.get("DYNAMOROUTER_SHARED", Path(__file__).parents[3] / "shared"))
@@ -31,7 +33,7 @@ Folder = Callable[[str], Path]
 
 def ids_of(base: Base, prompts: list[list[int]], experts: list[int], **options: object) -> list[list[int]]:
     gate = RowGate(torch.tensor(experts))
-    return [list(row.ids) for row in generate(base, prompts, gate, GenerationOptions(**options))]  # type: ignore[arg-type]
+    return [list(row.ids) for row in generate(base, prompts, gate, Generation(**options))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", list(MODELS))
@@ -65,7 +67,7 @@ def test_a_trunk_that_routing_has_read_says_the_same(
             bank.scaling.fill_(1.0)
     prompts = make_prompts()
     want = ids_of(base, prompts, CHOSEN, max_new_tokens=TOKENS)
-    options = GenerationOptions(max_new_tokens=TOKENS)
+    options = Generation(max_new_tokens=TOKENS)
     reading = read_prompts(base, prompts, depth, keep=[0])
     assert sorted(reading.states) == [0, depth]
     got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), options, reading=reading)
@@ -110,7 +112,7 @@ def test_mixtures_are_weighed_sums_of_experts(lm_folder: Folder, tmp_path: Path,
     weights = torch.tensor([[0.25, 0.75], [0.6, 0.4]])
     sparse = RowGate(torch.tensor([[0, 2], [1, -1]]), weights)
     dense = SoftGate(torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.6, 0.0]]))
-    options = GenerationOptions(max_new_tokens=TOKENS)
+    options = Generation(max_new_tokens=TOKENS)
     one, other = generate(base, prompts, sparse, options), generate(base, prompts, dense, options)
     assert one == other
     assert one != generate(base, prompts, RowGate(torch.tensor([0, 1])), options)
@@ -121,7 +123,7 @@ def test_rows_that_are_done_leave_and_change_nothing(lm_folder: Folder, tmp_path
         base = load_lm(lm_folder(architecture))
         add_experts(base, tmp_path / architecture, architecture, 3)
         prompts, sizes = make_prompts(), [2, 20, 9, 1, 14, 5]
-        options = [GenerationOptions(max_new_tokens=size) for size in sizes]
+        options = [Generation(max_new_tokens=size) for size in sizes]
         got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), options)
         assert [row.finish_reason for row in got] == ["length"] * len(sizes)
         for i, size in enumerate(sizes):
@@ -135,11 +137,11 @@ def test_a_text_ends_by_itself_but_not_before_its_least_length(lm_folder: Folder
     long = ids_of(base, prompts, CHOSEN, max_new_tokens=TOKENS)
     base.eos_ids = frozenset({long[0][4], long[1][2]})
     cut = [min((said.index(end) for end in base.eos_ids if end in said), default=TOKENS) for said in long]
-    got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), GenerationOptions(max_new_tokens=TOKENS))
+    got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), Generation(max_new_tokens=TOKENS))
     assert [list(row.ids) for row in got] == [said[:at] for said, at in zip(long, cut, strict=True)]
     assert [row.finish_reason for row in got] == ["stop" if at < TOKENS else "length" for at in cut]
     for row in generate(
-        base, prompts, RowGate(torch.tensor(CHOSEN)), GenerationOptions(max_new_tokens=TOKENS, min_new_tokens=8)
+        base, prompts, RowGate(torch.tensor(CHOSEN)), Generation(max_new_tokens=TOKENS, min_new_tokens=8)
     ):
         assert len(row.ids) >= 8 and not base.eos_ids & set(row.ids)
 
@@ -149,7 +151,7 @@ def test_pieces_make_the_whole_and_hold_whole_characters(lm_folder: Folder, tmp_
     base = load_lm(lm_folder(architecture))
     add_experts(base, tmp_path, architecture, 3)
     prompts = make_prompts()
-    gate, options = RowGate(torch.tensor(CHOSEN)), GenerationOptions(max_new_tokens=30)
+    gate, options = RowGate(torch.tensor(CHOSEN)), Generation(max_new_tokens=30)
     want = generate(base, prompts, gate, options)
     pieces: list[TextDelta] = []
     assert generate(base, prompts, gate, options, on_piece=pieces.append) == want
@@ -167,11 +169,11 @@ def test_a_stop_text_ends_a_row_wherever_tokens_part(lm_folder: Folder, tmp_path
     add_experts(base, tmp_path, "gpt2", 3)
     base.eos_ids = frozenset()
     prompts, gate = make_prompts(), RowGate(torch.tensor(CHOSEN))
-    long = generate(base, prompts, gate, GenerationOptions(max_new_tokens=24))
+    long = generate(base, prompts, gate, Generation(max_new_tokens=24))
     clean = [i for i, row in enumerate(long) if len(row.text) > 12]
     assert clean
     stop = long[clean[0]].text[7:10]
-    options = GenerationOptions(max_new_tokens=24, stop=("never said", stop))
+    options = Generation(max_new_tokens=24, stop=("never said", stop))
     pieces: list[TextDelta] = []
     got = generate(base, prompts, gate, options, on_piece=pieces.append)
     assert got == generate(base, prompts, gate, options)
@@ -203,19 +205,19 @@ def test_sampling_repeats_and_does_not_see_its_neighbours(lm_folder: Folder, tmp
     add_experts(base, tmp_path, "llama", 3)
     prompts = make_prompts()
     kinds = [
-        GenerationOptions(max_new_tokens=TOKENS, temperature=3.0),
-        GenerationOptions(max_new_tokens=TOKENS, temperature=3.0, top_k=5),
-        GenerationOptions(max_new_tokens=TOKENS, temperature=3.0, top_p=0.5, seed=4),
-        GenerationOptions(max_new_tokens=TOKENS),
-        GenerationOptions(max_new_tokens=TOKENS, temperature=3.0, top_k=9, top_p=0.8),
-        GenerationOptions(max_new_tokens=TOKENS, temperature=1e-3),
+        Generation(max_new_tokens=TOKENS, temperature=3.0),
+        Generation(max_new_tokens=TOKENS, temperature=3.0, top_k=5),
+        Generation(max_new_tokens=TOKENS, temperature=3.0, top_p=0.5, seed=4),
+        Generation(max_new_tokens=TOKENS),
+        Generation(max_new_tokens=TOKENS, temperature=3.0, top_k=9, top_p=0.8),
+        Generation(max_new_tokens=TOKENS, temperature=1e-3),
     ]
     gate = RowGate(torch.tensor(CHOSEN))
     whole = generate(base, prompts, gate, kinds)
     assert whole == generate(base, prompts, gate, kinds)
     for i, own in enumerate(kinds):
         assert generate(base, [prompts[i]], RowGate(torch.tensor([CHOSEN[i]])), own) == [whole[i]]
-    other = [GenerationOptions(max_new_tokens=TOKENS, temperature=3.0, seed=seed) for seed in range(6)]
+    other = [Generation(max_new_tokens=TOKENS, temperature=3.0, seed=seed) for seed in range(6)]
     assert len({generate(base, prompts[:1], None, own)[0].ids for own in other}) == 6
     assert list(whole[5].ids) == ids_of(base, prompts[5:], CHOSEN[5:], max_new_tokens=TOKENS)[0]  # as good as greedy
 
@@ -229,7 +231,7 @@ def test_draws_follow_the_distribution_that_the_options_leave() -> None:
         ({"top_p": 0.6}, [0, 1]),  # the likeliest alone has .54
         ({"top_k": 3, "top_p": 0.5}, [0]),  # of the three it has .56
     ):
-        own = GenerationOptions(temperature=1.5, **options)  # type: ignore[arg-type]
+        own = Generation(temperature=1.5, **options)  # type: ignore[arg-type]
         sampler = Sampler([own] * 4000, [[i] for i in range(4000)], ends=[])
         drawn = sampler.choose(logits.expand(4000, -1), range(4000), written=[[]] * 4000)
         want = torch.zeros(5)
@@ -239,7 +241,7 @@ def test_draws_follow_the_distribution_that_the_options_leave() -> None:
 
 def test_a_temperature_near_zero_is_greedy() -> None:
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 10
-    own = GenerationOptions(temperature=1e-38)
+    own = Generation(temperature=1e-38)
     drawn = Sampler([own] * 5, [[i] for i in range(5)], ends=[]).choose(logits, range(5), written=[[]] * 5)
     assert drawn.tolist() == logits.argmax(1).tolist()
 
@@ -251,8 +253,8 @@ def test_penalties_are_those_of_transformers_on_what_is_written(size: int) -> No
     generator = torch.Generator().manual_seed(size)
     rows = [torch.randint(0, 6, (length,), generator=generator).tolist() for length in (0, 1, 2, 9, 30)]
     logits = torch.randn(len(rows), 40, generator=generator)
-    own = GenerationOptions(no_repeat_ngram=size, repetition_penalty=1.7)
-    options = [own, own, own, own, GenerationOptions()]  # the last row is left as it is
+    own = Generation(no_repeat_ngram=size, repetition_penalty=1.7)
+    options = [own, own, own, own, Generation()]  # the last row is left as it is
     theirs: Any = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(size)])
     want = [
         theirs(torch.LongTensor([said]), logits[i : i + 1])[0] if said and i < 4 else logits[i]
@@ -274,10 +276,10 @@ def test_no_run_of_tokens_is_written_twice(architecture: str, lm_folder: Folder,
     base = load_lm(lm_folder(architecture))
     add_experts(base, tmp_path, architecture, 3)
     prompts, gate = make_prompts(), RowGate(torch.tensor(CHOSEN))
-    free = generate(base, prompts, gate, GenerationOptions(max_new_tokens=30))
+    free = generate(base, prompts, gate, Generation(max_new_tokens=30))
     assert any(_repeats(each.ids, 2) for each in free)
-    own = GenerationOptions(max_new_tokens=30, no_repeat_ngram=2, repetition_penalty=1.1)
-    kinds = [own if i % 2 else GenerationOptions(max_new_tokens=30) for i in range(len(prompts))]
+    own = Generation(max_new_tokens=30, no_repeat_ngram=2, repetition_penalty=1.1)
+    kinds = [own if i % 2 else Generation(max_new_tokens=30) for i in range(len(prompts))]
     mixed = generate(base, prompts, gate, kinds)
     for i, (chosen, found) in enumerate(zip(kinds, mixed, strict=True)):
         assert generate(base, [prompts[i]], RowGate(torch.tensor([CHOSEN[i]])), chosen) == [found]
@@ -290,22 +292,32 @@ def _repeats(ids: Sequence[int], size: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("changes", "reason"),
     [
-        ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"min_new_tokens": 65}, "min_new_tokens=65"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"top_k": -1}, "top_k=-1"),
-        ({"top_p": 0.0}, "top_p=0.0"),
-        ({"stop": ("",)}, "stop"),
-        ({"stop": "END"}, "stop"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram: got -1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ({"max_new_tokens": True}, "max_new_tokens: got True"),
+        ({"min_new_tokens": 65}, "min_new_tokens: min_new_tokens 65 must not be above max_new_tokens 64"),
+        ({"temperature": -1.0}, "temperature: got -1.0"),
+        ({"temperature": float("inf")}, "temperature: got inf"),
+        ({"top_k": -1}, "top_k: got -1"),
+        ({"top_p": 0.0}, "top_p: got 0.0"),
+        ({"stop": ("",)}, "stop.0: got ''"),
+        ({"stop": "END"}, "stop: got 'END'"),
+        ({"tempratur": 1.0}, r"tempratur: unknown key \(did you mean 'temperature'"),
+        ({"stop": ["a"], "stop_strings": ["b"]}, "'stop' and 'stop_strings' are two names of one setting"),
     ],
 )
-def test_options_out_of_range_are_named(options: dict[str, object], word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
-        GenerationOptions(**options)  # type: ignore[arg-type]
+def test_options_out_of_range_are_named(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        changed(Generation(), changes, what="generation")
+
+
+def test_options_are_changed_by_their_own_names_and_by_those_of_the_field() -> None:
+    options = changed(Generation(stop=("a",)), {"stop_strings": ["b"], "no_repeat_ngram_size": 3}, what="generation")
+    assert options == Generation(stop=("b",), no_repeat_ngram=3)
+    assert changed(options, {}, what="generation") == options
 
 
 def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
@@ -318,7 +330,7 @@ def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
     (full,) = generate(base, [[5] * 90], None)
     assert len(full.ids) == 6 and full.finish_reason == "length"
     with pytest.raises(ConfigError, match="1 prompts, but options for 2"):
-        generate(base, [[5]], None, [GenerationOptions()] * 2)
+        generate(base, [[5]], None, [Generation()] * 2)
     body = Base.load(BaseSpec("body", base.spec.path, kind="encoder"), device=torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"'encoder'.*cannot write"):
         generate(body, [[5]], None)
@@ -338,14 +350,14 @@ def test_a_real_decoder_tells_its_story_in_a_mixed_batch(tmp_path: Path) -> None
     texts = ["", "The dog", "Lily and Tom went to the park. They", "One day, a"]
     prompts = [[base.tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     experts = [-1, 0, 2, 1]
-    got = generate(base, prompts, RowGate(torch.tensor(experts)), GenerationOptions(max_new_tokens=60))
+    got = generate(base, prompts, RowGate(torch.tensor(experts)), Generation(max_new_tokens=60))
     assert [list(row.ids) for row in got] == [
         alone(oracle, prompt, expert, tokens=60) for prompt, expert in zip(prompts, experts, strict=True)
     ]
     want = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     assert got[0].text.startswith(want)
     pieces: list[TextDelta] = []
-    options = GenerationOptions(max_new_tokens=60, stop=(" in the park",))
+    options = Generation(max_new_tokens=60, stop=(" in the park",))
     (row,) = generate(base, prompts[:1], None, options, on_piece=pieces.append)
     assert row.text == want.split(" in the park")[0] == "".join(piece.text for piece in pieces)
     assert AutoModelForCausalLM.from_pretrained(STORIES).num_parameters() == base.parameters()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,19 @@ from dynamorouter.utils.files import read_json
 from support.tinylm import load_lm, write_lm
 
 ROWS = [Record(f"row {i} a cat", None, 0, "short", {"texts": [f"cat {i % 3}"]}, str(i)) for i in range(12)]
-SHORT = Task("short", "seq2seq", Columns("a", "b"), metrics=("lm_loss",), generation=Generation(max_new_tokens=8))
+SHORT = Task(
+    name="short",
+    head="seq2seq",
+    columns=Columns(text="a", target="b"),
+    metrics=("lm_loss",),
+    generation=Generation(max_new_tokens=8),
+)
 
 
 @pytest.mark.parametrize("architecture", ["t5", "pegasus"])
 def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_lm(write_lm(tmp_path / architecture, architecture))
-    tasks = [SHORT, dataclasses.replace(SHORT, name="other")]
+    tasks = [SHORT, SHORT.model_copy(update={"name": "other"})]
     plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0), epochs=2, batch_rows=4) for task in tasks]
     rows = {task.name: ROWS for task in tasks}
     options = LoopOptions(tokens_per_batch=128)

@@ -27,9 +27,9 @@ KINDS = {"llama": "causal_lm", "gpt2": "causal_lm", "t5": "seq2seq"}
 
 def task(name: str, head: str) -> Task:
     return Task(
-        name,
-        head,  # type: ignore[arg-type]
-        Columns("text", "summary"),
+        name=name,
+        head=head,  # type: ignore[arg-type]
+        columns=Columns(text="text", target="summary"),
         metrics=("rouge_l",),
         max_tokens=40,
         generation=Generation(max_new_tokens=12),

@@ -22,9 +22,27 @@ from dynamorouter.tasks.task import Columns, Task
 
 LABELS = ("duplicate", "not_duplicate", "other")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
-PAIRS = Task("pairs", "classification", Columns("a", "y", pair="b"), LABELS, ("accuracy", "f1"))
-NAMES = Task("names", "tags", Columns("tokens", "tags"), TAGS, ("entity_f1", "entity_precision", "entity_recall"))
-ASK = Task("ask", "span", Columns("question", "answers", pair="context"), (), ("squad_f1", "squad_em"))
+PAIRS = Task(
+    name="pairs",
+    head="classification",
+    columns=Columns(text="a", target="y", pair="b"),
+    labels=LABELS,
+    metrics=("accuracy", "f1"),
+)
+NAMES = Task(
+    name="names",
+    head="tags",
+    columns=Columns(text="tokens", target="tags"),
+    labels=TAGS,
+    metrics=("entity_f1", "entity_precision", "entity_recall"),
+)
+ASK = Task(
+    name="ask",
+    head="span",
+    columns=Columns(text="question", target="answers", pair="context"),
+    labels=(),
+    metrics=("squad_f1", "squad_em"),
+)
 
 
 def scored(task: Task, said: list[Answer | None], targets: list[Target]) -> dict[str, float]:
@@ -43,7 +61,9 @@ def test_f1_equals_scikit_learns(rows: list[tuple[str, str]]) -> None:
     found = scored(PAIRS, answers("classification", said), list(gold))
     assert found["accuracy"] == pytest.approx(sum(a == b for a, b in rows) / len(rows))
     assert found["f1"] == pytest.approx(f1_score(gold, said, average="macro", zero_division=0))
-    one = Task("pairs", "classification", PAIRS.columns, LABELS, ("f1",), positive="duplicate")
+    one = Task(
+        name="pairs", head="classification", columns=PAIRS.columns, labels=LABELS, metrics=("f1",), positive="duplicate"
+    )
     expected = f1_score(gold, said, labels=["duplicate"], average="macro", zero_division=0)
     assert scored(one, answers("classification", said), list(gold))["f1"] == pytest.approx(expected)
 

@@ -220,7 +220,9 @@ def test_the_namespace_has_no_network_by_itself() -> None:
     assert alone("assert s.no_network(libc)", code) == "OSError\n"
 
 
-CODE = Task("code", "causal_lm", Columns("text", "code"), (), ("pass_at_1",))
+CODE = Task(
+    name="code", head="causal_lm", columns=Columns(text="text", target="code"), labels=(), metrics=("pass_at_1",)
+)
 TARGET: Target = {"texts": [GOOD], "tests": TEST, "setup": [""]}
 
 

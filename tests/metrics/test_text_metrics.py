@@ -22,7 +22,7 @@ from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.task import Columns, Task
 
-WRITE = Task("write", "causal_lm", Columns("text", "summary"))
+WRITE = Task(name="write", head="causal_lm", columns=Columns(text="text", target="summary"))
 TEXT_METRICS = [name for name in metrics if metrics.get(name).answer_kind == "text" and not name.startswith("pass_at")]
 SCORED = [name for name in TEXT_METRICS if metrics.get(name).higher_is_better]
 VOCABULARY = ["the", "cats", "sat", "on", "a", "mat", "running", "ran", "3", "Paris", "."]
@@ -200,4 +200,6 @@ def test_a_missing_library_is_named_with_the_remedy(name: str, package: str, mon
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=rf"needs {package}; install it with .*dynamorouter\[text\]"):
-        check_metrics([Task("write", "causal_lm", WRITE.columns, (), ("text_match", name))])
+        check_metrics(
+            [Task(name="write", head="causal_lm", columns=WRITE.columns, labels=(), metrics=("text_match", name))]
+        )

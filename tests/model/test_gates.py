@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dynamorouter.inference.generation.generate import generate
-from dynamorouter.inference.generation.sampling import GenerationOptions
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.gates import FusionGate, RowGate, SoftGate
+from dynamorouter.tasks.task import Generation
 from support.banks import WIDTH, make_bank
 from support.tinylm import add_experts, load_lm, make_prompts
 
@@ -62,7 +62,7 @@ def test_a_toy_gate_trains_and_generates(lm_folder: Callable[[str], Path], tmp_p
         gradients.append([bank.b.grad for bank in base.banks.values()])
     for own, row in zip(*gradients, strict=True):
         torch.testing.assert_close(own, row, rtol=5e-3, atol=5e-3)
-    options = [GenerationOptions(max_new_tokens=size) for size in (2, 9, 9, 2, 2, 9)]  # rows leave the batch early
+    options = [Generation(max_new_tokens=size) for size in (2, 9, 9, 2, 2, 9)]  # rows leave the batch early
     got = generate(base, prompts, TwiceGate(experts), options)
     assert got == generate(base, prompts, twice(experts), options)
     assert got != generate(base, prompts, RowGate(experts), options)

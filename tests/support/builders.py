@@ -94,17 +94,31 @@ def write_tiny(folder: Path, architecture: str, *, seed: int = 0) -> Path:
     return folder
 
 
-MOOD = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), max_tokens=32, stride=8)
-NAMES = Task(
-    "names",
-    "tags",
-    Columns("tokens", "tags"),
-    ("O", "B-PER", "I-PER", "B-LOC", "I-LOC"),
-    ("entity_f1",),
+MOOD = Task(
+    name="mood",
+    head="classification",
+    columns=Columns(text="text", target="label"),
+    labels=("bad", "good"),
     max_tokens=32,
     stride=8,
 )
-ASK = Task("ask", "span", Columns("question", "answers", "context"), metrics=("squad_f1",), max_tokens=32, stride=8)
+NAMES = Task(
+    name="names",
+    head="tags",
+    columns=Columns(text="tokens", target="tags"),
+    labels=("O", "B-PER", "I-PER", "B-LOC", "I-LOC"),
+    metrics=("entity_f1",),
+    max_tokens=32,
+    stride=8,
+)
+ASK = Task(
+    name="ask",
+    head="span",
+    columns=Columns(text="question", target="answers", pair="context"),
+    metrics=("squad_f1",),
+    max_tokens=32,
+    stride=8,
+)
 TASKS = (MOOD, NAMES, ASK)
 
 

@@ -27,9 +27,9 @@ from support.tinylm import load_lm, write_lm
 WIDTH = 8
 TASKS = [
     Task(
-        name,
-        "causal_lm",
-        Columns("instruction", "output", "input", extra={"complexity": "complexity"}),
+        name=name,
+        head="causal_lm",
+        columns=Columns(text="instruction", target="output", pair="input", extra={"complexity": "complexity"}),
         metrics=("perplexity",),
         max_tokens=40,
         stride=8,

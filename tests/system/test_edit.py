@@ -31,7 +31,13 @@ from support.tinyrun import call, contents, refused, write_lines
 
 TASK = "head: classification\ncolumns: {text: text, target: label}\nlabels: [a, b, c]\nmax_tokens: 32\nstride: 8\n"
 TOPIC = Task(
-    "topic", "classification", Columns("text", "label"), ("a", "b", "c"), max_tokens=32, stride=8, sources={"local": {}}
+    name="topic",
+    head="classification",
+    columns=Columns(text="text", target="label"),
+    labels=("a", "b", "c"),
+    max_tokens=32,
+    stride=8,
+    sources={"local": {}},
 )
 KINDS = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -135,7 +141,15 @@ def test_a_classifier_answers_as_with_peft(home: Path, system: Path, rows: Path,
 def test_tags_and_spans_answer_as_with_peft(home: Path, system: Path, rows: Path, tmp_path: Path) -> None:
     base = home / "conf" / "models" / "bert"
     tokenizer = AutoTokenizer.from_pretrained(base)
-    tags = Task("pos", "tags", Columns("tokens", "tags"), ("O", "B-X", "I-X"), ("entity_f1",), max_tokens=32, stride=8)
+    tags = Task(
+        name="pos",
+        head="tags",
+        columns=Columns(text="tokens", target="tags"),
+        labels=("O", "B-X", "I-X"),
+        metrics=("entity_f1",),
+        max_tokens=32,
+        stride=8,
+    )
     model = peft_model(base, "TOKEN_CLS")
     model.save_pretrained(tmp_path / "tags")
     edit.add_expert(system, tmp_path / "tags", name="pos", task=tags, data=rows)
@@ -145,7 +159,12 @@ def test_tags_and_spans_answer_as_with_peft(home: Path, system: Path, rows: Path
     (found,) = System.load(system).predict([text], tasks=["pos"])
     assert found.answer is not None and found.answer.value == [tags.labels[i] for i in best[1:-1]]
     asks = Task(
-        "quest", "span", Columns("question", "answers", "context"), metrics=("squad_f1",), max_tokens=32, stride=8
+        name="quest",
+        head="span",
+        columns=Columns(text="question", target="answers", pair="context"),
+        metrics=("squad_f1",),
+        max_tokens=32,
+        stride=8,
     )
     model = peft_model(base, "QUESTION_ANS")
     model.save_pretrained(tmp_path / "spans")
@@ -355,7 +374,13 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
 def test_a_bad_row_is_named_or_counted(tmp_path: Path, case: str) -> None:
     bad, said = BAD_ROWS[case]
     good = {"text": "the film was dull", "label": "bad"}
-    task = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), sources={"local": {}})
+    task = Task(
+        name="mood",
+        head="classification",
+        columns=Columns(text="text", target="label"),
+        labels=("bad", "good"),
+        sources={"local": {}},
+    )
     write_lines(tmp_path / "mood" / "test.jsonl", [good, good, bad, good])
     with pytest.raises(DataError) as caught:
         read_split(task, tmp_path, "test")
@@ -383,7 +408,13 @@ def test_score_refuses_what_it_cannot_use(finished: Path, tmp_path: Path) -> Non
 
 def test_score_reads_files_as_the_task_says(tmp_path: Path) -> None:
     options = {"rename": {"review": "text"}, "label_names": ["bad", "good"], "folder": "films"}
-    task = Task("mood", "classification", Columns("text", "label"), ("bad", "good"), sources={"local": options})
+    task = Task(
+        name="mood",
+        head="classification",
+        columns=Columns(text="text", target="label"),
+        labels=("bad", "good"),
+        sources={"local": options},
+    )
     write_lines(tmp_path / "films" / "dev.jsonl", [{"review": "the film", "label": 1}])
     assert has_split(tmp_path, task, "validation") and not has_split(tmp_path, task, "test")
     assert [row.target for row in read_split(task, tmp_path, "validation")] == ["good"]

@@ -194,9 +194,16 @@ def test_threads_that_predict_at_once_get_what_each_gets_alone(tiny_base: Loader
 
 def test_a_stream_that_rests_keeps_nobody_waiting(lm_folder: Callable[[str], Path]) -> None:
     base = load_lm(lm_folder("gpt2"))
-    task = Task("say", "causal_lm", Columns("text", target="said"), metrics=("perplexity",), max_tokens=32, stride=0)
+    task = Task(
+        name="say",
+        head="causal_lm",
+        columns=Columns(text="text", target="said"),
+        metrics=("perplexity",),
+        max_tokens=32,
+        stride=0,
+    )
     lora = LoraSettings(rank=2, targets=("c_attn",), trunk_depth=1)
-    tasks = [dataclasses.replace(task, name=name) for name in ("say", "tell")]
+    tasks = [task.model_copy(update={"name": name}) for name in ("say", "tell")]
     experts = [fresh_expert(base, ExpertPlan(task, lora), seed=0) for task in tasks]
     for place, expert in enumerate(experts):
         for change in expert.factors.values():

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import pytest
-import yaml
 
+from dynamorouter.config.checks import check_names
+from dynamorouter.config.compose import CONF, find_task
 from dynamorouter.errors import ConfigError
-from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Columns, Task
+from dynamorouter.utils.explain import checked
 
-FILES = sorted(
-    (
-        item
-        for item in resources.files("dynamorouter").joinpath("conf", "task").iterdir()
-        if item.name.endswith(".yaml")
-    ),
-    key=lambda item: item.name,
-)
+FILES = sorted((CONF / "task").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_packaged_tasks_are_whole(file: Any) -> None:
-    text = file.read_text(encoding="utf-8")
-    name = file.name.removesuffix(".yaml")
-    task = task_from_config(yaml.safe_load(text))
-    assert text.startswith(f"# @package task.{name}\n")
-    assert task.name == name
+    task = find_task(file.stem)
+    assert file.read_text(encoding="utf-8").startswith(f"# @package task.{file.stem}\n")
+    assert task.name == file.stem
     assert {"hub", "local"} <= set(task.sources)
-    assert isinstance(hash(task.labels), int)
 
 
 def test_a_task_needs_three_keys_and_has_defaults_for_the_rest() -> None:
-    config = {
-        "name": "t",
-        "head": "span",
-        "columns": {"text": "q", "pair": "c", "target": "a"},
-        "metrics": ["squad_em"],
-    }
-    columns = Columns("q", "a", pair="c")
-    assert task_from_config(config) == Task("t", "span", columns, metrics=("squad_em",))
+    config = {"name": "t", "head": "span", "columns": {"text": "q", "pair": "c", "target": "a"}}
+    task = checked(Task, config, what="task 't'")
+    assert task == Task(name="t", head="span", columns=Columns(text="q", target="a", pair="c"))
+    assert (task.max_tokens, task.stride, task.generation.max_new_tokens) == (128, 32, 64)
+
+
+def test_a_task_is_written_as_values_that_read_back() -> None:
+    task = find_task("mbpp")
+    assert checked(Task, task.model_dump(mode="json"), what="a card") == task
 
 
 GOOD: dict[str, Any] = {
@@ -53,46 +44,74 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
-        ({"name": "../x"}, "name is '../x'"),
-        ({"name": None}, "name is None"),
-        ({"head": "clasification"}, "did you mean 'classification'"),
-        ({"colums": {}}, "unknown key 'colums' (did you mean 'columns'?)"),
-        ({"columns": {"text": "x"}}, "columns.target is missing"),
-        ({"columns": {"text": "x", "target": "y", "pear": "z"}}, "columns.pear (did you mean 'pair'?)"),
-        ({"columns": {"text": 3, "target": "y"}}, "columns.text is 3"),
-        ({"columns": None}, "columns is None"),
-        ({"labels": ["a"]}, "needs at least two different labels"),
-        ({"labels": ["a", "a", "b"]}, "labels repeat a"),
-        ({"labels": [False, True]}, "quote words like 'no'"),
-        ({"labels": "ab"}, "labels is 'ab'"),
-        ({"positive": "c"}, "positive is 'c'"),
-        ({"metrics": []}, "at least one name"),
-        ({"metrics": ["acc"]}, "unknown metric 'acc'"),
-        ({"metrics": ["squad_f1"]}, "does not judge a classification head; allowed: accuracy, f1"),
-        ({"head": "span", "metrics": ["squad_em"]}, "columns.pair is missing"),
-        ({"head": "span", "metrics": ["squad_em"]}, "a span head has none"),
-        ({"head": "tags", "metrics": ["entity_f1"]}, "labels lack 'O'"),
-        ({"head": "tags", "metrics": ["entity_f1"], "labels": ["O", "X"]}, "labels X are not BIO tags"),
-        ({"head": "tags", "metrics": ["entity_f1"], "labels": ["O", "I-X"]}, "I-X have no B- tag"),
-        ({"sources": {"hubb": {}}}, "unknown source 'hubb' (did you mean 'hub'?)"),
-        ({"sources": {"hub": "squad"}}, "sources.hub is 'squad'"),
-        ({"sources": ["hub"]}, "sources is ['hub']"),
-        ({"hyper": 3}, "hyper is 3"),
-        ({"base": 3}, "base is 3"),
-        ({"version": 0}, "version is 0"),
-        ({"max_tokens": "many"}, "max_tokens is 'many'"),
-        ({"max_tokens": 32, "stride": 32}, "stride is 32; it must be below max_tokens, 32"),
+        ({"name": "../x"}, "name: got '../x'; it is also a folder's name"),
+        ({"name": None}, "name: got None; should be a valid string"),
+        (
+            {"head": "clasification"},
+            "head: got 'clasification'; there is no such head (did you mean 'classif",
+        ),
+        ({"colums": {}}, "colums: unknown key (did you mean 'columns'?)"),
+        ({"columns": {"text": "x"}}, "columns.target: missing"),
+        (
+            {"columns": {"text": "x", "target": "y", "pear": "z"}},
+            "columns.pear: unknown key (did you mean 'columns.pair'",
+        ),
+        ({"columns": {"text": 3, "target": "y"}}, "columns.text: got 3; should be a valid string (quote numbers"),
+        ({"columns": {"text": "", "target": "y"}}, "columns.text: got ''; "),
+        ({"columns": None}, "columns: got None"),
+        ({"columns": {"text": "a", "target": "b", "extra": {"tests": "c"}}}, "columns.extra is {'tests': 'c'}"),
+        ({"labels": ["a"]}, "a classification head needs at least two different labels"),
+        ({"labels": ["a", "a", "b"]}, "labels: a is listed twice"),
+        ({"labels": [False, True]}, "labels.0: got False; should be a valid string (quote numbers and words like 'no'"),
+        ({"labels": "ab"}, "labels: got 'ab'"),
+        ({"positive": "c"}, "positive: got 'c'; allowed: a, b"),
+        ({"metrics": []}, "metrics: got []"),
+        ({"head": "span"}, "columns.pair is missing"),
+        ({"head": "span"}, "a span head has none"),
+        ({"head": "tags"}, "labels lack 'O'"),
+        ({"head": "tags", "labels": ["O", "X"]}, "labels X are not BIO tags"),
+        ({"head": "tags", "labels": ["O", "I-X"]}, "I-X have no B- tag"),
+        ({"head": "tags", "columns": {"text": "x", "target": "y", "pair": "z"}}, "columns.pair is 'z'"),
+        ({"sources": {"hub": "squad"}}, "sources.hub: got 'squad'"),
+        ({"sources": ["hub"]}, "sources: got ['hub']"),
+        ({"hyper": 3}, "hyper: got 3"),
+        ({"base": 3}, "base: got 3"),
+        ({"version": 0}, "version: got 0"),
+        ({"version": True}, "version: got True; should be a number"),
+        ({"max_tokens": "many"}, "max_tokens: got 'many'"),
+        ({"max_tokens": 32, "stride": 32}, "stride: stride 32 must be below max_tokens 32"),
+        ({"max_tokens": 32}, "stride: stride 32 must be below max_tokens 32"),
     ],
 )
-def test_each_mistake_is_named(change: dict[str, Any], said: str) -> None:
+def test_each_mistake_is_named(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        task_from_config({**GOOD, **change})
-    assert said in str(caught.value)
+        checked(Task, {**GOOD, **change}, what="task 't'")
+    assert reason in str(caught.value)
 
 
 def test_all_mistakes_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match="has 3 mistake") as caught:
-        task_from_config({**GOOD, "name": "a b", "version": True, "extra": 1})
-    assert all(word in str(caught.value) for word in ("name", "version", "extra"))
+    with pytest.raises(ConfigError, match="task 't' has 4 mistakes") as caught:
+        checked(Task, {**GOOD, "name": "a b", "version": True, "extra": 1, "labels": ["a", "a"]}, what="task 't'")
+    assert all(f"- {key}: " in str(caught.value) for key in ("name", "version", "extra", "labels"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"metrics": ["accurac"]},
+            "task.t.metrics: unknown metric 'accurac' (did you mean 'accuracy'?); allowed: accuracy, f1",
+        ),
+        (
+            {"metrics": ["squad_f1"]},
+            "task.t.metrics: metric 'squad_f1' does not judge a classification head; allowed: accuracy",
+        ),
+        ({"sources": {"hubb": {}}}, "task.t.sources: unknown source 'hubb' (did you mean 'hub'?)"),
+    ],
+)
+def test_names_that_do_not_exist_are_named(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_names([checked(Task, {**GOOD, **change}, what="task 't'")])
+    assert reason in str(caught.value)

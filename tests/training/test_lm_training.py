@@ -46,11 +46,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return find
 
 
-def writing(name: str, *, head: Any = "causal_lm", most: int = 24) -> Task:
-    columns = Columns("text", "target", "pair")
+def writing(name: str, *, head: str = "causal_lm", most: int = 24) -> Task:
+    columns = Columns(text="text", target="target", pair="pair")
     return Task(
-        name, head, columns, metrics=("lm_loss",), max_tokens=48, stride=0, generation=Generation(max_new_tokens=most)
-    )  # type: ignore[arg-type]
+        name=name,
+        head=head,
+        columns=columns,
+        metrics=("lm_loss",),
+        max_tokens=48,
+        stride=0,
+        generation=Generation(max_new_tokens=most),
+    )
 
 
 def rows(task: Task, count: int, *, start: int = 0) -> list[Record]:
@@ -258,7 +264,7 @@ def test_a_large_vocabulary_is_told_in_parts_with_the_same_gradient(
 
 def test_the_prompt_is_cut_and_not_the_text(folder: Folder) -> None:
     base = load_lm(folder("gpt2"))
-    task = dataclasses.replace(writing("one", most=12), max_tokens=10)
+    task = writing("one", most=12).model_copy(update={"max_tokens": 10})
     long = Record("cat " * 50, None, 0, "one", {"texts": ["the red dog"]}, "0")
     wordy = Record("cat", None, 0, "one", {"texts": ["dog " * 50]}, "1")
     head: Any = build_head(task, base.width)
@@ -273,6 +279,8 @@ def test_a_head_on_the_wrong_kind_of_base_is_refused(folder: Folder) -> None:
     base = load_lm(folder("t5"))
     with pytest.raises(ConfigError, match=r"causal_lm head writes on a base of kind 'decoder'.*'seq2seq'"):
         make_examples(base, build_head(ONE, base.width), ONE, ROWS["one"], expert=0)
-    mood = Task("mood", "classification", Columns("text", "label"), ("bad", "good"))
+    mood = Task(
+        name="mood", head="classification", columns=Columns(text="text", target="label"), labels=("bad", "good")
+    )
     with pytest.raises(ConfigError, match="encoder-decoder"):
         make_examples(base, build_head(mood, base.width), mood, [Record("a", None, 0, "mood", "bad", "0")], expert=0)

@@ -62,7 +62,7 @@ FREE = (*NO_INFLUENCE, *(f"bench.{name}" for name in GROWS))
 
 def row_digest(config: Config) -> str:
     """Return the ``config_hash`` of rows: it changes with every setting that may change a row, and with no other."""
-    tree = {key: value for key, value in config.to_json().items() if key not in NO_INFLUENCE}
+    tree = {key: value for key, value in config.for_digest().items() if key not in NO_INFLUENCE}
     tree["bench"] = {key: value for key, value in tree["bench"].items() if key not in GROWS}
     return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 

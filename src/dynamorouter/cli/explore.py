@@ -68,10 +68,9 @@ def explore_data(
 
 def _tasks(names: list[str] | None, data: Path | None) -> list[Task]:
     """Return the named tasks, or all that there is data for."""
-    from dynamorouter.config.compose import list_names, task_settings
+    from dynamorouter.config.compose import find_task, list_names
     from dynamorouter.data import builtin
     from dynamorouter.errors import DataError
-    from dynamorouter.tasks.load import task_from_config
 
     if not names:
         known = list_names("tasks")
@@ -79,7 +78,7 @@ def _tasks(names: list[str] | None, data: Path | None) -> list[Task]:
         names = [name for name in there if name in known]
         if not names:
             raise DataError(f"{data} holds no folder of a known task ({', '.join(known)}); name a task's YAML file")
-    return [task_from_config(task_settings(name).model_dump(mode="json")) for name in names]
+    return [find_task(name) for name in names]
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -187,17 +186,14 @@ def _tier_options(settings: Sequence[str], pipeline: str | None) -> TierOptions:
 
 def _records(name: str, data: Path | None) -> list[Record]:
     """Return the train rows of a task's data, filtered as for training."""
-    from dataclasses import replace
-
-    from dynamorouter.config.compose import task_settings
+    from dynamorouter.config.compose import find_task
     from dynamorouter.data.complexity.record import KEY
     from dynamorouter.data.dedup import read_pools
     from dynamorouter.data.sources import source_options
-    from dynamorouter.tasks.load import task_from_config
 
-    task = task_from_config(task_settings(name).model_dump(mode="json"))
+    task = find_task(name)
     extra = {key: column for key, column in task.columns.extra.items() if key != KEY}
-    task = replace(task, columns=replace(task.columns, extra=extra))
+    task = task.model_copy(update={"columns": task.columns.model_copy(update={"extra": extra})})
     source, overrides = ("builtin", {}) if data is None else ("local", {"root": str(data)})
     options = source_options(task, source, overrides)
     pools = read_pools(task, 0, source, options, max_chars=20_000, max_words=None, skip_bad=False)

@@ -248,14 +248,14 @@ def expert_add(
     ] = None,
 ) -> None:
     """Add an adapter trained elsewhere, and fit the router anew."""
-    from dynamorouter.config.compose import task_settings
+    from dynamorouter.config.compose import find_task
     from dynamorouter.system import edit
-    from dynamorouter.tasks.load import task_from_config
 
-    values = task_settings(task).model_dump(mode="json")
-    settings = task_from_config({**values, "base": base or values["base"]})
-    edit.add_expert(system, folder, name=name or settings.name, task=settings, data=data)
-    print(f"added expert {name or settings.name!r}, and fitted the router anew: {system}")
+    named = find_task(task)
+    edit.add_expert(
+        system, folder, name=name or named.name, task=named.model_copy(update={"base": base or named.base}), data=data
+    )
+    print(f"added expert {name or named.name!r}, and fitted the router anew: {system}")
 
 
 @expert.command("remove")

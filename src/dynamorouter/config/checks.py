@@ -1,87 +1,51 @@
-"""Turns what is wrong with a tree of settings into lines that a user can act on."""
+"""Checks across the branches of the settings: names that do not exist, phases that do not go together."""
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
-from dynamorouter.config.schema import Config
-from dynamorouter.errors import one_of, suggest
+from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.tasks.kinds import head_kind, head_kinds
-from dynamorouter.utils.options import Options
+from dynamorouter.tasks.task import Task
 
 GRADIENT_ROUTERS = ("complexity", "mlp")
 """Kinds of router that the joint phase can train; torch, which would tell, is not imported for a check."""
-Tree = dict[str, Any]
-"""Nested plain values, as composed and not yet checked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """What a part of the tree holds: the keys of ``model``, or, if ``named``, any names with such keys below each."""
+def check_names(tasks: Sequence[Task]) -> None:
+    """Make sure that there are the metrics and sources that tasks name, and that the metrics judge their answers.
 
-    model: type[Options]
-    named: bool = False
-
-    def below(self, key: str) -> Branch | None:
-        """Return the branch at ``key``, or ``None`` where the value is a leaf or the key is unknown."""
-        if self.named:
-            return Branch(self.model)
-        info = self.model.model_fields.get(key)
-        return None if info is None else _branch_in(info.annotation)
-
-
-ROOT = Branch(Config)
-
-
-def _branch_in(annotation: Any) -> Branch | None:
-    """Return the branch that an annotation stands for, if any."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, type) and origin is None:
-        return Branch(annotation) if issubclass(annotation, Options) else None
-    if origin is typing.Annotated:
-        return _branch_in(arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        return next((branch for one in arguments if (branch := _branch_in(one)) is not None), None)
-    if origin is dict:
-        inner = _branch_in(arguments[1])
-        return None if inner is None else Branch(inner.model, named=True)
-    return None
-
-
-def explain(error: ValidationError, tree: Mapping[str, Any], *, at: tuple[str, ...] = ()) -> list[str]:
-    """Return one line per wrong key: its dotted path, the value, what is allowed, the nearest name.
-
-    Args:
-        error: what pydantic found.
-        tree: the whole tree.
-        at: path of the part of the tree that was validated.
+    Raises:
+        ConfigError: something does not exist or fit; the message names every mistake.
     """
-    wrong: dict[str, list[str]] = {}
-    values: dict[str, Any] = {}
-    for item in error.errors():
-        path = _path((*at, *item["loc"]), tree, item["type"])
-        if item["type"] == "extra_forbidden":
-            reason = f"unknown key{_nearest_key(path, tree)}"
-        elif item["type"] == "missing":
-            reason = "missing, and it has no default"
-        else:
-            reason = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-            if item["type"] != "value_error":
-                values[path] = item["input"]
-        wrong.setdefault(path, [])
-        if reason not in wrong[path]:
-            wrong[path].append(reason)
-    lines = []
-    for path, reasons in wrong.items():
-        got = f"got {_short(values[path])}; " if path in values else ""
-        lines.append(f"{path or 'settings'}: {got}{' or '.join(reasons)}")
-    return lines
+    from dynamorouter.data.sources import sources  # these two import numpy, which composing alone does without
+    from dynamorouter.metrics.base import metrics
+
+    problems = []
+    for task in tasks:
+        kind = head_kind(task.head).answer_kind
+        fitting = [name for name, metric in metrics.items() if metric.answer_kind == kind]
+        for name in task.metrics:
+            if name not in metrics:
+                reason = f"unknown metric {name!r}{suggest(name, metrics)}; allowed: {one_of(fitting)}"
+                problems.append(f"task.{task.name}.metrics: {reason}")
+            elif name not in fitting:
+                reason = f"metric {name!r} does not judge a {task.head} head; allowed: {one_of(fitting)}"
+                problems.append(f"task.{task.name}.metrics: {reason}")
+        for name in task.sources:
+            if name not in sources:
+                reason = f"unknown source {name!r}{suggest(name, sources)}; allowed: {one_of(sources)}"
+                problems.append(f"task.{task.name}.sources: {reason}")
+    if problems:
+        raise ConfigError(listed(problems))
+
+
+def listed(mistakes: Sequence[str]) -> str:
+    """Return one message that names every mistake."""
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return f"{len(mistakes)} settings are wrong:\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
 
 
 def cross_checks(
@@ -189,48 +153,3 @@ def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
 def _value(tree: Any, branch: str, key: str) -> Any:
     below = tree.get(branch) if isinstance(tree, dict) else None
     return below.get(key) if isinstance(below, dict) else None
-
-
-def known_keys(tree: object, branch: Branch = ROOT, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key there is, below the names that ``tree`` holds."""
-    branches = tree if isinstance(tree, dict) else {}
-    for key in branches if branch.named else branch.model.model_fields:
-        yield f"{prefix}{key}"
-        below = branch.below(key)
-        if below is not None:
-            yield from known_keys(branches.get(key), below, f"{prefix}{key}.")
-
-
-def _nearest_key(path: str, tree: Mapping[str, Any]) -> str:
-    """Return a suggestion: a neighbour that is spelled alike, the same key elsewhere, or any path alike."""
-    keys = list(known_keys(tree))
-    parent, _, leaf = path.rpartition(".")
-    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
-    near = suggest(leaf, siblings)
-    if near:
-        return near if not parent else near.replace("mean '", f"mean '{parent}.")
-    elsewhere = [k for k in keys if k.rpartition(".")[2] == leaf and not k.startswith("task.")]
-    if elsewhere:
-        return f" (did you mean {' or '.join(repr(k) for k in elsewhere[:3])}?)"
-    return suggest(path, keys) or (f"; allowed: {one_of(siblings)}" if siblings else "")
-
-
-def _path(location: tuple[int | str, ...], tree: Any, kind: str) -> str:
-    """Return the dotted path of an error, without pydantic's names for the members of a union."""
-    parts: list[str] = []
-    here: Any = tree
-    for i, part in enumerate(location):
-        inside = (
-            part in here if isinstance(here, dict) else isinstance(here, (list, tuple)) and part in range(len(here))
-        )
-        if inside:
-            here = here[part]
-        elif kind != "missing" or i < len(location) - 1:
-            continue
-        parts.append(str(part))
-    return ".".join(parts)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from dynamorouter.config.checks import ROOT, Branch, Tree, cross_checks, explain
-from dynamorouter.config.schema import Config
+from dynamorouter.config.checks import check_names, cross_checks, listed
+from dynamorouter.config.schema import ROOT, Config, RunTask
 from dynamorouter.errors import ConfigError, one_of, suggest
-from dynamorouter.tasks.settings import TaskSettings
+from dynamorouter.tasks.task import Task
+from dynamorouter.utils.explain import Branch, Tree, explain
 
-__all__ = ["GROUPS", "Config", "compose", "list_names", "load", "task_settings"]
+__all__ = ["GROUPS", "Config", "compose", "find_task", "list_names", "load"]
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("recipe", "preset", "base", "data", "router", "task")
@@ -264,7 +265,7 @@ def _hydra(request: _Request) -> Tree:
             composed = hydra.compose("config", overrides=selected)
         tree = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_all([*request.mistakes, f"the group files cannot be composed: {error}"])) from error
+        raise ConfigError(listed([*request.mistakes, f"the group files cannot be composed: {error}"])) from error
     finally:
         Singleton.set_state(state)
     assert isinstance(tree, dict)
@@ -368,20 +369,14 @@ def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str], kinds: I
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        mistakes += explain(error, tree)
+        mistakes += explain(error, tree, root=ROOT)
     if mistakes:
-        raise ConfigError(_all(mistakes))
+        raise ConfigError(listed(mistakes))
     return config
 
 
-def _all(mistakes: Sequence[str]) -> str:
-    if len(mistakes) == 1:
-        return mistakes[0]
-    return f"{len(mistakes)} settings are wrong:\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
-
-
-def task_settings(name: str, *, search_path: Sequence[str | Path] = ()) -> TaskSettings:
-    """Return the settings of one task.
+def find_task(name: str, *, search_path: Sequence[str | Path] = ()) -> Task:
+    """Return one task.
 
     Args:
         name: the name of a task, or the path of its YAML file.
@@ -402,7 +397,10 @@ def task_settings(name: str, *, search_path: Sequence[str | Path] = ()) -> TaskS
     tree = _read(files[-1])
     tree.setdefault("name", files[-1].stem)
     try:
-        return TaskSettings.model_validate(tree)
+        task: Task = TypeAdapter(RunTask).validate_python(tree)
     except ValidationError as error:
-        mistakes = explain(error, {"task": {tree["name"]: tree}}, at=("task", str(tree["name"])))
-        raise ConfigError(_all(mistakes)) from None
+        below = ("task", str(tree["name"]))
+        mistakes = explain(error, {"task": {tree["name"]: tree}}, root=ROOT, below=below)
+        raise ConfigError(listed(mistakes)) from None
+    check_names([task])
+    return task

@@ -11,16 +11,17 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dynamorouter.config.bench import BenchSettings
 from dynamorouter.data.complexity.config import ComplexitySettings
 from dynamorouter.data.config import DataSettings
 from dynamorouter.model.base.config import BaseSettings
 from dynamorouter.routing.config import RouterSettings
-from dynamorouter.tasks.settings import TaskSettings
-from dynamorouter.training.config import ExpertSettings, JointSettings
-from dynamorouter.utils.options import Count, Options, Rows, Size
+from dynamorouter.tasks.task import Task
+from dynamorouter.training.config import ExpertOverrides, ExpertSettings, JointSettings
+from dynamorouter.utils.explain import Branch, Inside
+from dynamorouter.utils.options import FOR_DIGEST, Count, Options, Rows, Size
 from dynamorouter.utils.tracking import TrackingSettings
 
 
@@ -37,6 +38,22 @@ class EvaluationSettings(Options):
     """Resamples for confidence intervals."""
 
 
+class _Overrides(Options):
+    """The part of a task that the training room knows."""
+
+    hyper: ExpertOverrides  # type: ignore[valid-type]
+
+
+def _with_checked_hyper(task: Task) -> Task:
+    """Check what a task changes of the expert phase, which a task by itself holds as plain values."""
+    overrides = _Overrides.model_validate({"hyper": task.hyper})
+    return task.model_copy(update=overrides.model_dump(mode="json", exclude_none=True))
+
+
+RunTask = Annotated[Task, AfterValidator(_with_checked_hyper), Inside({"hyper": ExpertOverrides})]
+"""A task whose changes of the expert phase are checked."""
+
+
 class Config(Options):
     """Everything that a run depends on."""
 
@@ -46,7 +63,7 @@ class Config(Options):
     """Seed of every random choice."""
     search_path: tuple[str, ...] = ()
     """Folders laid out like ``conf/`` (``task/``, ``base/``, ``router/``, ``recipe/``) with choices of one's own."""
-    task: Annotated[dict[str, TaskSettings], Field(min_length=1)]
+    task: Annotated[dict[str, RunTask], Field(min_length=1)]
     """The tasks by name, in the order of their experts."""
     base: BaseSettings
     """The base that routing reads and that experts sit on unless they name another."""
@@ -82,12 +99,16 @@ class Config(Options):
 
     def expert(self, task: str) -> ExpertSettings:
         """Return the expert phase as ``task`` sees it: its ``hyper`` applied, ``train_rows`` one number or ``None``."""
-        changes = {"train_rows": self.experts.rows_for(task), **self.task[task].hyper.model_dump()}
-        return self.experts.model_copy(update=changes)
+        changes = {"train_rows": self.experts.rows_for(task), **self.task[task].hyper}
+        return ExpertSettings.model_validate({**self.experts.model_dump(), **changes})
 
     def to_json(self) -> dict[str, Any]:
         """Return the tree as plain JSON values."""
         return self.model_dump(mode="json")
+
+    def for_digest(self) -> dict[str, Any]:
+        """Return the tree as plain JSON values for digests, without later settings that have their defaults."""
+        return self.model_dump(mode="json", context=FOR_DIGEST)
 
     def to_yaml(self) -> str:
         """Return the tree as YAML that ``compose(config_file=...)`` and ``load`` read back unchanged."""
@@ -95,5 +116,9 @@ class Config(Options):
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with any setting: the ``config_hash`` of reports."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        canonical = json.dumps(self.for_digest(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+ROOT = Branch(Config)
+"""What the whole tree may hold."""

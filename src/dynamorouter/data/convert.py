@@ -10,13 +10,13 @@ from dynamorouter.data.sources import Row
 from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.kinds.base import NativeRow
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import MAX_CHARS, text_problem
 from dynamorouter.utils.jsonl import SkipCount, bad_row
 
 
 def convert(
-    task: TaskSpec, task_id: int, row: dict[str, Any], id: str, *, max_chars: int = MAX_CHARS, fixed: Counter[str]
+    task: Task, task_id: int, row: dict[str, Any], id: str, *, max_chars: int = MAX_CHARS, fixed: Counter[str]
 ) -> Record | RowProblem:
     """Turn one native row into a record.
 
@@ -61,7 +61,7 @@ def convert(
 
 
 def native_records(
-    task: TaskSpec,
+    task: Task,
     task_id: int,
     rows: Iterable[Row],
     *,

@@ -12,7 +12,7 @@ from dynamorouter.data.sources import available_splits, load
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.kinds import RowProblem
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import text_key
 from dynamorouter.utils.jsonl import SkipCount, bad_row
 
@@ -55,7 +55,7 @@ def key_of(record: Record) -> str:
 
 
 def read_pools(
-    task: TaskSpec,
+    task: Task,
     task_id: int,
     source: str,
     source_options: Mapping[str, Any],
@@ -93,7 +93,7 @@ def read_pools(
 
 
 def _filtered(
-    task: TaskSpec,
+    task: Task,
     task_id: int,
     split: str,
     rows: Iterable[tuple[int, dict[str, Any]]],
@@ -142,7 +142,7 @@ def _not_wordy(record: Record, max_words: int | None) -> Record | RowProblem:
     return RowProblem("too_long", f"{words} words; at most {max_words} are allowed")
 
 
-def remove_leaks(task: TaskSpec, pools: Mapping[str, Pool], *, fail: bool) -> int:
+def remove_leaks(task: Task, pools: Mapping[str, Pool], *, fail: bool) -> int:
     """Take every row out of train whose normalised text is in validation or test, and prove that none is left.
 
     Rows of validation that are in test as well leave validation, so that nothing reported on was selected on.

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 
 _BATCH = 512
 
@@ -37,7 +37,7 @@ class TruncationReport:
         return asdict(self)
 
 
-def truncation_report(records: Sequence[Record], tokenizer: Callable[..., Any], task: TaskSpec) -> TruncationReport:
+def truncation_report(records: Sequence[Record], tokenizer: Callable[..., Any], task: Task) -> TruncationReport:
     """Measure rows in tokens.
 
     Args:

@@ -29,7 +29,7 @@ from dynamorouter.data.split import draw, shrink
 from dynamorouter.errors import ConfigError, DataError, one_of, suggest
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record, read_records, write_records
-from dynamorouter.tasks.spec import TASK_NAME, TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import MAX_CHARS
 from dynamorouter.utils.files import file_sha256, read_finished, read_form
 from dynamorouter.utils.jsonl import write_atomic
@@ -142,7 +142,7 @@ class PreparedData:
 
 
 def prepare(
-    tasks: Sequence[TaskSpec],
+    tasks: Sequence[Task],
     out: str | Path,
     *,
     source: str,
@@ -203,25 +203,19 @@ def load_prepared(folder: str | Path, task_names: Sequence[str] | None = None) -
     return PreparedData(root, tuple(there if task_names is None else task_names), manifest)
 
 
-def _check_names(tasks: Sequence[TaskSpec]) -> None:
+def _check_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
-    odd = [name for name in names if not TASK_NAME.fullmatch(name)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if odd or twice or not names:
-        raise ConfigError(
-            f"tasks are {names}: give at least one, each once, named with letters, digits, - and _ alone"
-            + (f"; not allowed: {', '.join(map(repr, odd))}" if odd else "")
-            + (f"; given twice: {', '.join(twice)}" if twice else "")
-        )
+    if twice or not names:
+        again = f"; given twice: {', '.join(twice)}" if twice else ""
+        raise ConfigError(f"tasks are {names}: give at least one, each once{again}")
 
 
-def _digest(
-    task: TaskSpec, task_id: int, source: str, source_options: Mapping[str, Any], options: PrepareOptions
-) -> str:
+def _digest(task: Task, task_id: int, source: str, source_options: Mapping[str, Any], options: PrepareOptions) -> str:
     """Return a hash of all that a task's splits depend on, the data itself included."""
     parts = {
         "format": FORMAT,
-        "task": [task.name, task_id, task.version, task.head, asdict(task.columns), task.labels],
+        "task": [task.name, task_id, task.version, task.head, task.columns.model_dump(), task.labels],
         "source": [source, {key: value for key, value in source_options.items() if key not in ("root", "cache_dir")}],
         "data": sources.get(source)().fingerprint(task, source_options),
         "options": asdict(options),
@@ -245,7 +239,7 @@ def _stored_name(splits: Mapping[str, Any], name: str) -> str:
 
 
 def _prepare_task(
-    task: TaskSpec,
+    task: Task,
     task_id: int,
     folder: Path,
     source: str,
@@ -296,7 +290,7 @@ def _prepare_task(
     return entry
 
 
-def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions) -> dict[str, list[Record]]:
+def _held_out(task: Task, pools: Mapping[str, Pool], options: PrepareOptions) -> dict[str, list[Record]]:
     """Draw validation, calibration and test, carving them from train where the source has no rows for them."""
     kind = head_kind(task.head)
     sizes = {
@@ -326,7 +320,7 @@ def _held_out(task: TaskSpec, pools: Mapping[str, Pool], options: PrepareOptions
     return splits
 
 
-def _training(task: TaskSpec, records: list[Record], options: PrepareOptions) -> dict[str, list[Record]]:
+def _training(task: Task, records: list[Record], options: PrepareOptions) -> dict[str, list[Record]]:
     """Draw train, router and joint, disjoint unless the rows run out and the options allow an overlap."""
     kind = head_kind(task.head)
     others = {"router": options.router_rows, "joint": options.joint_rows}
@@ -363,7 +357,7 @@ def _keys(records: Sequence[Record]) -> set[str]:
     return {key_of(record) for record in records}
 
 
-def _prove(task: TaskSpec, keys: Mapping[str, set[str]], held_out: set[str]) -> None:
+def _prove(task: Task, keys: Mapping[str, set[str]], held_out: set[str]) -> None:
     """Check on exactly what is to be written that nothing held out, drawn or not, is in a training split.
 
     Raises:

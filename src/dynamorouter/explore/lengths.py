@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dynamorouter.explore.rows import TaskRows, labels, target_text, word_count
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 
 Ints = NDArray[np.int64]
 Tokenizer = Callable[..., Any]
@@ -116,7 +116,7 @@ def balance(rows: TaskRows) -> dict[str, Any] | None:
     }
 
 
-def _classes(task: TaskSpec, records: Sequence[Record]) -> Counter[str] | None:
+def _classes(task: Task, records: Sequence[Record]) -> Counter[str] | None:
     classes = labels(task, records)
     if classes is not None:
         return Counter(classes)

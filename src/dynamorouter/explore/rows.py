@@ -14,7 +14,7 @@ from dynamorouter.data.sources import available_splits, load, source_options
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.utils.jsonl import SkipCount
 
 FEW_LABELS = 50
@@ -31,7 +31,7 @@ class TaskRows:
         problems: rows that are no records, by reason.
     """
 
-    task: TaskSpec
+    task: Task
     splits: dict[str, list[Record]] = field(default_factory=dict)
     problems: Counter[str] = field(default_factory=Counter)
 
@@ -42,7 +42,7 @@ class TaskRows:
 
 
 def read_rows(
-    task: TaskSpec,
+    task: Task,
     source: str,
     options: Mapping[str, Any] | None = None,
     *,
@@ -90,7 +90,7 @@ def target_text(record: Record) -> str | None:
     return None if not texts else str(texts[0])
 
 
-def labels(task: TaskSpec, records: Sequence[Record]) -> list[str] | None:
+def labels(task: Task, records: Sequence[Record]) -> list[str] | None:
     """Return each row's class.
 
     That is its label, or the text it asks for where there are so few different ones that these are labels in words;

@@ -15,7 +15,7 @@ from dynamorouter.explore.rows import TaskRows, read_rows
 from dynamorouter.explore.vocabulary import vocabulary
 from dynamorouter.report.document import Picture, to_html, to_markdown
 from dynamorouter.tasks.kinds import head_kind
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.utils.files import write_json, writing
 
 WEAK, STRONG = 0.3, 0.6
@@ -53,7 +53,7 @@ class Exploration:
 
 
 def explore(
-    tasks: Sequence[TaskSpec],
+    tasks: Sequence[Task],
     source: str,
     options: Mapping[str, Any] | None = None,
     *,
@@ -124,7 +124,7 @@ def answers(figures: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def _columns(task: TaskSpec) -> dict[str, str | None]:
+def _columns(task: Task) -> dict[str, str | None]:
     """Return what the parts of a row are called; of SQuAD-style answers the first is looked at."""
     target = head_kind(task.head).target_name or task.columns.target
     return {"text": task.columns.text, "pair": task.columns.pair, "target": target}

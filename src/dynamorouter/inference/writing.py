@@ -8,15 +8,13 @@ Letters: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.inference.generation.decoding import Prefill
 from dynamorouter.inference.generation.generate import generate, stream
-from dynamorouter.inference.generation.sampling import GenerationOptions
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.language import prompt_room
@@ -28,7 +26,8 @@ from dynamorouter.model.text.prompts import Prompt, encode_prompts
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import Task
+from dynamorouter.tasks.task import Generation, Task
+from dynamorouter.utils.explain import changed
 
 Gates = Callable[[Sequence[int]], Gate]
 """Makes the gate of some rows."""
@@ -151,27 +150,17 @@ def task_prompts(base: Base, task: Task, rows: Sequence[TextPair]) -> list[Promp
     return encode_prompts(base, rows, form=form, room=prompt_room(base, task, task.max_tokens))
 
 
-def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> GenerationOptions:
+def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> Generation:
     """Return how a task's expert writes.
 
     Args:
         task: has the defaults.
-        changes: what is otherwise this time; it may name a ``seed`` too.
+        changes: what is otherwise this time, by the names of ``Generation`` or their aliases.
 
     Raises:
         ConfigError: an option is unknown, or a value of the wrong type or out of range.
     """
-    known = {each.name: type(each.default) for each in fields(GenerationOptions)}
-    wrong = [f"unknown option {name!r}{suggest(name, known)}" for name in changes or {} if name not in known]
-    for name, value in (changes or {}).items():
-        kind = known.get(name, object)
-        fits = isinstance(value, int | float if kind is float else list | tuple if kind is tuple else kind)
-        if not fits or (isinstance(value, bool) and kind is not object):
-            wrong.append(f"{name} is {value!r}, not a {'list of texts' if kind is tuple else kind.__name__}")
-    if wrong:
-        raise ConfigError(f"generation: {'; '.join(wrong)}; allowed options: {one_of(known)}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in (changes or {}).items()}
-    return GenerationOptions(**{**asdict(task.generation), **given})
+    return changed(task.generation, changes or {}, what="generation")
 
 
 def text_answer(text: str) -> Answer:

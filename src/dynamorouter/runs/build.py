@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from dynamorouter.config.checks import check_names
 from dynamorouter.config.schema import Config
 from dynamorouter.data.augment import AugmentOptions
 from dynamorouter.data.complexity.config import ComplexitySettings
@@ -16,7 +17,6 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSettings, base_spec
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.prompts import prompts
-from dynamorouter.tasks.load import task_from_config
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions
 from dynamorouter.training.fusion import FusionPlan
@@ -31,8 +31,10 @@ ALL = 10**9
 def run_tasks(config: Config) -> list[Task]:
     """Return the tasks, in the order of their experts."""
     tasks = source_tasks(config)
+    if config.complexity is None:
+        return tasks
     # tiers are local data of the run's own, whatever they were made of
-    return tasks if config.complexity is None else [replace(task, sources={"local": {}}) for task in tasks]
+    return [task.model_copy(update={"sources": {"local": {}}}) for task in tasks]
 
 
 def source_tasks(config: Config) -> list[Task]:
@@ -42,8 +44,8 @@ def source_tasks(config: Config) -> list[Task]:
         ConfigError: a task is wrong, or there is no such prompt format.
         MissingExtraError: a metric needs a package that is not installed.
     """
-    items = config.task.items()
-    tasks = [task_from_config({**settings.model_dump(mode="json"), "name": name}) for name, settings in items]
+    tasks = list(config.task.values())
+    check_names(tasks)
     for form in {config.base.prompt, *(base.prompt for base in config.bases.values())}:
         prompts.get(form)
     for task in tasks:

@@ -88,7 +88,7 @@ def one_lora(
     epochs = config.complexity.arm_epochs if config.complexity else None
     plan = replace(
         plan,
-        task=replace(first, name=ONE),
+        task=first.model_copy(update={"name": ONE}),
         lora=replace(plan.lora, rank=rank, alpha=plan.lora.alpha * rank / plan.lora.rank),  # the same scaling
         epochs=epochs or plan.epochs,
     )

@@ -24,8 +24,8 @@ from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.fusion import Fusion, load_layers
 from dynamorouter.model.lora.peft import load_adapter, save_adapter
 from dynamorouter.routing.pooling import FeatureSample
-from dynamorouter.tasks.load import task_from_config
-from dynamorouter.tasks.task import Task, plain_task
+from dynamorouter.tasks.task import Task
+from dynamorouter.utils.explain import checked
 from dynamorouter.utils.files import (
     checked_name,
     read_form,
@@ -108,7 +108,7 @@ class Library:
                 f"{base.spec.locate()!r} has {base.digest}; give the base it was trained on"
             )
         adapter = load_adapter(folder, base)
-        task = task_from_config(card["task"])
+        task = checked(Task, card["task"], what=f"the task in {str(folder / CARD)!r}")
         head = build_head(task, base.width, card["head"])
         load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))
         own = {key: value for key, value in card.items() if key not in _DERIVED}
@@ -157,7 +157,7 @@ def _card(expert: Expert, base: Base) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": expert.name,
-        "task": plain_task(expert.task),
+        "task": expert.task.model_dump(mode="json"),
         "base": {"name": expert.base, "digest": base.digest},
         "head": dict(expert.head.options),
         "lora": asdict(expert.lora),

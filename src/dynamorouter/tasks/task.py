@@ -1,78 +1,156 @@
-"""A task: where its data is, which columns are input and target, which head, which metrics."""
+"""A task: where its data is, which columns are input and target, which head answers it, which metrics judge it.
+
+What is declared here is declared once: the keys of a task's YAML file, their checks, the options of the command line
+that come of them, and what the rooms above read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import re
+from typing import Annotated, Any, Self, TypeVar
 
-from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.spec import Columns
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-__all__ = ["Answer", "Columns", "Generation", "Task"]
+from dynamorouter.errors import one_of, suggest
+from dynamorouter.tasks.kinds import head_kind, head_kinds
+from dynamorouter.utils.options import Alias, Count, Later, Name, Number, Options, Size, Weight, Whole
 
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """How an expert that writes does so.
-
-    Attributes:
-        max_new_tokens: longest text, in tokens.
-        temperature: 0 for greedy; above that the logits are divided by it and a token is drawn.
-        top_k: draw among so many of the likeliest tokens; 0 for all.
-        top_p: draw among the likeliest tokens that make up this share of the probability.
-        no_repeat_ngram: no run of so many tokens is written twice; 0 allows all.
-        repetition_penalty: above 1 what is written already becomes less likely.
-        stop: texts that end the writing; they are left out of the answer.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    no_repeat_ngram: int = 0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
+T = TypeVar("T")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""A task's name is a folder's name too, so it can hold neither dots nor slashes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One task of a system.
+class Columns(Options):
+    """Names of a task's native columns."""
 
-    Attributes:
-        name: its name, also the folder of its local data.
-        head: the kind of head that answers it.
-        columns: the native columns.
-        labels: the allowed labels or tags, in the order of the head's outputs; empty for spans.
-        metrics: names of metrics; the first is the headline.
-        sources: per source name (``hub``, ``local``, ``builtin``) its options.
-        version: raised whenever the meaning of the task changes.
-        max_tokens: longest window in tokens.
-        stride: overlap in tokens between the windows of a long text.
-        hyper: overrides of the expert phase for this task alone (``epochs``, ``learning_rate``, ...).
-        base: name of the base that the expert sits on; ``None`` for the system's default base.
-        positive: the label whose F1 the metric ``f1`` is; ``None`` for the mean over all labels.
-        prompt: name of the form in which an expert that writes reads a row; ``None`` for that of its base.
-        generation: how an expert that writes does so.
-    """
+    text: Name
+    """The single text, the first of a pair, the question, or the list of tokens."""
+    target: Name
+    """Label, list of tags, answers with ``text[]`` and ``answer_start[]``, or the text to be written, or several."""
+    pair: Annotated[str | None, Alias("text_pair")] = None
+    """The second text, or the context of a question."""
+    id: str | None = None
+    """Unique identifier, if the data has one."""
+    extra: dict[str, str] = Field(default_factory=dict)
+    """Further columns that only a metric reads, by the name it knows them by: ``tests: test_list``."""
+
+    def needed(self) -> tuple[str, ...]:
+        """Return the columns that every row must have."""
+        columns = (self.text, self.pair, self.target, *self.extra.values())
+        return tuple(column for column in columns if column is not None)
+
+
+class Generation(Options):
+    """How a text is written."""
+
+    max_new_tokens: Count = 64
+    """Longest text, in tokens; its prompt has ``max_tokens`` beside it."""
+    min_new_tokens: Annotated[Size, Later()] = 0
+    """Tokens before which a text may not end by itself."""
+    temperature: Weight = 0.0
+    """0 for the likeliest token each time; above that tokens are drawn, the more freely the higher."""
+    top_k: Size = 0
+    """Draw among so many of the likeliest tokens; 0 for all."""
+    top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
+    """Draw among the likeliest tokens that make up this share of the probability (Holtzman et al., 2020)."""
+    no_repeat_ngram: Annotated[Size, Alias("no_repeat_ngram_size")] = 0
+    """Write no run of so many tokens twice (Paulus et al., 2018); 0 allows all. The prompt does not count."""
+    repetition_penalty: Annotated[Number, Field(gt=0.0)] = 1.0
+    """Above 1 what is written already becomes less likely (Keskar et al., 2019); the prompt does not count."""
+    stop: Annotated[tuple[Name, ...], Alias("stop_strings")] = ()
+    """Texts that end the writing; they are left out of the answer."""
+    seed: Annotated[Whole, Later()] = 0
+    """What is drawn depends on it and on the prompt."""
+
+    @field_validator("min_new_tokens")
+    @classmethod
+    def _check_lengths(cls, least: int, info: ValidationInfo) -> int:
+        longest = info.data.get("max_new_tokens")
+        wrong = longest is not None and least > longest
+        return _or_raise(least, [f"min_new_tokens {least} must not be above max_new_tokens {longest}"] if wrong else [])
+
+
+def _without_null(changes: Any) -> Any:
+    return {key: value for key, value in changes.items() if value is not None} if isinstance(changes, dict) else changes
+
+
+class Task(Options):
+    """One task of a system: what its YAML file holds."""
 
     name: str
+    """Its name, also that of its folder of local data and of its expert; that of the file when absent there."""
     head: str
+    """The kind of head that answers it."""
     columns: Columns
+    """The native columns."""
     labels: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ("accuracy",)
-    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    version: int = 1
-    max_tokens: int = 128
-    stride: int = 32
-    hyper: Mapping[str, Any] = field(default_factory=dict)
+    """Allowed labels or tags in the order of the head's outputs; empty for spans and for texts."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("accuracy",)
+    """Names of metrics; the first is the headline."""
+    sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options by data source: ``hub``, ``local``, ``builtin``."""
+    version: Count = 1
+    """Raised whenever the meaning of the task changes."""
+    max_tokens: Annotated[Size, Field(ge=8)] = 128
+    """Longest window in tokens."""
+    stride: Annotated[Size, Field(validate_default=True)] = 32
+    """Overlap in tokens between the windows of a long text."""
+    hyper: Annotated[dict[str, Any], BeforeValidator(_without_null), Alias("overrides")] = Field(default_factory=dict)
+    """Changes of the expert phase for this task alone, such as ``{rank: 4}``; ``null`` or absent keeps its value."""
     base: str | None = None
-    positive: str | None = None
+    """Name of the base its expert sits on, from ``base`` or ``bases``; ``null`` for the system's own."""
+    positive: Annotated[str | None, Alias("pos_label")] = None
+    """The label whose F1 the metric ``f1`` is; ``null`` for the mean over all labels."""
     prompt: str | None = None
+    """Form in which an expert that writes reads a row; ``null`` for that of its base."""
     generation: Generation = Generation()
+    """How an expert that writes does so."""
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not TASK_NAME.fullmatch(name):
+            raise ValueError(f"got {name!r}; it is also a folder's name: letters, digits, - and _, such as 'sst2'")
+        return name
+
+    @field_validator("head")
+    @classmethod
+    def _check_head(cls, head: str) -> str:
+        if head not in head_kinds:
+            reason = f"there is no such head{suggest(head, head_kinds)}; allowed: {one_of(head_kinds)}"
+            raise ValueError(f"got {head!r}; {reason}")
+        return head
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        return _or_raise(labels, [f"{', '.join(repeated)} is listed twice"] if repeated else [])
+
+    @field_validator("stride")
+    @classmethod
+    def _check_stride(cls, stride: int, info: ValidationInfo) -> int:
+        longest = info.data.get("max_tokens")
+        wrong = longest is not None and stride >= longest
+        return _or_raise(stride, [f"stride {stride} must be below max_tokens {longest}"] if wrong else [])
+
+    @field_validator("positive")
+    @classmethod
+    def _check_positive(cls, positive: str | None, info: ValidationInfo) -> str | None:
+        labels = info.data.get("labels")
+        if positive is not None and labels is not None and positive not in labels:
+            raise ValueError(f"got {positive!r}{suggest(positive, labels)}; allowed: {one_of(labels)}")
+        return positive
+
+    @model_validator(mode="after")
+    def _check_head_fits(self) -> Self:
+        kind = head_kind(self.head)
+        problems = kind.problems(self.head, self.labels, pair=self.columns.pair, extra=self.columns.extra)
+        return _or_raise(self, problems)
 
 
-def plain_task(task: Task) -> dict[str, Any]:
-    """Return a task as plain JSON values that ``task_from_config`` reads back."""
-    values = asdict(task)
-    return {**values, "labels": list(task.labels), "metrics": list(task.metrics)}
+def _or_raise(value: T, problems: list[str]) -> T:
+    """Return a checked value, or raise with all that is wrong with it."""
+    if problems:
+        raise ValueError("; ".join(problems))
+    return value

@@ -6,8 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dynamorouter.tasks.generation import Packing, SelectBy
-from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
+from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight, changes_of
 
 TRAIN_ROWS = 5000
 
@@ -83,9 +82,9 @@ class ExpertSettings(Options):
     """Epochs without improvement after which a task stops; 0 never stops early."""
     min_delta: Weight = 0.0
     """Smallest gain of the headline metric that counts as improvement."""
-    select_by: SelectBy = "loss"
+    select_by: Literal["loss", "metric"] = "loss"
     """What decides on the best pass of an expert that writes: its held-out loss, or its headline metric."""
-    packing: Packing = "auto"
+    packing: bool | Literal["auto"] = "auto"
     """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"
     """Weigh the tasks' losses by ``fixed_weights``, or by learned uncertainty."""
@@ -128,3 +127,26 @@ class JointSettings(Options):
     """Router and experts step in the same rounds, or in turns."""
     router_loss_weight: Weight = 1.0
     """Weight of the router's loss beside the tasks' losses."""
+
+
+PER_TASK = (
+    "rank",
+    "alpha",
+    "rslora",
+    "dropout",
+    "targets",
+    "trunk_depth",
+    "epochs",
+    "learning_rate",
+    "head_learning_rate",
+    "weight_decay",
+    "warmup",
+    "batch_rows",
+    "patience",
+    "min_delta",
+    "select_by",
+    "train_rows",
+)
+"""Settings of the expert phase that a task may have otherwise; the others are of all experts at once."""
+ExpertOverrides = changes_of("ExpertOverrides", ExpertSettings, PER_TASK)
+"""What one task may change of the expert phase for itself: its ``hyper``."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from dynamorouter.data.sources import source_options, sources
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.utils.files import read_finished, write_json
 from dynamorouter.utils.jsonl import write_atomic
 
@@ -100,7 +100,7 @@ def measured(
 
 
 def prepare_tiers(
-    tasks: Sequence[TaskSpec],
+    tasks: Sequence[Task],
     out: Path,
     *,
     source: str,
@@ -173,7 +173,7 @@ def _rule(train: Measured, options: TierOptions, *, count: int) -> Tiers:
     )
 
 
-def _common(tasks: Sequence[TaskSpec], source: str) -> TaskSpec:
+def _common(tasks: Sequence[Task], source: str) -> Task:
     """Return what all tiers have in common: one data set, without the column that is only made here."""
     first = tasks[0]
     if len(tasks) < 2:
@@ -191,26 +191,17 @@ def _common(tasks: Sequence[TaskSpec], source: str) -> TaskSpec:
                 f"{dict(task.columns.extra)}; tiers need a head that writes, and columns.extra: {{{KEY}: {KEY}}}"
             )
     extra = {name: column for name, column in first.columns.extra.items() if name != KEY}
-    return _Spec(first, replace(first.columns, extra=extra))
-
-
-class _Spec:
-    """A task as its original data has it."""
-
-    def __init__(self, task: TaskSpec, columns: Any) -> None:
-        self.name, self.head, self.labels, self.sources = task.name, task.head, task.labels, task.sources
-        self.version, self.max_tokens, self.stride = task.version, task.max_tokens, task.stride
-        self.columns = columns
+    return first.model_copy(update={"columns": first.columns.model_copy(update={"extra": extra})})
 
 
 def _digest(
-    spec: TaskSpec, names: Sequence[str], source: str, merged: Mapping[str, Any], options: TierOptions, pipeline: str
+    spec: Task, names: Sequence[str], source: str, merged: Mapping[str, Any], options: TierOptions, pipeline: str
 ) -> str:
     """Return a hash of all that the tiers depend on, the data and the parser included."""
     parts = {
         "format": FORMAT,
         "tiers": list(names),
-        "columns": asdict(spec.columns),
+        "columns": spec.columns.model_dump(),
         "source": [source, {key: value for key, value in merged.items() if key not in ("root", "cache_dir")}],
         "data": sources.get(source)().fingerprint(spec, merged),
         "options": asdict(options),
@@ -242,7 +233,7 @@ def _enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, options: TierO
 
 def _write(
     out: Path,
-    spec: TaskSpec,
+    spec: Task,
     names: Sequence[str],
     splits: Mapping[str, Measured],
     tiers: Mapping[str, Sequence[int]],
@@ -265,7 +256,7 @@ def _write(
     return files
 
 
-def _row(spec: TaskSpec, part: Measured, i: int, split: str) -> dict[str, Any]:
+def _row(spec: Task, part: Measured, i: int, split: str) -> dict[str, Any]:
     record, columns = part.records[i], spec.columns
     target = record.target if isinstance(record.target, dict) else {"texts": [str(record.target)]}
     row: dict[str, Any] = {columns.id or "id": f"{split}-{i}", columns.text: record.text}

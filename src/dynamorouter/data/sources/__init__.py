@@ -13,7 +13,7 @@ from typing import Any
 
 from dynamorouter.errors import ConfigError, DataError, one_of
 from dynamorouter.registry import Registry
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.utils.jsonl import SkipCount, bad_row
 
 Options = Mapping[str, Any]
@@ -28,15 +28,15 @@ class Source(ABC):
     """Gives a task's rows in its native columns."""
 
     @abstractmethod
-    def splits(self, task: TaskSpec, options: Options) -> list[str]:
+    def splits(self, task: Task, options: Options) -> list[str]:
         """Return which of ``SPLITS`` there are."""
 
     @abstractmethod
-    def rows(self, task: TaskSpec, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
+    def rows(self, task: Task, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
         """Yield the rows of a split as they are, before renaming and label mapping."""
 
     @abstractmethod
-    def fingerprint(self, task: TaskSpec, options: Options) -> str:
+    def fingerprint(self, task: Task, options: Options) -> str:
         """Return a string that changes when the data may have changed."""
 
 
@@ -45,7 +45,7 @@ sources: Registry[type[Source]] = Registry(
 )
 
 
-def source_options(task: TaskSpec, source: str, overrides: Options | None = None) -> dict[str, Any]:
+def source_options(task: Task, source: str, overrides: Options | None = None) -> dict[str, Any]:
     """Return the task's options for a source, with the run's own on top.
 
     Raises:
@@ -60,7 +60,7 @@ def source_options(task: TaskSpec, source: str, overrides: Options | None = None
     return {**task.sources[source], **(overrides or {})}
 
 
-def available_splits(task: TaskSpec, source: str, options: Options) -> list[str]:
+def available_splits(task: Task, source: str, options: Options) -> list[str]:
     """Return the splits of a task that a source has and its options do not hide.
 
     Raises:
@@ -70,9 +70,7 @@ def available_splits(task: TaskSpec, source: str, options: Options) -> list[str]
     return [split for split in sources.get(source)().splits(task, options) if split not in hidden]
 
 
-def load(
-    task: TaskSpec, split: str, source: str, options: Options, *, skip_bad: SkipCount | None = None
-) -> Iterator[Row]:
+def load(task: Task, split: str, source: str, options: Options, *, skip_bad: SkipCount | None = None) -> Iterator[Row]:
     """Yield a split's rows with the task's own column names and label names.
 
     Args:

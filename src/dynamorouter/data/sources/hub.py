@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamorouter.data.sources import SPLITS, Options, Row, Source, source_split, sources
 from dynamorouter.errors import ConfigError, DataError, MissingExtraError
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.utils.jsonl import SkipCount
 
 
@@ -22,7 +22,7 @@ class HubSource(Source):
     that the data set itself declares for them.
     """
 
-    def splits(self, task: TaskSpec, options: Options) -> list[str]:
+    def splits(self, task: Task, options: Options) -> list[str]:
         """Return our names of the splits that the data set has."""
         path = _path(task, options)
         if _saved(path):
@@ -32,7 +32,7 @@ class HubSource(Source):
             there = set(_call(task, path, "get_dataset_split_names", path, options.get("name"), **extra))
         return [split for split in SPLITS if source_split(split, options) in there]
 
-    def rows(self, task: TaskSpec, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
+    def rows(self, task: Task, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
         """Yield the rows of a split, numbered from 1, with integer labels turned into names.
 
         Raises:
@@ -52,7 +52,7 @@ class HubSource(Source):
         for number, row in enumerate(data, start=1):
             yield number, {key: _label(value, names[key]) if key in names else value for key, value in row.items()}
 
-    def fingerprint(self, task: TaskSpec, options: Options) -> str:
+    def fingerprint(self, task: Task, options: Options) -> str:
         """Return path, configuration and revision; a folder is told by its files' sizes and times."""
         path = _path(task, options)
         parts = [path, str(options.get("name")), str(options.get("revision"))]
@@ -63,7 +63,7 @@ class HubSource(Source):
         return "|".join(parts)
 
 
-def _path(task: TaskSpec, options: Options) -> str:
+def _path(task: Task, options: Options) -> str:
     if not options.get("path"):
         raise ConfigError(f"source 'hub' of task {task.name!r} needs the data set; set `sources.hub.path: OWNER/NAME`")
     return str(options["path"])
@@ -73,7 +73,7 @@ def _saved(path: str) -> bool:
     return (Path(path) / "dataset_dict.json").is_file()
 
 
-def _call(task: TaskSpec, path: str, function: str, *args: Any, **kwargs: Any) -> Any:
+def _call(task: Task, path: str, function: str, *args: Any, **kwargs: Any) -> Any:
     """Call a function of the ``datasets`` library and say what to do where it fails."""
     try:
         library = importlib.import_module("datasets")

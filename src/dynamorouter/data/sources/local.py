@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dynamorouter.data.sources import SPLITS, Options, Row, Source, source_split, sources
 from dynamorouter.errors import ConfigError, DataError, MissingExtraError
-from dynamorouter.tasks.spec import TaskSpec
+from dynamorouter.tasks.task import Task
 from dynamorouter.utils.files import file_sha256
 from dynamorouter.utils.jsonl import SkipCount, bad_row, read_jsonl
 
@@ -26,12 +26,12 @@ class LocalSource(Source):
     (false where quotation marks of CSV and TSV files are ordinary characters).
     """
 
-    def splits(self, task: TaskSpec, options: Options) -> list[str]:
+    def splits(self, task: Task, options: Options) -> list[str]:
         """Return the splits that a file is found for."""
         folder = _folder(task, options)
         return [split for split in SPLITS if _find(folder, split, options) is not None]
 
-    def rows(self, task: TaskSpec, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
+    def rows(self, task: Task, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
         """Yield the rows of a file, numbered by line where it has lines.
 
         Raises:
@@ -52,7 +52,7 @@ class LocalSource(Source):
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not valid UTF-8 at byte {error.start}; save it as UTF-8") from error
 
-    def fingerprint(self, task: TaskSpec, options: Options) -> str:
+    def fingerprint(self, task: Task, options: Options) -> str:
         """Return a hash of the files' contents."""
         folder = _folder(task, options)
         digest = hashlib.sha256()
@@ -63,7 +63,7 @@ class LocalSource(Source):
         return digest.hexdigest()
 
 
-def has_split(task: TaskSpec, split: str, options: Options) -> bool:
+def has_split(task: Task, split: str, options: Options) -> bool:
     """Tell whether there is a file for a split of a task.
 
     Raises:
@@ -73,7 +73,7 @@ def has_split(task: TaskSpec, split: str, options: Options) -> bool:
     return _find(folder, split, options) is not None
 
 
-def _folder(task: TaskSpec, options: Options) -> Path:
+def _folder(task: Task, options: Options) -> Path:
     root = options.get("root")
     if not root:
         raise ConfigError("source 'local' needs the folder that holds the tasks' folders; set data.root=FOLDER")

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError
 from dynamorouter.inference.generation.decoding import DecodeState, Prefill, read_prompts
-from dynamorouter.inference.generation.sampling import GenerationOptions, Sampler
+from dynamorouter.inference.generation.sampling import Sampler
 from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
+from dynamorouter.tasks.task import Generation
 
 FinishReason = Literal["stop", "length"]
 DONE_SHARE = 0.25
@@ -62,7 +63,7 @@ class _Row:
     """A row that is being written."""
 
     index: int
-    options: GenerationOptions
+    options: Generation
     room: int
     stream: TextStream
     ids: list[int] = field(default_factory=list)
@@ -79,7 +80,7 @@ def generate(
     base: Base,
     prompts: Sequence[Sequence[int]],
     gate: Gate | None,
-    options: GenerationOptions | Sequence[GenerationOptions] | None = None,
+    options: Generation | Sequence[Generation] | None = None,
     *,
     reading: Prefill | None = None,
     on_piece: Callable[[TextDelta], None] | None = None,
@@ -110,7 +111,7 @@ def stream(
     base: Base,
     prompts: Sequence[Sequence[int]],
     gate: Gate | None,
-    options: GenerationOptions | Sequence[GenerationOptions] | None = None,
+    options: Generation | Sequence[Generation] | None = None,
     *,
     reading: Prefill | None = None,
     each_token: bool = True,
@@ -127,7 +128,7 @@ def stream(
     """
     if not prompts:
         return
-    chosen = [options or GenerationOptions()] * len(prompts) if not isinstance(options, Sequence) else list(options)
+    chosen = [options or Generation()] * len(prompts) if not isinstance(options, Sequence) else list(options)
     if len(chosen) != len(prompts):
         raise ConfigError(f"there are {len(prompts)} prompts, but options for {len(chosen)}; give one for each, or one")
     if reading is None:
@@ -154,7 +155,7 @@ def stream(
             tokens = sampler.choose(logits, [row.index for row in live], written=[row.ids for row in live])
 
 
-def _open(base: Base, index: int, prompt: Sequence[int], options: GenerationOptions) -> _Row:
+def _open(base: Base, index: int, prompt: Sequence[int], options: Generation) -> _Row:
     """Begin a row; it may be as long as its options and the base's positions allow."""
     room = base.positions - (len(prompt) if base.kind == "decoder" else 1)
     backend = base.tokenizer.backend_tokenizer

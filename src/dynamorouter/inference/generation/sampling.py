@@ -10,65 +10,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dynamorouter.errors import ConfigError
+from dynamorouter.tasks.task import Generation
 
 COLDEST = 1e-6
 """Temperatures below this draw as this one does, which is the likeliest token: nothing overflows."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """How a row is written.
-
-    Attributes:
-        max_new_tokens: longest text, in tokens.
-        min_new_tokens: tokens before which the text may not end by itself.
-        temperature: 0 for the likeliest token each time; above that tokens are drawn, the more freely the higher.
-        top_k: draw among so many of the likeliest tokens; 0 for all.
-        top_p: draw among the likeliest tokens that make up this share of the probability (Holtzman et al., 2020).
-        no_repeat_ngram: no run of so many tokens is written twice (Paulus et al., 2018); 0 allows all. The prompt does
-            not count, so that names can be copied from it.
-        repetition_penalty: above 1 what is written already becomes less likely (Keskar et al., 2019); its logits are
-            divided by it, negative ones multiplied. The prompt does not count here either.
-        stop: texts that end the writing; they are left out of it.
-        seed: what is drawn depends on it and on the prompt.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    no_repeat_ngram: int = 0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        wrong = {
-            f"max_new_tokens={self.max_new_tokens} (1 or more)": self.max_new_tokens < 1,
-            f"min_new_tokens={self.min_new_tokens} (0 to max_new_tokens)": not (
-                0 <= self.min_new_tokens <= self.max_new_tokens
-            ),
-            f"temperature={self.temperature} (0 or more)": not 0 <= self.temperature < float("inf"),
-            f"top_k={self.top_k} (0 or more)": self.top_k < 0,
-            f"top_p={self.top_p} (above 0, at most 1)": not 0 < self.top_p <= 1,
-            f"no_repeat_ngram={self.no_repeat_ngram} (0 or more)": self.no_repeat_ngram < 0,
-            f"repetition_penalty={self.repetition_penalty} (above 0)": not 0 < self.repetition_penalty < float("inf"),
-            f"stop={self.stop!r} (texts that are not empty)": isinstance(self.stop, str) or not all(self.stop),
-        }
-        named = [what for what, holds in wrong.items() if holds]
-        if named:
-            raise ConfigError(f"generation options are out of range: {'; '.join(named)}")
 
 
 class Sampler:
@@ -80,9 +30,7 @@ class Sampler:
         ends: tokens that end a text.
     """
 
-    def __init__(
-        self, options: Sequence[GenerationOptions], prompts: Sequence[Sequence[int]], *, ends: Iterable[int]
-    ) -> None:
+    def __init__(self, options: Sequence[Generation], prompts: Sequence[Sequence[int]], *, ends: Iterable[int]) -> None:
         self._options = list(options)
         self._ends = sorted(ends)
         self._draws = [
@@ -150,7 +98,7 @@ def repeated(written: Sequence[int], size: int) -> list[int]:
     return sorted({run[-1] for run in runs if run[:-1] == last})
 
 
-def _penalised(logits: Tensor, options: Sequence[GenerationOptions], written: Sequence[Sequence[int]]) -> Tensor:
+def _penalised(logits: Tensor, options: Sequence[Generation], written: Sequence[Sequence[int]]) -> Tensor:
     """Make what is written already less likely, row by row of ``(B, V)``."""
     logits = logits.clone()
     for place, (chosen, said) in enumerate(zip(options, written, strict=True)):
@@ -161,7 +109,7 @@ def _penalised(logits: Tensor, options: Sequence[GenerationOptions], written: Se
     return logits
 
 
-def _keep(shares: Tensor, options: Sequence[GenerationOptions]) -> Tensor:
+def _keep(shares: Tensor, options: Sequence[Generation]) -> Tensor:
     """Zero what top-k and then top-p leave out of shares in falling order, ``(B, V)``."""
     places = torch.arange(shares.shape[1], device=shares.device)
     most = torch.tensor([chosen.top_k or shares.shape[1] for chosen in options], device=shares.device)[:, None]

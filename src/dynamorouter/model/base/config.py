@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from dynamorouter.errors import MissingExtraError
-from dynamorouter.tasks.generation import Kind
 from dynamorouter.utils.options import Options
+
+Kind = Literal["auto", "encoder", "decoder", "seq2seq"]
+"""Kinds of base; ``auto`` goes by the checkpoint's own config."""
 
 
 class BaseSettings(Options):

@@ -41,7 +41,7 @@ def main() -> None:
         {"root": str(given.data)},
         tokenizer=_tokenizer(),
         limit=300 if given.quick else None,
-        advance=lambda line: print(line, flush=True),
+        say=lambda line: print(line, flush=True),
     )
     result = {
         **found.figures,

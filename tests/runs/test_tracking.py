@@ -1,8 +1,7 @@
-"""The log of a run, its resumption, the optional services, and progress."""
+"""The log of a run, its resumption, and the optional services."""
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 import torch
 
 from dynamorouter.errors import DataError, MissingExtraError
-from dynamorouter.utils.progress import Progress
-from dynamorouter.utils.tracking import Tracker, TrackingSettings, track
+from dynamorouter.utils.tracking import Tracker, TrackingSettings
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -81,44 +79,3 @@ def test_a_missing_service_names_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"tracking\.{field}=true .* pip install 'dynamorouter\[track\]'"):
         Tracker(tmp_path, TrackingSettings.model_validate({field: True}))
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_quiet_off_a_terminal() -> None:
-    stream = io.StringIO()
-    with Progress("experts", 1000, every=3600, stream=stream) as progress:
-        for _ in range(1000):
-            progress.advance()
-    written = stream.getvalue().splitlines()
-    assert len(written) == 1
-    assert written[0].startswith("experts: 100 % 1000/1000 rows, ")
-
-
-def test_progress_tells_rate_time_left_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("dynamorouter.utils.tracking.time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    progress = Progress("router", 100, unit="steps", every=10, stream=stream)
-    for _ in range(3):
-        now[0] += 5.0
-        progress.advance(10, note="loss 0.5")
-    assert stream.getvalue() == "router:  20 % 20/100 steps, 2 steps/s, 0:40 left, loss 0.5\n"
-
-
-def test_progress_redraws_one_line_on_a_terminal() -> None:
-    stream = Terminal()
-    with Progress("x", stream=stream) as progress:
-        progress.advance()
-    assert stream.getvalue().count("\n") == 1
-    assert stream.getvalue().startswith("\rx: 1 rows")
-
-
-def test_track_yields_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
-    assert "counting: 100 % 3/3 rows" in capsys.readouterr().err

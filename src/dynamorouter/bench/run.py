@@ -28,7 +28,7 @@ from dynamorouter.system.system import EXPERTS, MANIFEST, System
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.environment import peak_memory_mb, versions
 from dynamorouter.utils.files import sweep, writing_folder
-from dynamorouter.utils.progress import Progress
+from dynamorouter.utils.progress import shown_progress
 
 SEEDS = "seeds"
 
@@ -149,7 +149,8 @@ def _arms(experiment: Experiment, names: Sequence[str], file: RowFile, out: Path
         "data_fingerprint": experiment.fingerprint(),
         "versions": versions(),
     }
-    with Progress(f"arms, seed {experiment.seed}", len(names), unit="arms") as progress:
+    with shown_progress() as progress:
+        progress.start(f"arms, seed {experiment.seed}", len(names), unit="arms")
         for name in names:
             arm = build_arm(name)
             before = time.perf_counter()

@@ -23,7 +23,7 @@ from dynamorouter.config.schema import Config
 from dynamorouter.merging.deltas import Layers
 from dynamorouter.merging.merge import MergeResult, merge_experts
 from dynamorouter.merging.registry import merges
-from dynamorouter.utils.progress import Progress
+from dynamorouter.utils.progress import shown_progress
 
 STUDIES = "studies.jsonl"
 SEEN = 1e-6
@@ -44,7 +44,8 @@ def study(experiment: Experiment, out: Path) -> None:
     file = RowFile(out / STUDIES)
     settings = experiment.config.bench.studies
     planned = [*_sweeps(experiment), *_pairs(experiment)]
-    with Progress("studies", len(planned) + len(experiment.names), unit="parts") as progress:
+    with shown_progress() as progress:
+        progress.start("studies", len(planned) + len(experiment.names), unit="parts")
         for key, options in planned:
             if not file.has(**key):
                 file.append({**key, **_scores(experiment, options)})

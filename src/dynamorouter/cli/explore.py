@@ -58,7 +58,7 @@ def explore_data(
         max_tokens=max_tokens,
         limit=limit,
         seed=seed,
-        advance=lambda line: print(line, flush=True),
+        say=lambda line: print(line, flush=True),
     )
     write(survey, out, draw(survey) if plots else ())
     for answer in survey.answers:
@@ -137,7 +137,7 @@ def explore_complexity(
     """Distribution of every complexity feature, the score, the tiers in three ways, and examples at the edges."""
     from dynamorouter.errors import ConfigError
     from dynamorouter.explore.complexity import survey
-    from dynamorouter.utils.progress import Progress
+    from dynamorouter.utils.progress import shown_progress
 
     if image not in ("png", "svg"):
         raise ConfigError(f"--format is {image!r}; allowed: png, svg")
@@ -148,13 +148,8 @@ def explore_complexity(
         plotting()  # before any work
     options = _tier_options(settings or [], pipeline)
     records = _records(task, data)[:limit]
-    with Progress("complexity", len(records)) as progress:
-        found = survey(
-            records,
-            ("simple", "medium", "complex"),
-            options=options,
-            advance=progress.advance,
-        )
+    with shown_progress() as progress:
+        found = survey(records, ("simple", "medium", "complex"), options=options, progress=progress)
     values = found.to_json()
     print_survey(values)
     if out is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -33,6 +33,7 @@ from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import MAX_CHARS
 from dynamorouter.utils.files import file_sha256, read_finished, read_form
 from dynamorouter.utils.jsonl import write_atomic
+from dynamorouter.utils.progress import SILENT, Progress
 
 FORMAT = 1
 TRAIN_SPLITS = ("train", "router", "joint")
@@ -149,7 +150,7 @@ def prepare(
     source_options: Mapping[str, Any] | None = None,
     options: PrepareOptions | None = None,
     task_options: Mapping[str, PrepareOptions] | None = None,
-    advance: Callable[[int], None] = lambda tasks: None,
+    progress: Progress = SILENT,
 ) -> PreparedData:
     """Write all splits of all tasks, or reuse those that were completely written with the same settings and data.
 
@@ -160,7 +161,7 @@ def prepare(
         source_options: options for all tasks, over those that each task has for the source, such as ``root``.
         options: how much of what.
         task_options: the same for single tasks, instead of ``options``.
-        advance: called after each task.
+        progress: told how far it is.
 
     Raises:
         ConfigError: a source or an option is wrong.
@@ -169,13 +170,14 @@ def prepare(
     root, options = Path(out), options or PrepareOptions()
     _check_names(tasks)
     done = {}
+    progress.start("prepare", len(tasks), unit="tasks")
     for task_id, task in enumerate(tasks):
         merged = merged_options(task, source, source_options)
         own = (task_options or {}).get(task.name, options)
         digest = _digest(task, task_id, source, merged, own)
         entry = read_finished(root / task.name / MANIFEST, digest=digest, hashes=_split_hashes)
         done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, own, digest)
-        advance(1)
+        progress.advance()
     manifest = {"format": FORMAT, "source": source, "options": asdict(options), "tasks": done}
     _write_json(root / MANIFEST, manifest)
     return PreparedData(root, tuple(task.name for task in tasks), manifest)

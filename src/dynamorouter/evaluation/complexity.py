@@ -41,8 +41,6 @@ SINGLE = 100
 LEAVES = 16
 """Leaves of the tree that guesses a tier from the length alone."""
 
-Begin = Callable[[int], Callable[[int], None]]
-
 
 @dataclass(frozen=True, slots=True)
 class Routed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dynamorouter.utils.devices import now
 from dynamorouter.utils.environment import peak_memory_mb, versions
 from dynamorouter.utils.files import write_json
 from dynamorouter.utils.jsonl import SkipCount
-from dynamorouter.utils.progress import Progress
+from dynamorouter.utils.progress import SILENT, Progress, shown_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def answer_all(
     experts: Sequence[int],
     *,
     skip_generation: Collection[int] = (),
-    advance: Callable[[int], None] = lambda rows: None,
+    progress: Progress = SILENT,
 ) -> Answered:
     """Answer every row twice, sharing the trunk and the route; where the router is right the answer is the same.
 
@@ -73,7 +73,7 @@ def answer_all(
         rows: texts and pairs.
         experts: the right expert of each.
         skip_generation: rows for which no text is generated, as no metric would read it.
-        advance: called with the number of rows as they are done.
+        progress: told how far it is.
     """
     own: list[Answer | None] = [None] * len(rows)
     routed: list[Answer | None] = [None] * len(rows)
@@ -82,6 +82,7 @@ def answer_all(
     mixed: dict[int, tuple[Tensor, Tensor]] = {}
     seconds = dict.fromkeys(("trunk", "route", "answer"), 0.0)
     engine, device = system.engine, system.bases[system.router_base].device
+    progress.start("score", len(rows))
     before = now(device)
     for positions, chunk in engine.chunks(rows):
         at = _lap(seconds, "trunk", before, device)
@@ -107,7 +108,7 @@ def answer_all(
         chosen[positions] = assignment.experts
         for i, own_answer, routed_answer in zip(positions, own_answers, routed_answers, strict=True):
             own[i], routed[i] = own_answer, routed_answer
-        advance(len(positions))
+        progress.advance(len(positions))
         before = time.perf_counter()
     both = [torch.stack(side) for side in zip(*(mixed[i] for i in range(len(rows))), strict=True)] if mixed else []
     return Answered(own, routed, probabilities, chosen, seconds, (both[0], both[1]) if both else None)
@@ -120,7 +121,7 @@ def score_system(
     seed: int = 0,
     resamples: int = 1000,
     config_hash: str = "",
-    advance: Callable[[int], None] = lambda rows: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Score a system on rows of its tasks.
 
@@ -130,7 +131,7 @@ def score_system(
         seed: of the bootstrap.
         resamples: of the bootstrap.
         config_hash: of the settings that made the system.
-        advance: called with the number of rows as they are done.
+        progress: told how far it is.
 
     Returns:
         The report: ``tasks``, ``router``, ``normalised``, ``cost``, ``versions``, ``seed``, ``config_hash``.
@@ -144,7 +145,7 @@ def score_system(
         experts += [system.index(name)] * len(own)
     judged_by = {name: _metrics(system.experts[system.index(name)].task) for name in records}
     unread = {i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _places(part)}
-    found = answer_all(system, rows, experts, skip_generation=unread, advance=advance)
+    found = answer_all(system, rows, experts, skip_generation=unread, progress=progress)
     for name, part in slices.items():
         if any(metric.reads_loss for metric in judged_by[name]):
             _add_losses(system, found, records[name], experts, part)
@@ -320,8 +321,8 @@ def score(
             f"{data} holds none of the system's tasks with a split {split!r}: looked for "
             f"{one_of(loaded.names)} and found {found or 'no folder'}; give --data DIR with DIR/TASK/{split}.jsonl"
         )
-    with Progress("score", sum(map(len, records.values()))) as progress:
-        scores = score_system(loaded, records, seed=int(loaded.info.get("seed", 0)), advance=progress.advance)
+    with shown_progress() as progress:
+        scores = score_system(loaded, records, seed=int(loaded.info.get("seed", 0)), progress=progress)
     scores["skipped"] = skipped.count
     scores["not_scored"] = [name for name in loaded.names if name not in records]
     write_json(out, scores)

@@ -5,7 +5,7 @@ Letters: N rows, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from dynamorouter.data.complexity.score import analysis_score
 from dynamorouter.data.complexity.tiers import Method, fit_tiers
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.record import Record
+from dynamorouter.utils.progress import SILENT, Progress
 
 METHODS: tuple[Method, ...] = ("thresholds", "quantile", "kmeans")
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
@@ -80,7 +81,7 @@ def survey(
     names: Sequence[str],
     *,
     options: TierOptions,
-    advance: Callable[[int], None] = lambda rows: None,
+    progress: Progress = SILENT,
 ) -> Survey:
     """Measure rows, and part them in each of the three ways.
 
@@ -88,7 +89,7 @@ def survey(
         records: instructions with their inputs; the answers' length is read for the analysis score alone.
         names: of the tiers, the simplest first.
         options: pipeline, weights, caps, thresholds, quantiles and seed.
-        advance: called with 1 after each row.
+        progress: told how far it is.
 
     Raises:
         DataError: there are no rows.
@@ -96,7 +97,8 @@ def survey(
     if not records:
         raise DataError("there are no instructions to measure; name a folder with rows")
     analyzer = Analyzer.load(options.pipeline)
-    rows = measured(records, analyzer, options.score, advance=advance)
+    progress.start("complexity", len(records))
+    rows = measured(records, analyzer, options.score, progress=progress)
     table, scores = rows.table(), np.array(rows.scores)
     tiers: dict[str, NDArray[np.int64]] = {}
     cuts: dict[str, tuple[float, ...]] = {}

@@ -61,7 +61,7 @@ def explore(
     max_tokens: int | None = None,
     limit: int | None = None,
     seed: int = 0,
-    advance: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Exploration:
     """Look at tasks.
 
@@ -73,7 +73,7 @@ def explore(
         max_tokens: the window; each task's own by default.
         limit: most rows per split.
         seed: of draws, intervals and hash functions.
-        advance: called with a line about each step.
+        say: called with a line about each step.
 
     Raises:
         ConfigError: there are no tasks, or a name occurs twice.
@@ -87,7 +87,7 @@ def explore(
     for task in tasks:
         rows = read_rows(task, source, options, limit=limit, seed=seed)
         every.append(rows)
-        advance(f"{task.name}: {', '.join(f'{len(own)} {split}' for split, own in rows.splits.items())}")
+        say(f"{task.name}: {', '.join(f'{len(own)} {split}' for split, own in rows.splits.items())}")
         by_task[task.name] = {
             "rows": {split: len(own) for split, own in rows.splits.items()},
             "columns": _columns(task),
@@ -98,7 +98,7 @@ def explore(
             "length_relations": length_relations(rows, seed=seed),
             "length_classifier": length_classifier(rows, seed=seed),
         }
-    advance("duplicates and vocabulary")
+    say("duplicates and vocabulary")
     figures = {
         "seed": seed,
         "limit": limit,

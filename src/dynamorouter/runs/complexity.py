@@ -14,7 +14,7 @@ import torch
 from dynamorouter.config.schema import Config
 from dynamorouter.data.complexity.record import complexities
 from dynamorouter.data.prepare import PreparedData
-from dynamorouter.evaluation.complexity import ONE, Begin, arm_losses, compare, route_rows, routing_scores, row_losses
+from dynamorouter.evaluation.complexity import ONE, arm_losses, compare, route_rows, routing_scores, row_losses
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.gates import RowGate
@@ -22,6 +22,7 @@ from dynamorouter.runs.build import cache_options, expert_plan, load_bases, loop
 from dynamorouter.system.library import Library
 from dynamorouter.system.system import System
 from dynamorouter.training.experts import fit_experts
+from dynamorouter.utils.progress import SILENT, Progress
 
 
 def joint_scores(data: PreparedData, names: Sequence[str]) -> dict[int, list[float]] | None:
@@ -36,7 +37,7 @@ def complexity_report(
     system: System,
     data: PreparedData,
     *,
-    begin: Begin = lambda total: lambda windows: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Return the part ``complexity`` of a report.
 
@@ -45,7 +46,7 @@ def complexity_report(
         out: folder of the run; the one LoRA is kept under ``phases/``.
         system: with experts of all tiers and a router.
         data: prepared rows.
-        begin: called with the number of windows that the one LoRA will be trained on.
+        progress: told how far it is.
     """
     names = system.names
     held = {name: data.split("test", name) for name in names}
@@ -62,7 +63,7 @@ def complexity_report(
         return report
     losses = arm_losses(system, rows, tiers, found)
     base = load_bases(config)[config.base.name]
-    one = one_lora(config, out, base, data, names, begin=begin)
+    one = one_lora(config, out, base, data, names, progress=progress)
     install_experts(base, [one])
     alone = torch.zeros(len(rows), dtype=torch.int64, device=base.device)
     losses[ONE] = row_losses(base, one.task, rows, lambda at: RowGate(alone[at]))
@@ -72,7 +73,7 @@ def complexity_report(
 
 
 def one_lora(
-    config: Config, out: Path, base: Base, data: PreparedData, names: Sequence[str], *, begin: Begin
+    config: Config, out: Path, base: Base, data: PreparedData, names: Sequence[str], *, progress: Progress
 ) -> Expert:
     """Return the one expert of all tiers: as many numbers as theirs together, the same rows, the same passes.
 
@@ -104,7 +105,7 @@ def one_lora(
         log=lambda step, values: None,
         cache=cache_options(config, out / "phases" / "trunk"),
         checkpoint=out / "phases" / f"{ONE}.checkpoint",
-        begin=begin,
+        progress=progress,
     )
     library.add(one, base)
     (out / "phases" / f"{ONE}.checkpoint").unlink(missing_ok=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ from dynamorouter.training.joint import JointOptions, joint_router
 from dynamorouter.training.joint import fit_joint as train_joint
 from dynamorouter.training.loop import Log
 from dynamorouter.utils.files import read_metadata, sweep, write_json, writing_folder
-from dynamorouter.utils.progress import Progress
+from dynamorouter.utils.progress import shown_progress
 from dynamorouter.utils.tracking import Tracker
 
 
@@ -81,7 +80,7 @@ def prepare(config: Config, out: Path) -> PreparedData:
     own = {name: replace(shared, train_rows=config.expert(name).rows_for(name)) for name in config.task}
     before = time.perf_counter()
     source, options = _source(config, out)
-    with Progress("prepare", len(own), unit="tasks") as progress:
+    with shown_progress() as progress:
         data = prepare_data(
             tasks,
             out / "data",
@@ -89,7 +88,7 @@ def prepare(config: Config, out: Path) -> PreparedData:
             source_options=options,
             options=shared,
             task_options=own,
-            advance=progress.advance,
+            progress=progress,
         )
     if "prepare" not in run.state()["log"]:
         with _tracker(run, 0) as tracker:
@@ -105,14 +104,14 @@ def _source(config: Config, out: Path) -> tuple[str, dict[str, Any]]:
     options = {"root": config.data.root} if config.data.source == "local" else {}
     if config.complexity is None:
         return config.data.source, options
-    with _bar("complexity") as begin:
+    with shown_progress() as progress:
         prepare_tiers(
             source_tasks(config),
             out / "tiers",
             source=config.data.source,
             overrides=options,
             options=tier_options(config, config.complexity),
-            begin=begin,
+            progress=progress,
         )
     return "local", {"root": str(out / "tiers")}
 
@@ -140,18 +139,17 @@ def report(config: Config, out: Path) -> Path:
     system = System.load(out / "system", device=config.device, precision=config.precision)
     data = _prepared(run)
     records = {name: data.split("test", name) for name in config.task}
-    with Progress("score", sum(map(len, records.values()))) as progress:
+    with shown_progress() as progress:
         scores = score_system(
             system,
             records,
             seed=config.seed,
             resamples=config.evaluation.bootstrap,
             config_hash=config.digest(),
-            advance=progress.advance,
+            progress=progress,
         )
-    if config.complexity is not None:
-        with _bar("one LoRA") as begin:
-            scores["complexity"] = complexity_report(config, out, system, data, begin=begin)
+        if config.complexity is not None:
+            scores["complexity"] = complexity_report(config, out, system, data, progress=progress)
     scores["cost"]["seconds"] = run.state()["seconds"]
     scores["recipe"] = config.recipe
     scores["truncation"] = {
@@ -255,7 +253,7 @@ def _experts(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, d
         plans = [expert_plan(config, task) for task in tasks if base_settings(config, task).name == name]
         if not plans:
             continue
-        with _bar("experts" if len(bases) == 1 else f"experts of {name}") as begin:
+        with shown_progress() as progress:
             found = train_experts(
                 bases[name],
                 plans,
@@ -266,7 +264,7 @@ def _experts(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, d
                 cache=cache_options(config, run.out / "phases" / "trunk"),
                 checkpoint=checkpoint,
                 saved=sitting.saved,
-                begin=begin,
+                progress=progress,
             )
         done.update({expert.name: expert for expert in found})
     experts = _fused(run, data, sitting, bases, [done[task.name] for task in tasks])
@@ -287,9 +285,9 @@ def _router(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, di
         train={name: data.split("router", name) + data.split("train", name)[:more] for name in config.task},
         calibrate={name: data.split("calibration", name) for name in config.task},
     )
-    with Progress("router", 2 * len(config.task), unit="parts") as progress:
+    with shown_progress() as progress:
         settings = config.router.model_dump()
-        skills, notes = fit_system_router(system, settings, rows, seed=config.seed, advance=progress.advance)
+        skills, notes = fit_system_router(system, settings, rows, seed=config.seed, progress=progress)
     sitting.tracker.log(0, "router", **notes)
     return system, skills
 
@@ -300,7 +298,7 @@ def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dic
     system = System.load(run.phase("router"), device=config.device, precision=config.precision)
     base = system.bases[system.router_base]
     ((part, checkpoint),) = _checkpoints(run, "joint").items()
-    with _bar("joint") as begin:
+    with shown_progress() as progress:
         experts = train_joint(
             base,
             system.experts,
@@ -320,7 +318,7 @@ def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dic
             cache=cache_options(config, run.out / "phases" / "trunk"),
             checkpoint=checkpoint,
             saved=sitting.saved,
-            begin=begin,
+            progress=progress,
         )
     system = System(
         system.bases,
@@ -344,7 +342,7 @@ def _fused(
     plans = fusion_plans(run.config)
     if not plans:
         return list(experts)
-    with _bar("fusion") as begin:
+    with shown_progress() as progress:
         return fit_fusions(
             bases,
             experts,
@@ -354,21 +352,5 @@ def _fused(
             options=loop_options(run.config),
             log=lambda task: sitting.log(f"fusion of {task}"),
             cache=cache_options(run.config, run.out / "phases" / "trunk"),
-            begin=begin,
+            progress=progress,
         )
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
-    """Give a training loop its progress bar, once it knows how much there is to do."""
-    bars: list[Progress] = []
-
-    def begin(total: int) -> Callable[[int], None]:
-        bars.append(Progress(label, total, unit="rows"))
-        return bars[-1].advance
-
-    try:
-        yield begin
-    finally:
-        for bar in bars:
-            bar.close()

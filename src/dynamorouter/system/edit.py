@@ -30,7 +30,7 @@ from dynamorouter.training.experts import fit_experts
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import checked_name, writing_folder
-from dynamorouter.utils.progress import Progress
+from dynamorouter.utils.progress import shown_progress
 from dynamorouter.utils.seeding import seeded
 
 ROUTER_ROWS = 1000
@@ -208,7 +208,7 @@ def _expert(
     plan = ExpertPlan(
         task=task, lora=dataclasses.replace(adapter.lora, dropout=0.0), learning_rate=0.0, weight_decay=0.0
     )
-    with Progress("head", None) as progress:
+    with shown_progress() as progress:
         found = fit_experts(
             base,
             [plan],
@@ -217,6 +217,6 @@ def _expert(
             options=LoopOptions(seed=seed),
             log=lambda step, values: None,
             start=[expert],
-            begin=lambda total: progress.advance,
+            progress=progress,
         )
     return dataclasses.replace(found[0], name=name, factors=adapter.factors)

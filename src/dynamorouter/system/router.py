@@ -6,7 +6,7 @@ Letters: N rows, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.router import fit_router, joined, make_skill, read_rows, remember, router_options
+from dynamorouter.utils.progress import SILENT, Progress
 
 Labelled = tuple[list[RouterInput], list[int]]
 """Batches, and the expert of each of their rows."""
@@ -59,7 +60,7 @@ def fit_system_router(
     rows: RouterRows,
     *,
     seed: int,
-    advance: Callable[[int], None] = lambda parts: None,
+    progress: Progress = SILENT,
 ) -> tuple[dict[str, FeatureSample], dict[str, Any]]:
     """Fit a router to a system's experts and put it into the system.
 
@@ -68,7 +69,7 @@ def fit_system_router(
         settings: of the router: ``kind``, ``layers`` and whatever the kind understands.
         rows: what to fit on.
         seed: of initial weights and order.
-        advance: called after each task that was read, twice per task.
+        progress: told how far it is.
 
     Returns:
         What to keep of each expert's rows, and notes for the log.
@@ -83,12 +84,13 @@ def fit_system_router(
     options = router_options(settings["kind"], {**settings, "layers": layers})
     reader = build(settings["kind"], options)
     share = float(settings.get("join_pairs", 0.0))
-    train, scores, skills = _to_fit_on(system, reader, rows.train, share=share, advance=advance)
+    progress.start("router", 2 * len(system.names), unit="parts")
+    train, scores, skills = _to_fit_on(system, reader, rows.train, share=share, progress=progress)
     held: Labelled = ([], [])
     for index, name in enumerate(system.names):
         if rows.calibrate.get(name):
             _label(held, *_read(system, reader, _pairs(rows.calibrate[name])), index)
-        advance(1)
+        progress.advance()
     base = system.bases[system.router_base]
     calibrate = held if held[0] else None
     router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed, scores=scores)
@@ -105,7 +107,7 @@ def _to_fit_on(
     rows: Mapping[str, Sequence[Record]],
     *,
     share: float,
-    advance: Callable[[int], None],
+    progress: Progress,
 ) -> tuple[list[Labelled], list[float], dict[str, FeatureSample]]:
     """Read the rows of every expert, a share of its pairs also as one run of text, and what is remembered of others.
 
@@ -134,7 +136,7 @@ def _to_fit_on(
         else:
             train.append(_remembered(system, reader, name, index))
             scores += [math.nan] * len(train[-1][1])
-        advance(1)
+        progress.advance()
     return train, scores, skills
 
 

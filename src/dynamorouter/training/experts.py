@@ -15,6 +15,7 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.training.validate import Gates, Validator
+from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
 
 __all__ = ["CacheOptions", "Gates", "Validator", "collect", "fit_experts", "fresh_expert", "make_learners"]
@@ -32,7 +33,7 @@ def fit_experts(
     checkpoint: Path | None = None,
     saved: Callable[[], None] = lambda: None,
     start: Sequence[Expert] | None = None,
-    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
+    progress: Progress = SILENT,
 ) -> list[Expert]:
     """Train one expert per plan, packed, and return them.
 
@@ -47,7 +48,7 @@ def fit_experts(
         checkpoint: file to resume from and to write to.
         saved: called after each checkpoint.
         start: experts to go on from instead of fresh ones.
-        begin: called with the number of windows to come; what it returns is called as they are done.
+        progress: told how far it is.
     """
     cache = cache or CacheOptions()
     depth = min(plan.lora.trunk_depth for plan in plans)
@@ -71,9 +72,9 @@ def fit_experts(
         log=log,
         checkpoint=checkpoint,
         saved=saved,
-        advance=begin(sum(len(learner.examples) * learner.plan.epochs for learner in learners)),
+        progress=progress,
     )
-    loop.run()
+    loop.run(label=f"experts of {base.spec.name}" if len(plans) > 1 else f"expert {plans[0].task.name}")
     for held in (trunk, *(validator.cache for validator in validators)):
         held.close()
     return [collect(base, expert, index, learners[index]) for index, expert in enumerate(experts)]

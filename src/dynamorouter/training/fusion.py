@@ -30,6 +30,7 @@ from dynamorouter.training.experts import CacheOptions, Validator
 from dynamorouter.training.learner import units_of
 from dynamorouter.training.loop import Log, LoopOptions
 from dynamorouter.utils.optim import Group, LossScale, Optimizer, warmup_linear
+from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
 
 
@@ -66,7 +67,7 @@ def fit_fusions(
     options: LoopOptions,
     log: Callable[[str], Log],
     cache: CacheOptions | None = None,
-    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
+    progress: Progress = SILENT,
 ) -> list[Expert]:
     """Train the planned fusions and return all experts, those with a fusion that is worth it having it.
 
@@ -79,7 +80,7 @@ def fit_fusions(
         options: shared settings.
         log: returns where losses and scores of a task go.
         cache: where the trunk's outputs are kept.
-        begin: called with the number of windows to come; what it returns is called as they are done.
+        progress: told how far it is.
 
     Raises:
         TrainingError: a loss is no number.
@@ -98,9 +99,9 @@ def fit_fusions(
         )
         for plan in plans
     ]
-    advance = begin(sum(len(training.examples) * training.plan.epochs for training in trainings))
+    progress.start("fusion", sum(len(training.examples) * training.plan.epochs for training in trainings))
     for training in trainings:
-        expert = training.run(select[training.plan.task], cache=cache or CacheOptions(), advance=advance)
+        expert = training.run(select[training.plan.task], cache=cache or CacheOptions(), progress=progress)
         found[training.plan.task] = expert
     return list(found.values())
 
@@ -158,7 +159,7 @@ class FusionTraining:
         """Return the gate of a batch of so many rows."""
         return FusionGate(self.fusion.layers, self._sources, rows=rows)
 
-    def run(self, select: Sequence[Record], *, cache: CacheOptions, advance: Callable[[int], None]) -> Expert:
+    def run(self, select: Sequence[Record], *, cache: CacheOptions, progress: Progress) -> Expert:
         """Train, and return the task's expert with both scores in its card, and the fusion if it is no worse."""
         torch.manual_seed(seeded(self.options.seed, self.plan.task, "fusion").initial_seed())  # dropout of the head
         task, budget = self.expert.task, self.options.tokens_per_batch
@@ -169,7 +170,7 @@ class FusionTraining:
         trunk.fill()
         best, kept, passes = -math.inf, list[Tensor](), 0
         for epoch in range(self.plan.epochs):
-            self._pass(epoch, trunk, advance)
+            self._pass(epoch, trunk, progress)
             score = validator(self.fusion.head.eval(), self.slot, gates=self.gate)
             self.log(self.steps, {f"validation/{task.name}": score, f"epoch/{task.name}": epoch + 1})
             if score > best or not kept:
@@ -193,7 +194,7 @@ class FusionTraining:
         card = {**self.expert.card, "training": training}
         return dataclasses.replace(self.expert, card=card, fusion=self.fusion if better else None)
 
-    def _pass(self, epoch: int, trunk: TrunkCache, advance: Callable[[int], None]) -> None:
+    def _pass(self, epoch: int, trunk: TrunkCache, progress: Progress) -> None:
         """Go over all examples once."""
         self.fusion.head.train()
         for batch in self._batches(epoch):
@@ -201,7 +202,7 @@ class FusionTraining:
             self._step(loss)
             if self.steps % self.options.log_every == 0:
                 self.log(self.steps, {f"loss/{self.plan.task}": loss})
-            advance(len(batch))
+            progress.advance(len(batch))
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
         generator = seeded(self.options.seed, self.plan.task, "fusion", "order", str(epoch))

@@ -33,6 +33,7 @@ from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.training.placeholder import placeholder
 from dynamorouter.utils.optim import Group, Optimizer
+from dynamorouter.utils.progress import SILENT, Progress
 
 Gates = Literal["hard", "soft"]
 Order = Literal["together", "alternating"]
@@ -192,7 +193,7 @@ def fit_joint(
     cache: CacheOptions | None = None,
     checkpoint: Path | None = None,
     saved: Callable[[], None] = lambda: None,
-    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda windows: None,
+    progress: Progress = SILENT,
 ) -> list[Expert]:
     """Train experts and router on; an expert is changed only where its held-out score rises.
 
@@ -209,7 +210,7 @@ def fit_joint(
         cache: where the trunk's outputs for the held-out rows are kept.
         checkpoint: file to resume from and to write to.
         saved: called after each checkpoint.
-        begin: called with the number of windows to come; what it returns is called as they are done.
+        progress: told how far it is.
     """
     depth, budget = _depth(base, experts), options.tokens_per_batch
     placed = [expert if expert.base == base.spec.name else placeholder(expert, base) for expert in experts]
@@ -229,10 +230,10 @@ def fit_joint(
         checkpoint=checkpoint,
         saved=saved,
         router=JointRouter(base, router, joint, depth=depth, writers=writers),
-        advance=begin(sum(len(learner.examples) * learner.plan.epochs for learner in learners)),
+        progress=progress,
     )
     router.module.train()
-    loop.run()
+    loop.run(label="joint")
     router.module.eval()
     for validator in validators.values():
         validator.cache.close()

@@ -65,7 +65,7 @@ class ExpertPlan:
 
 
 @dataclass(slots=True)
-class Progress:
+class LearnerProgress:
     """Where an expert is in its own training.
 
     Attributes:
@@ -106,7 +106,7 @@ class ExpertLearner:
         self.head = head
         self.examples = list(examples)
         self.seed = seed
-        self.progress = Progress()
+        self.progress = LearnerProgress()
         self.log_variance = nn.Parameter(torch.zeros((), device=base.device), requires_grad=plan.uncertainty)
         self._banks = [bank for bank in base.banks.values() if bool(bank.scaling[index] != 0)]
         self._slices = [side.detach()[index] for bank in self._banks for side in (bank.a, bank.b)]
@@ -202,7 +202,7 @@ class ExpertLearner:
 
     def restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` returned."""
-        self.progress = Progress(**progress)
+        self.progress = LearnerProgress(**progress)
         prefix = f"{self.name}/"
         for name, tensor in self._named():
             tensor.copy_(tensors[prefix + name])

@@ -32,6 +32,7 @@ from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.training.learner import ExpertLearner, units_of
 from dynamorouter.utils.files import read_tensors, write_tensors
 from dynamorouter.utils.optim import LossScale
+from dynamorouter.utils.progress import SILENT, Progress
 
 
 class RouterLearner(Protocol):
@@ -103,7 +104,7 @@ class PackedLoop:
         checkpoint: file to resume from and to write to; ``None`` writes none.
         saved: called after each checkpoint.
         router: learns together with the experts and sets their gates; ``None`` sends each row to its own expert.
-        advance: called with the number of windows after each round, for a progress bar.
+        progress: told the number of windows after each round.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class PackedLoop:
         checkpoint: Path | None = None,
         saved: Callable[[], None] = lambda: None,
         router: RouterLearner | None = None,
-        advance: Callable[[int], None] = lambda windows: None,
+        progress: Progress = SILENT,
     ) -> None:
         self.base = base
         self.learners = list(learners)
@@ -131,15 +132,20 @@ class PackedLoop:
         self.checkpoint = checkpoint
         self.saved = saved
         self.router = router
-        self.advance = advance
+        self.progress = progress
         self.round = 0
         self.scale = LossScale.of(base.dtype)
         drops = [learner.plan.lora.dropout for learner in self.learners]
         self._dropout = torch.tensor(drops, device=base.device)
         self._same_dropout = len(set(drops)) <= 1
 
-    def run(self) -> None:
-        """Train until every expert is done; then put each one's best weights back."""
+    def run(self, label: str = "experts") -> None:
+        """Train until every expert is done; then put each one's best weights back.
+
+        Args:
+            label: of the progress.
+        """
+        self.progress.start(label, sum(len(learner.examples) * learner.plan.epochs for learner in self.learners))
         torch.manual_seed(self.options.seed)
         if self.checkpoint is not None and self.checkpoint.is_file():
             self._load(self.checkpoint)
@@ -200,7 +206,7 @@ class PackedLoop:
             total.mul(self.scale.value).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
                 totals[expert] = totals[expert] + loss.detach()
-        self.advance(len(pool))
+        self.progress.advance(len(pool))
         return {self.learners[expert].name: float(total) for expert, total in totals.items()}
 
     def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:

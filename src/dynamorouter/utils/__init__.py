@@ -14,6 +14,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "seeded",
+    "shown_progress",
     "versions",
     "write_json",
 ]
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dynamorouter.utils.environment import versions
     from dynamorouter.utils.files import read_json, write_json
     from dynamorouter.utils.jsonl import read_jsonl
-    from dynamorouter.utils.progress import Progress
+    from dynamorouter.utils.progress import Progress, shown_progress
     from dynamorouter.utils.seeding import seeded
     from dynamorouter.utils.tracking import Tracker
 else:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: a JSONL log always, TensorBoard and Weights & Biases when asked, progress.
+"""What a run writes while it goes on: a JSONL log always, TensorBoard and Weights & Biases when asked.
 
 Each line of the log is one object: ``{"step": 12, "phase": "experts", ...values}``. The log's size in bytes is part
 of a checkpoint, so that a resumed run cuts off what was written after it and goes on as if never interrupted.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self
 
 from dynamorouter.errors import DataError, MissingExtraError
 from dynamorouter.utils.options import Options
-from dynamorouter.utils.progress import Progress
-
-T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -168,15 +165,6 @@ def _missing(setting: str, package: str) -> MissingExtraError:
         f"{setting} needs the package {package!r}, which is not installed; "
         f"install it with: pip install 'dynamorouter[track]'"
     )
-
-
-def track(items: Iterable[T], label: str, *, total: int | None = None, unit: str = "rows") -> Iterator[T]:
-    """Yield ``items`` while showing progress; ``total`` defaults to their length if they have one."""
-    length = getattr(items, "__len__", None)
-    with Progress(label, total if total is not None or length is None else length(), unit=unit) as progress:
-        for item in items:
-            yield item
-            progress.advance()
 
 
 class TrackingSettings(Options):

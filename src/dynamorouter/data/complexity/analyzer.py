@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
 from dynamorouter.data.complexity.features import Features, measure
 from dynamorouter.errors import ConfigError, MissingExtraError
+from dynamorouter.utils.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -78,20 +79,18 @@ class Analyzer:
         """Parse texts in order."""
         return self.nlp.pipe(texts, batch_size=_BATCH)
 
-    def features(
-        self, pairs: Sequence[Pair], *, advance: Callable[[int], None] = lambda rows: None
-    ) -> Iterator[Features]:
+    def features(self, pairs: Sequence[Pair], *, progress: Progress = SILENT) -> Iterator[Features]:
         """Measure instructions, each with its input if it has one, in order.
 
         Args:
             pairs: instructions and inputs; each is parsed by itself.
-            advance: called with 1 after each instruction.
+            progress: advanced by 1 after each instruction.
         """
         parts = [part for text, more in pairs for part in (text, more) if part]
         docs = self.parse(parts)
         for text, more in pairs:
             found = measure([next(docs) for part in (text, more) if part])
-            advance(1)
+            progress.advance()
             yield found
 
 

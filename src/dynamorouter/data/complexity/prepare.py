@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.files import read_finished, write_json
 from dynamorouter.utils.jsonl import write_atomic
+from dynamorouter.utils.progress import SILENT, Progress
 
 FORMAT = 1
 MANIFEST, FEATURES = "manifest.json", "features.jsonl"
@@ -88,14 +89,10 @@ class Measured:
 
 
 def measured(
-    records: Sequence[Record],
-    analyzer: Analyzer,
-    options: ScoreOptions,
-    *,
-    advance: Callable[[int], None] = lambda rows: None,
+    records: Sequence[Record], analyzer: Analyzer, options: ScoreOptions, *, progress: Progress = SILENT
 ) -> Measured:
     """Measure and score rows; their targets are not read."""
-    features = list(analyzer.features([(record.text, record.pair) for record in records], advance=advance))
+    features = list(analyzer.features([(record.text, record.pair) for record in records], progress=progress))
     return Measured(list(records), features, [score(found, options) for found in features])
 
 
@@ -106,7 +103,7 @@ def prepare_tiers(
     source: str,
     overrides: Mapping[str, Any] | None = None,
     options: TierOptions,
-    begin: Callable[[int], Callable[[int], None]] = lambda total: lambda rows: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Write the rows of all tiers, or reuse those that were completely written with the same settings and data.
 
@@ -116,7 +113,7 @@ def prepare_tiers(
         source: name of the data's source.
         overrides: of the source's options, such as ``root``.
         options: how rows get their tier.
-        begin: called with the number of rows to measure; what it returns is called as they are done.
+        progress: told how far it is.
 
     Returns:
         The manifest: pipeline, rule, rows by split and tier.
@@ -138,8 +135,10 @@ def prepare_tiers(
         spec, 0, source, merged, max_chars=options.max_chars, max_words=options.max_words, skip_bad=options.skip_bad
     )
     leaks = remove_leaks(spec, pools, fail=options.leaks == "fail")
-    advance = begin(sum(len(pool.rows) for pool in pools.values()))
-    splits = {split: measured(pool.records, analyzer, options.score, advance=advance) for split, pool in pools.items()}
+    progress.start("complexity", sum(len(pool.rows) for pool in pools.values()))
+    splits = {
+        split: measured(pool.records, analyzer, options.score, progress=progress) for split, pool in pools.items()
+    }
     rule = _rule(splits["train"], options, count=len(tasks))
     tiers = {split: rule.assign(part.table(), np.array(part.scores)).tolist() for split, part in splits.items()}
     counts = {split: {name: tiers[split].count(i) for i, name in enumerate(names)} for split in splits}

@@ -17,7 +17,7 @@ from dynamorouter.merging.deltas import LayerDeltas, LowRank
 from dynamorouter.merging.diagnose import diagnose
 from dynamorouter.merging.merge import MergeResult, check_experts, merge_experts, merge_factors
 from dynamorouter.merging.registry import merges
-from dynamorouter.merging.truncate import Output, singular, truncated, write
+from dynamorouter.merging.truncate import Output, singular, to_factors, truncated
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import Factors, LoraSettings
@@ -90,7 +90,7 @@ def test_truncation_is_the_best_of_its_rank(rank: int, kept: int, seed: int, for
     full = delta.dense()
     forms: dict[str, LowRank | torch.Tensor] = {"core": delta.reduced(), "loose": delta, "dense": full}
     best = torch.linalg.svdvals(full)
-    for form_ in (write(forms[form], Output("rank", kept)), write(truncated(forms[form], kept), Output())):
+    for form_ in (to_factors(forms[form], Output("rank", kept)), to_factors(truncated(forms[form], kept), Output())):
         assert form_.lost == pytest.approx(float(best[kept:].square().sum()), rel=1e-9, abs=1e-9)
         got = change(form_.factors)
         assert float((got - full).norm()) == pytest.approx(float(best[kept:].norm()), rel=1e-4, abs=1e-5)
@@ -135,7 +135,7 @@ def test_what_cannot_be_right_is_refused() -> None:
     one, two, _ = EXPERTS
     refused(MergeError, "nothing to merge", [])
     refused(MergeError, "'one' is given more than once", [one, one])
-    refused(MergeError, "different bases", [one, dataclasses.replace(two, base="other")])
+    refused(MergeError, "different base models", [one, dataclasses.replace(two, base="other")])
     fused = dataclasses.replace(two, fusion=Fusion(("one",), {}, HEAD))
     refused(MergeError, "fusion", [one, fused])
     refused(MergeError, "takes 2 experts", EXPERTS, method="slerp")

@@ -50,7 +50,7 @@ def observed(
 
     Args:
         need: of the method, ``grams``, ``fisher``, ``objective`` or ``entropy``.
-        base: that all the experts sit on.
+        base: of all the experts.
         experts: that are to be merged.
         rows: of each expert's own task; ``entropy`` does not look at their targets.
         limit: most rows of each that are read, drawn by the seed.
@@ -99,7 +99,7 @@ def second_moments(base: Base, experts: Sequence[Expert], rows: Rows, *, budget:
 
     Each expert is at work on its own rows; padding is left out.
     """
-    found = {}
+    moments_by_expert = {}
     for index, expert in enumerate(experts):
         moments = _Moments()
         for examples in _batches(base, expert, rows[expert.name], budget):
@@ -107,9 +107,11 @@ def second_moments(base: Base, experts: Sequence[Expert], rows: Rows, *, budget:
             batch = layout.batch(base)
             moments.mask = batch.mask.bool()
             with torch.inference_mode(), _watched(base.banks, moments.note):
-                last_states(base, layout, batch, _alone(index, len(examples), base))
-        found[expert.name] = {name: (total / moments.counts[name]).cpu() for name, total in moments.sums.items()}
-    return found
+                last_states(base, layout, batch, _row_gate(index, len(examples), base))
+        moments_by_expert[expert.name] = {
+            name: (total / moments.counts[name]).cpu() for name, total in moments.sums.items()
+        }
+    return moments_by_expert
 
 
 class _Moments:
@@ -136,21 +138,21 @@ def squared_gradients(
     By expert and layer; each example's gradient is squared by itself. The labels are those of the rows (the empirical
     Fisher information).
     """
-    found = {}
+    squares_by_expert = {}
     for index, expert in enumerate(experts):
         squares = _Squares()
         count = 0
         for examples in _batches(base, expert, rows[expert.name], budget):
             layout = Layout.of(examples, [[i] for i in range(len(examples))])
             with torch.enable_grad(), _watched(base.banks, squares.keep, squares.square):
-                gate = _alone(index, len(examples), base)
+                gate = _row_gate(index, len(examples), base)
                 hidden, mask = last_states(base, layout, layout.batch(base), gate)
                 loss = expert.head.loss(hidden, mask, [example.target for example in examples]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
-            _forget(base, expert)
+            _clear_gradients(base, expert)
             count += len(examples)
-        found[expert.name] = {name: (total / count).cpu() for name, total in squares.sums.items()}
-    return found
+        squares_by_expert[expert.name] = {name: (total / count).cpu() for name, total in squares.sums.items()}
+    return squares_by_expert
 
 
 class _Squares:
@@ -166,8 +168,8 @@ class _Squares:
 
     def square(self, name: str, gradient: Tensor) -> None:
         """Add the squares of g^T x of each example, g being the gradient ``(B, S, O)`` of the layer's output."""
-        own = torch.einsum("bso,bsd->bod", gradient, self.inputs.pop(name)).square().sum(dim=0)
-        self.sums[name] = self.sums[name] + own if name in self.sums else own
+        squares = torch.einsum("bso,bsd->bod", gradient, self.inputs.pop(name)).square().sum(dim=0)
+        self.sums[name] = self.sums[name] + squares if name in self.sums else squares
 
 
 def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int) -> Callable[[Coefficients], float]:
@@ -182,21 +184,21 @@ def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int)
                 states = base.forward_to(batch, depth)[depth] if depth else None
             prepared.append((index, layout, batch, states))
     units = [
-        sum(e.units for i, layout, _, _ in prepared if i == index for e in layout.examples)
+        sum(example.units for i, layout, _, _ in prepared if i == index for example in layout.examples)
         for index in range(len(experts))
     ]
 
-    def judge(coefficients: Coefficients) -> float:
+    def loss_at(coefficients: Coefficients) -> float:
         losses = [0.0] * len(experts)
         with torch.inference_mode(), mixing(base, coefficients):
             for index, layout, batch, states in prepared:
-                gate = _everybody(len(layout.examples), len(experts), base)
+                gate = _mixture_gate(len(layout.examples), len(experts), base)
                 hidden, mask = last_states(base, layout, batch, gate, states=states, depth=depth)
                 targets = [example.target for example in layout.examples]
                 losses[index] += float(experts[index].head.loss(hidden, mask, targets).sum())
         return sum(loss / count for loss, count in zip(losses, units, strict=True)) / len(experts)
 
-    return judge
+    return loss_at
 
 
 def mean_entropy(
@@ -209,32 +211,32 @@ def mean_entropy(
     depth = min(expert.lora.trunk_depth for expert in experts)
     prepared: list[list[Any]] = []
     for expert in experts:
-        read = entropy_of(expert)
+        entropy = entropy_of(expert)
         texts = [(record.text, record.pair) for record in rows[expert.name]]
         windows = base.encoder.windows(texts, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
-        first = [window for window in windows if window.part == 0]
-        own = []
-        for at in range(0, len(first), batch_rows):
-            part = first[at : at + batch_rows]
-            batch = base.encoder.collate([window.encoding for window in part], base.device)
+        beginnings = [window for window in windows if window.part == 0]
+        batches = []
+        for start in range(0, len(beginnings), batch_rows):
+            chunk = beginnings[start : start + batch_rows]
+            batch = base.encoder.collate([window.encoding for window in chunk], base.device)
             with torch.no_grad():
                 states = base.forward_to(batch, depth)[depth]
-            own.append((read, part, [texts[window.row] for window in part], batch.mask, states))
-        prepared.append(own)
+            batches.append((entropy, chunk, [texts[window.row] for window in chunk], batch.mask, states))
+        prepared.append(batches)
     calls = 0
 
-    def judge(coefficients: Coefficients) -> Tensor:
+    def entropy_at(coefficients: Coefficients) -> Tensor:
         nonlocal calls
         values = []
         with torch.enable_grad(), mixing(base, coefficients):
-            for own in prepared:
-                read, windows, texts, mask, states = own[calls % len(own)]
-                gate = _everybody(len(windows), len(experts), base)
-                values.append(read(base.forward_from(states, mask, gate, depth=depth), mask, windows, texts))
+            for batches in prepared:
+                entropy, windows, texts, mask, states = batches[calls % len(batches)]
+                gate = _mixture_gate(len(windows), len(experts), base)
+                values.append(entropy(base.forward_from(states, mask, gate, depth=depth), mask, windows, texts))
         calls += 1
         return torch.stack(values).mean()
 
-    return judge
+    return entropy_at
 
 
 @contextmanager
@@ -283,15 +285,15 @@ def _batches(base: Base, expert: Expert, records: Sequence[Record], budget: int)
     return [[examples[i] for i in group] for group in token_batches([len(e) for e in examples], budget=budget)]
 
 
-def _alone(index: int, rows: int, base: Base) -> RowGate:
+def _row_gate(index: int, rows: int, base: Base) -> RowGate:
     return RowGate(torch.full((rows,), index, device=base.device))
 
 
-def _everybody(rows: int, experts: int, base: Base) -> SoftGate:
+def _mixture_gate(rows: int, experts: int, base: Base) -> SoftGate:
     return SoftGate(torch.ones(rows, experts, device=base.device))
 
 
-def _forget(base: Base, expert: Expert) -> None:
+def _clear_gradients(base: Base, expert: Expert) -> None:
     """Drop gradients that a pass has left behind."""
     for bank in base.banks.values():
         bank.zero_grad(set_to_none=True)

@@ -93,22 +93,25 @@ class LayerDeltas:
         self.layer = layer
         self.experts = tuple(experts)
         shapes = {
-            name: (each.b.shape[0], each.a.shape[1])
-            for name, each in zip(self.experts, factors, strict=True)
-            if each is not None
+            name: (pair.b.shape[0], pair.a.shape[1])
+            for name, pair in zip(self.experts, factors, strict=True)
+            if pair is not None
         }
         if len(set(shapes.values())) != 1:
             listed = ", ".join(f"{name} {out} x {width}" for name, (out, width) in shapes.items()) or "none"
-            raise MergeError(f"layer {layer!r} is not of one shape in all experts ({listed}); they sit on other bases")
+            raise MergeError(
+                f"layer {layer!r} is not of one shape in all experts ({listed}); they are trained for different base "
+                "models: merge those of one"
+            )
         self.shape: tuple[int, int] = next(iter(shapes.values()))
         out, width = self.shape
         self.plain_a: list[Tensor] = []
         self.plain_b: list[Tensor] = []
         self.scalings: list[float] = []
-        for name, each in zip(self.experts, factors, strict=True):
-            a = torch.zeros(0, width, dtype=torch.float64) if each is None else each.a.detach().cpu().double()
-            b = torch.zeros(out, 0, dtype=torch.float64) if each is None else each.b.detach().cpu().double()
-            scaling = 1.0 if each is None else float(each.scaling)
+        for name, pair in zip(self.experts, factors, strict=True):
+            a = torch.zeros(0, width, dtype=torch.float64) if pair is None else pair.a.detach().cpu().double()
+            b = torch.zeros(out, 0, dtype=torch.float64) if pair is None else pair.b.detach().cpu().double()
+            scaling = 1.0 if pair is None else float(pair.scaling)
             if not (math.isfinite(scaling) and a.isfinite().all() and b.isfinite().all()):
                 raise MergeError(
                     f"expert {name!r} holds NaN or infinite numbers in layer {layer!r}; its training has failed: "
@@ -141,8 +144,8 @@ class LayerDeltas:
         """The experts' changes as cores over one orthonormal basis on either side."""
         left, upper = torch.linalg.qr(torch.cat(self.b, dim=1))
         right, lower = torch.linalg.qr(torch.cat(self.a, dim=0).T)
-        parts = zip(upper.split(self.ranks, dim=1), lower.split(self.ranks, dim=1), strict=True)
-        return Span(left, torch.stack([b @ a.T for b, a in parts]), right.T)
+        triangles = zip(upper.split(self.ranks, dim=1), lower.split(self.ranks, dim=1), strict=True)
+        return Span(left, torch.stack([b @ a.T for b, a in triangles]), right.T)
 
     def dense(self, expert: int) -> Tensor:
         """Return one expert's change as ``(O, D)``."""

@@ -98,10 +98,10 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "pairs": [each.to_json() for each in self.pairs],
-            "forecasts": [each.to_json() for each in self.forecasts],
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "forecasts": [forecast.to_json() for forecast in self.forecasts],
             "rank_for_energy": dict(self.rank),
-            "layers": [each.to_json() for each in self.layers],
+            "layers": [conflict.to_json() for conflict in self.layers],
         }
 
 
@@ -122,21 +122,21 @@ def diagnose(experts: Sequence[Expert], *, methods: Sequence[str] = METHODS) -> 
             )
     ordered = sorted(experts, key=lambda expert: expert.name)
     layers = Layers({expert.name: expert.factors for expert in ordered})
-    found: list[Conflict] = []
+    conflicts: list[Conflict] = []
     products = torch.zeros(len(ordered), len(ordered), dtype=torch.float64)
     ranks = {"0.9": 0, "0.99": 0}
     for deltas in layers:
         products += _products(deltas)
-        found += _conflicts(deltas)
+        conflicts += _conflicts(deltas)
         values = torch.linalg.svdvals(deltas.weighted(torch.ones(len(deltas))).core).square()
         for share in ranks:
-            reached = values.cumsum(0) / values.sum().clamp_min(1e-300)
-            ranks[share] = max(ranks[share], int((reached < float(share)).sum()) + 1)
-    pairs = [_overall(found, products, ordered, i, j) for i, j in combinations(range(len(ordered)), 2)]
+            energy = values.cumsum(0) / values.sum().clamp_min(1e-300)
+            ranks[share] = max(ranks[share], int((energy < float(share)).sum()) + 1)
+    pairs = [_overall(conflicts, products, ordered, i, j) for i, j in combinations(range(len(ordered)), 2)]
     return Diagnosis(
         sorted(pairs, key=lambda pair: -pair.signs * (pair.outputs + pair.inputs)),
-        found,
-        [each for name in methods for each in _forecast(name, layers)],
+        conflicts,
+        [forecast for name in methods for forecast in _forecast(name, layers)],
         ranks,
     )
 
@@ -151,7 +151,7 @@ def _conflicts(deltas: LayerDeltas) -> list[Conflict]:
     products = _products(deltas)
     trimmed = [largest(deltas.dense(e), TRIM) for e in range(len(deltas))]
     sides = [_sides(core) for core in deltas.span.cores]
-    found = []
+    conflicts = []
     for i, j in combinations(range(len(deltas)), 2):
         if not (deltas.ranks[i] and deltas.ranks[j]):
             continue
@@ -159,7 +159,7 @@ def _conflicts(deltas: LayerDeltas) -> list[Conflict]:
         differ = both & (trimmed[i].sign() != trimmed[j].sign())
         outputs = torch.linalg.svdvals(sides[i][0].T @ sides[j][0])
         inputs = torch.linalg.svdvals(sides[i][1].T @ sides[j][1])
-        found.append(
+        conflicts.append(
             Conflict(
                 deltas.experts[i],
                 deltas.experts[j],
@@ -171,7 +171,7 @@ def _conflicts(deltas: LayerDeltas) -> list[Conflict]:
                 math.degrees(math.acos(min(1.0, float(outputs[0])))) if outputs.numel() else 90.0,
             )
         )
-    return found
+    return conflicts
 
 
 def _sides(core: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,20 +189,20 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _overall(found: Sequence[Conflict], products: Tensor, experts: Sequence[Expert], i: int, j: int) -> Conflict:
+def _overall(conflicts: Sequence[Conflict], products: Tensor, experts: Sequence[Expert], i: int, j: int) -> Conflict:
     """Put a pair's layers together: the cosine of the whole changes, the means of the rest, the smallest angle."""
     one, other = experts[i].name, experts[j].name
-    mine = [each for each in found if (each.one, each.other) == (one, other)]
-    count = max(1, len(mine))
+    layers = [conflict for conflict in conflicts if (conflict.one, conflict.other) == (one, other)]
+    count = max(1, len(layers))
     return Conflict(
         one,
         other,
         None,
         _share(float(products[i, j]), math.sqrt(float(products[i, i] * products[j, j]))),
-        sum(each.signs for each in mine) / count,
-        sum(each.outputs for each in mine) / count,
-        sum(each.inputs for each in mine) / count,
-        min((each.angle for each in mine), default=90.0),
+        sum(conflict.signs for conflict in layers) / count,
+        sum(conflict.outputs for conflict in layers) / count,
+        sum(conflict.inputs for conflict in layers) / count,
+        min((conflict.angle for conflict in layers), default=90.0),
     )
 
 
@@ -213,23 +213,25 @@ def _forecast(name: str, layers: Layers) -> list[Forecast]:
     weights = torch.full((count,), 1.0 if method.weights == "ones" else 1 / count, dtype=torch.float64)
     defaults = {**method.options, "seed": 0}
     plan = method.plan(layers, weights, **defaults)
-    inner, own, whole = torch.zeros(count), torch.zeros(count), 0.0
+    inner, squares, total = torch.zeros(count), torch.zeros(count), 0.0
     for deltas in layers:
-        more = plan.options.get(deltas.layer, {})
-        merged = method(deltas, plan.weights.get(deltas.layer, weights), **more)
+        options = plan.options.get(deltas.layer, {})
+        merged = method(deltas, plan.weights.get(deltas.layer, weights), **options)
         matrix = merged.dense() if isinstance(merged, LowRank) else merged
-        whole += float(matrix.square().sum())
+        total += float(matrix.square().sum())
         for e in range(count):
             # <M, B A> without B A: the trace of B^T M A^T
             inner[e] += float((deltas.b[e] * (matrix @ deltas.a[e].T)).sum())
-            own[e] += float(((deltas.b[e].T @ deltas.b[e]) * (deltas.a[e] @ deltas.a[e].T)).sum())
-    found = []
+            squares[e] += float(((deltas.b[e].T @ deltas.b[e]) * (deltas.a[e] @ deltas.a[e].T)).sum())
+    forecasts = []
     for e, expert in enumerate(layers.experts):
-        mine = float(own[e])
-        kept = _share(float(inner[e]), mine)
-        rest = max(0.0, whole - kept * kept * mine)
-        distance = max(0.0, whole - 2 * float(inner[e]) + mine)
-        found.append(
-            Forecast(name, expert, kept, _share(math.sqrt(rest), math.sqrt(mine)), math.sqrt(_share(distance, mine)))
+        square = float(squares[e])
+        share = _share(float(inner[e]), square)
+        foreign = max(0.0, total - share * share * square)
+        distance = max(0.0, total - 2 * float(inner[e]) + square)
+        forecasts.append(
+            Forecast(
+                name, expert, share, _share(math.sqrt(foreign), math.sqrt(square)), math.sqrt(_share(distance, square))
+            )
         )
-    return found
+    return forecasts

@@ -25,7 +25,7 @@ def entropy_of(expert: Expert) -> Reader:
     """Return the function that reads an expert's uncertainty off hidden states.
 
     Raises:
-        MergeError: its head writes text, which has no classes.
+        MergeError: its head generates text, which has no classes.
     """
     head = expert.head
     if isinstance(head, ClassificationHead):
@@ -50,7 +50,7 @@ def _span(head: SpanHead, hidden: Tensor, windows: Sequence[Window], texts: Sequ
     """Return the mean entropy of the first and last position over the tokens of the context."""
     allowed = torch.zeros(hidden.shape[:2], dtype=torch.bool)
     for i, (window, (_, pair)) in enumerate(zip(windows, texts, strict=True)):
-        wanted = 0 if pair is None else 1
-        allowed[i, : len(window)] = torch.tensor([kind == wanted for kind in window.encoding.sequence_ids])
+        context = 0 if pair is None else 1
+        allowed[i, : len(window)] = torch.tensor([kind == context for kind in window.encoding.sequence_ids])
     logits = head.out(hidden.float()).masked_fill(~allowed.to(hidden.device)[..., None], -1e9)
     return _entropy(logits.transpose(1, 2)).mean()

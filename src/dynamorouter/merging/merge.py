@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError, MergeError, one_of
-from dynamorouter.merging.deltas import Delta, LayerDeltas, Layers
-from dynamorouter.merging.registry import Method, Plan, merges
-from dynamorouter.merging.truncate import Output, Written, write
+from dynamorouter.merging.deltas import Layers
+from dynamorouter.merging.registry import Method, merges
+from dynamorouter.merging.truncate import MergedLayer, Output, to_factors
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import Factors, LoraSettings
 
@@ -31,7 +31,7 @@ class MergeResult:
         method: name of the method.
         sources: names of the experts.
         weights: by expert, as given or by the method's default.
-        base: name of the base that they sit on.
+        base: name of their base model.
         factors: by layer, float32, scaling 1.
         lora: how the factors are shaped.
         errors: by layer, what the output policy left out, as a share of the norm of what the method made.
@@ -84,7 +84,7 @@ def merge_experts(
     seed: int = 0,
     **options: Any,
 ) -> MergeResult:
-    """Merge experts that sit on one base.
+    """Merge experts of one base model.
 
     Args:
         experts: at least one, of different names; their order changes nothing but for the weights beside it.
@@ -102,12 +102,12 @@ def merge_experts(
     check_experts(experts, chosen)
     chosen.check(options)
     policy = Output.parse(output)
-    given = check_weights(experts, weights, chosen)
+    weight_of = check_weights(experts, weights, chosen)
     ordered = sorted(experts, key=lambda expert: expert.name)  # sums come out the same to the last bit
-    vector = torch.tensor([given[expert.name] for expert in ordered], dtype=torch.float64)
+    ordered_weights = torch.tensor([weight_of[expert.name] for expert in ordered], dtype=torch.float64)
     factors = {expert.name: expert.factors for expert in ordered}
     start = time.perf_counter()
-    written, notes = merge_factors(factors, chosen, vector, policy, seed=seed, options=options)
+    layers, notes = merge_factors(factors, chosen, ordered_weights, policy, seed=seed, options=options)
     seconds = time.perf_counter() - start
     depths = {expert.lora.trunk_depth for expert in experts}
     if len(depths) > 1:
@@ -116,8 +116,8 @@ def merge_experts(
             f"the experts begin at blocks {sorted(depths)}; the merge begins at block {min(depths)}, and "
             "inputs leave a trunk that is shared with the router there",
         )
-    shown = {key: value for key, value in options.items() if isinstance(value, str | int | float | bool)}
-    return _result(written, chosen, experts, given, policy, shown, seed, notes, seconds)
+    plain_options = {key: value for key, value in options.items() if isinstance(value, str | int | float | bool)}
+    return _result(layers, chosen, experts, weight_of, policy, plain_options, seed, notes, seconds)
 
 
 def merge_factors(
@@ -128,23 +128,22 @@ def merge_factors(
     *,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Written], tuple[str, ...]]:
-    """Merge factors by name of expert and layer, one layer at a time; return what is written and notes."""
+) -> tuple[dict[str, MergedLayer], tuple[str, ...]]:
+    """Merge factors by name of expert and layer, one layer at a time; return the merged layers by name, and notes."""
     layers = Layers(experts)
     values = {**(options or {}), "seed": seed}
     plan = method.plan(layers, weights, **values)
-    own = {key: value for key, value in values.items() if method.takes(key)}
-    return {deltas.layer: write(_merged(deltas, method, weights, plan, own), output) for deltas in layers}, plan.notes
-
-
-def _merged(deltas: LayerDeltas, method: Method, weights: Tensor, plan: Plan, options: Mapping[str, Any]) -> Delta:
-    layer = deltas.layer
-    more = plan.options.get(layer, {})
-    return method(deltas, plan.weights.get(layer, weights), **{**options, **more})
+    accepted = {key: value for key, value in values.items() if method.takes(key)}
+    merged = {}
+    for deltas in layers:
+        layer = deltas.layer
+        layer_options = {**accepted, **plan.options.get(layer, {})}
+        merged[layer] = to_factors(method(deltas, plan.weights.get(layer, weights), **layer_options), output)
+    return merged, plan.notes
 
 
 def _result(
-    written: Mapping[str, Written],
+    layers: Mapping[str, MergedLayer],
     method: Method,
     experts: Sequence[Expert],
     weights: Mapping[str, float],
@@ -154,15 +153,15 @@ def _result(
     notes: tuple[str, ...],
     seconds: float,
 ) -> MergeResult:
-    rank = max((each.factors.a.shape[0] for each in written.values()), default=1)
-    lost, total = (sum(getattr(each, name) for each in written.values()) for name in ("lost", "total"))
-    full = [
-        layer for layer, each in written.items() if each.rank >= min(each.factors.b.shape[0], each.factors.a.shape[1])
+    rank = max((layer.factors.a.shape[0] for layer in layers.values()), default=1)
+    lost, total = (sum(getattr(layer, name) for layer in layers.values()) for name in ("lost", "total"))
+    full_rank = [
+        name for name, layer in layers.items() if layer.rank >= min(layer.factors.b.shape[0], layer.factors.a.shape[1])
     ]
-    if full:
+    if full_rank:
         notes = (
             *notes,
-            f"{len(full)} of {len(written)} layers have full rank: they take as much space as the base's "
+            f"{len(full_rank)} of {len(layers)} layers have full rank: they take as much space as the base's "
             "own; give --rank or --energy",
         )
     if not total:
@@ -172,17 +171,17 @@ def _result(
         sources=tuple(expert.name for expert in experts),
         weights=weights,
         base=experts[0].base,
-        factors={layer: each.factors for layer, each in written.items()},
+        factors={name: layer.factors for name, layer in layers.items()},
         lora=LoraSettings(
             rank=rank,
             alpha=float(rank),
             dropout=0.0,
-            targets=tuple(sorted(written)),
+            targets=tuple(sorted(layers)),
             trunk_depth=min(expert.lora.trunk_depth for expert in experts),
         ),
-        errors={layer: math.sqrt(each.lost / each.total) if each.total else 0.0 for layer, each in written.items()},
+        errors={name: math.sqrt(layer.lost / layer.total) if layer.total else 0.0 for name, layer in layers.items()},
         error=math.sqrt(lost / total) if total else 0.0,
-        ranks={layer: each.rank for layer, each in written.items()},
+        ranks={name: layer.rank for name, layer in layers.items()},
         output=str(output),
         options=options,
         seed=seed,
@@ -195,7 +194,8 @@ def check_experts(experts: Sequence[Expert], method: Method | None = None) -> No
     """Refuse experts that cannot be merged rightly.
 
     Raises:
-        MergeError: there are none or too many, names repeat, they sit on different bases, or one answers by fusion.
+        MergeError: there are none or too many, names repeat, they have different base models, or one answers by
+            fusion.
     """
     names = [expert.name for expert in experts]
     if not names:
@@ -212,10 +212,10 @@ def check_experts(experts: Sequence[Expert], method: Method | None = None) -> No
     for expert in experts:
         bases.setdefault(expert.base, []).append(expert.name)
     if len(bases) > 1:
-        listed = "; ".join(f"{', '.join(mine)} on {base!r}" for base, mine in bases.items())
+        listed = "; ".join(f"{', '.join(trained)} for {base!r}" for base, trained in bases.items())
         raise MergeError(
-            f"the experts sit on different bases ({listed}); changes to different weights cannot be added: "
-            "merge those of one base, or route among them"
+            f"the experts are trained for different base models ({listed}); changes to different weights cannot be "
+            "added: merge those of one base, or route among them"
         )
     fused = [expert.name for expert in experts if expert.fusion is not None]
     if fused:
@@ -239,14 +239,14 @@ def check_weights(
     if isinstance(weights, Mapping):
         if set(weights) != set(names):
             raise ConfigError(f"weights are given for {one_of(weights)}, but the experts are {one_of(names)}")
-        found = {name: float(weights[name]) for name in names}
+        weight_of = {name: float(weights[name]) for name in names}
     else:
         if len(weights) != len(names):
             raise ConfigError(
                 f"there are {len(names)} experts, but {len(weights)} weights; give one for each, in order"
             )
-        found = dict(zip(names, map(float, weights), strict=True))
-    wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
-    if wrong:
-        raise ConfigError(f"weights must be finite numbers, but are {wrong}")
-    return found
+        weight_of = dict(zip(names, map(float, weights), strict=True))
+    not_finite = {name: value for name, value in weight_of.items() if not math.isfinite(value)}
+    if not_finite:
+        raise ConfigError(f"weights must be finite numbers, but are {not_finite}")
+    return weight_of

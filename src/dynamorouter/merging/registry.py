@@ -103,8 +103,8 @@ class Method:
     @property
     def options(self) -> dict[str, Any]:
         """What can be set, with its defaults."""
-        known = {**_keywords(self.function), **self._surveyed()}
-        return {name: value for name, value in known.items() if name not in PRIVATE}
+        keywords = {**_keywords(self.function), **self._surveyed()}
+        return {name: value for name, value in keywords.items() if name not in PRIVATE}
 
     def takes(self, name: str) -> bool:
         """Tell whether the method's function has an option."""
@@ -116,15 +116,16 @@ class Method:
         Raises:
             ConfigError: an option is unknown, or what the method needs is not given.
         """
-        known = self.options
-        allowed = {*known, "seed", *({self.needs} if self.needs else ())}
+        known_options = self.options
+        allowed = {*known_options, "seed", *({self.needs} if self.needs else ())}
         for name in options:
             if name not in allowed:
-                listed = ", ".join(f"{key}={value}" for key, value in known.items()) or "none"
+                defaults = ", ".join(f"{key}={value}" for key, value in known_options.items()) or "none"
                 raise ConfigError(
-                    f"merge method {self.name!r} has no option {name!r}{suggest(name, known)}; its options: {listed}"
+                    f"merge method {self.name!r} has no option {name!r}{suggest(name, known_options)}; "
+                    f"its options: {defaults}"
                 )
-            if name in known:
+            if name in known_options:
                 self._check_value(name, options[name])
         if self.needs and options.get(self.needs) is None:
             raise ConfigError(
@@ -151,8 +152,8 @@ class Method:
 
 
 def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
-    found = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in found if each.kind is each.KEYWORD_ONLY}
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -187,8 +188,10 @@ def merge_method(
 
     def add(function: Callable[..., Delta]) -> Method:
         about = (inspect.getdoc(function) or "").partition("\n")[0]
-        made = Method(name, function, paper, about, weights, frozenset(laws), dict(plain or {}), needs, survey, experts)
-        return merges.register(name, home=function.__module__)(made)
+        method = Method(
+            name, function, paper, about, weights, frozenset(laws), dict(plain or {}), needs, survey, experts
+        )
+        return merges.register(name, home=function.__module__)(method)
 
     return add
 

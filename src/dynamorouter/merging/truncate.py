@@ -70,8 +70,8 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A change as it is written out.
+class MergedLayer:
+    """A layer's merged change as factors.
 
     Attributes:
         factors: float32, scaling 1, the singular values shared out evenly; rank 1 and zero for no change at all.
@@ -114,7 +114,7 @@ def singular(delta: Delta) -> tuple[Tensor, Tensor, Tensor]:
     return left, values.where(values > least * top, 0.0), right
 
 
-def write(delta: Delta, output: Output) -> Written:
+def to_factors(delta: Delta, output: Output) -> MergedLayer:
     """Make factors of a change, keeping what the policy says.
 
     Raises:
@@ -126,17 +126,17 @@ def write(delta: Delta, output: Output) -> Written:
             f"a merged change holds numbers beyond {LARGEST:g}, or none at all; lower the weights or the scale"
         )
     left, values, right = singular(delta)
-    kept = output.keep(values)
-    before = delta.lost if isinstance(delta, LowRank) else 0.0
+    rank = output.keep(values)
+    lost_before = delta.lost if isinstance(delta, LowRank) else 0.0
     squares = values.square()
-    total = float(squares.sum()) + before
-    lost = float(squares[kept:].sum()) + before
-    if kept == 0:
+    total = float(squares.sum()) + lost_before
+    lost = float(squares[rank:].sum()) + lost_before
+    if rank == 0:
         a, b = torch.zeros(1, right.shape[1]), torch.zeros(left.shape[0], 1)
     else:
-        root = values[:kept].sqrt()
-        a, b = (root[:, None] * right[:kept]).float(), (left[:, :kept] * root).float()
-    return Written(Factors(a=a.contiguous(), b=b.contiguous(), scaling=1.0), kept, lost, total)
+        root = values[:rank].sqrt()
+        a, b = (root[:, None] * right[:rank]).float(), (left[:, :rank] * root).float()
+    return MergedLayer(Factors(a=a.contiguous(), b=b.contiguous(), scaling=1.0), rank, lost, total)
 
 
 def truncated(delta: Delta, rank: int) -> LowRank:
@@ -148,7 +148,7 @@ def truncated(delta: Delta, rank: int) -> LowRank:
     if rank < 1:
         raise ConfigError(f"rank is {rank}; keep at least 1")
     left, values, right = singular(delta)
-    before = delta.lost if isinstance(delta, LowRank) else 0.0
-    kept = Output("rank", rank).keep(values)
-    lost = float(values[kept:].square().sum()) + before
-    return LowRank(left[:, :kept], torch.diag(values[:kept]), right[:kept], lost=lost)
+    lost_before = delta.lost if isinstance(delta, LowRank) else 0.0
+    kept_rank = Output("rank", rank).keep(values)
+    lost = float(values[kept_rank:].square().sum()) + lost_before
+    return LowRank(left[:, :kept_rank], torch.diag(values[:kept_rank]), right[:kept_rank], lost=lost)

@@ -31,14 +31,14 @@ def share(name: str, value: float, *, least: float = 0.0) -> float:
     return value
 
 
-def kept(density: float, entries: int) -> int:
+def count_kept(density: float, entries: int) -> int:
     """Return how many of so many entries a density keeps; at least one."""
     return max(1, int(share("density", density) * entries))
 
 
 def largest(matrix: Tensor, density: float) -> Tensor:
     """Keep the entries of largest magnitude of ``(O, D)``, and set the others to zero."""
-    count = kept(density, matrix.numel())
+    count = count_kept(density, matrix.numel())
     if count >= matrix.numel():
         return matrix
     sizes = matrix.abs()
@@ -64,15 +64,15 @@ def dropped_by_rank(deltas: LayerDeltas, expert: int, density: float, epsilon: f
             "must lie between 0 and 1"
         )
     matrix = deltas.dense(expert)
-    place = matrix.abs().argsort(dim=1).argsort(dim=1).double()  # 0 for the smallest of a row
-    chance = density + epsilon * (place / max(1, matrix.shape[1] - 1) - 0.5)
+    order = matrix.abs().argsort(dim=1).argsort(dim=1).double()  # 0 for the smallest of a row
+    chance = density + epsilon * (order / max(1, matrix.shape[1] - 1) - 0.5)
     return matrix * (_chances(deltas, expert, seed) < chance) / chance
 
 
 def without_outliers(matrix: Tensor, density: float, gamma: float) -> Tensor:
     """Drop the largest ``gamma`` of the entries, keep the next ``density`` of them, drop the rest (Breadcrumbs)."""
     entries = matrix.numel()
-    count = kept(density, entries)
+    count = count_kept(density, entries)
     if not 0 <= gamma < 1:
         raise ConfigError(f"gamma is {gamma}; it is a share of the entries, from 0 to below 1")
     if count == entries:
@@ -120,8 +120,8 @@ def agreed(
     if aggregate == "sum":
         return total
     # the size of the weights, since those of an expert that is to be taken away would cancel the others out
-    share_of = agree.to(pruned.dtype) if aggregate == "mean" else agree * column.abs()
-    divisor = share_of.sum(dim=0)
+    shares = agree.to(pruned.dtype) if aggregate == "mean" else agree * column.abs()
+    divisor = shares.sum(dim=0)
     return total / divisor.where(divisor != 0, 1.0)
 
 

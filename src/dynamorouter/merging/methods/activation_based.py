@@ -39,15 +39,15 @@ def regmean(
         )
     check_shares("regmean", weights)
     moments = []
-    for seen, weight in zip(_of_layer(grams, deltas, "grams"), weights.tolist(), strict=True):
-        moments.append(weight * (off_diagonal * seen + (1 - off_diagonal) * torch.diag(seen.diagonal())))
+    for gram, weight in zip(_of_layer(grams, deltas, "grams"), weights.tolist(), strict=True):
+        moments.append(weight * (off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())))
     present = [e for e, rank in enumerate(deltas.ranks) if rank]
     rows = torch.cat([deltas.a[e] @ moments[e] for e in present])  # (sum of R, D)
     total = torch.stack(moments).sum(dim=0)
-    factor, failed = torch.linalg.cholesky_ex(total)
+    factor, info = torch.linalg.cholesky_ex(total)
     # inputs that no row has ever moved have the solution of least norm
     plain = torch.cholesky_solve(rows.T, factor).T
-    right = rows @ torch.linalg.pinv(total, hermitian=True) if int(failed) else plain
+    right = rows @ torch.linalg.pinv(total, hermitian=True) if int(info) else plain
     left = torch.cat([deltas.b[e] for e in present], dim=1)
     return LowRank(left, scale * torch.eye(left.shape[1], dtype=left.dtype), right, orthonormal=False)
 
@@ -66,10 +66,10 @@ def fisher(
     check_shares("fisher", weights)
     total = torch.zeros(deltas.shape, dtype=torch.float64)
     share = torch.zeros_like(total)
-    found = _of_layer(fisher, deltas, "fisher")
-    mean = float(torch.stack([each.mean() for each in found]).mean())
-    for e, (own, weight) in enumerate(zip(found, weights.tolist(), strict=True)):
-        mass = weight * (own + (floor * mean if mean > 0 else 1.0))
+    information = _of_layer(fisher, deltas, "fisher")
+    mean = float(torch.stack([squares.mean() for squares in information]).mean())
+    for e, (squares, weight) in enumerate(zip(information, weights.tolist(), strict=True)):
+        mass = weight * (squares + (floor * mean if mean > 0 else 1.0))
         total += mass * deltas.dense(e)
         share += mass
     return scale * total / share.where(share != 0, 1.0)
@@ -81,21 +81,21 @@ def _of_layer(observed: Observed | None, deltas: LayerDeltas, need: str) -> list
     Raises:
         MergeError: something is missing, or is of another shape than the layer.
     """
-    found = []
+    statistics = []
     out, width = deltas.shape
-    wanted = (width, width) if need == "grams" else (out, width)
+    shape = (width, width) if need == "grams" else (out, width)
     for name in deltas.experts:
-        own = (observed or {}).get(name, {}).get(deltas.layer)
-        if own is None:
-            have = one_of(observed or {}) or "no expert"
+        statistic = (observed or {}).get(name, {}).get(deltas.layer)
+        if statistic is None:
+            available = one_of(observed or {}) or "no expert"
             raise MergeError(
-                f"there are no {need} of expert {name!r} for layer {deltas.layer!r} (there are some of {have}); "
+                f"there are no {need} of expert {name!r} for layer {deltas.layer!r} (there are some of {available}); "
                 "collect them over all layers that any of the experts changes"
             )
-        if tuple(own.shape) != wanted:
+        if tuple(statistic.shape) != shape:
             raise MergeError(
-                f"the {need} of expert {name!r} for layer {deltas.layer!r} are {tuple(own.shape)}, but the layer maps "
-                f"{width} to {out}: {wanted} are needed; collect them again"
+                f"the {need} of expert {name!r} for layer {deltas.layer!r} are {tuple(statistic.shape)}, but the layer "
+                f"maps {width} to {out}: {shape} are needed; collect them again"
             )
-        found.append(own.double())
-    return found
+        statistics.append(statistic.double())
+    return statistics

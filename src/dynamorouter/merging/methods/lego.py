@@ -47,8 +47,8 @@ def lego(
     width = deltas.shape[1]
     roots = [math.sqrt(abs(scaling)) for scaling in deltas.scalings]
     signs = [math.copysign(root, scaling) for root, scaling in zip(roots, deltas.scalings, strict=True)]
-    parts = zip(deltas.plain_a, deltas.plain_b, roots, signs, strict=True)
-    units = torch.cat([torch.cat((root * a, (sign * b).T), dim=1) for a, b, root, sign in parts])  # (N, D + O)
+    experts = zip(deltas.plain_a, deltas.plain_b, roots, signs, strict=True)
+    units = torch.cat([torch.cat((root * a, (sign * b).T), dim=1) for a, b, root, sign in experts])  # (N, D + O)
     mass = weights.repeat_interleave(torch.tensor(deltas.ranks))
     used = (mass > 0) & (units.norm(dim=1) > 0)
     if not used.any():
@@ -61,17 +61,17 @@ def lego(
     labels = _clusters(units, mass, count, seed, deltas.layer)
     centres = []
     for cluster in range(count):
-        mine, weight = units[labels == cluster], mass[labels == cluster]
-        if not len(mine):
+        members, weight = units[labels == cluster], mass[labels == cluster]
+        if not len(members):
             continue
-        centre = (weight[:, None] * mine).sum(dim=0) / weight.sum()
+        centre = (weight[:, None] * members).sum(dim=0) / weight.sum()
         if rescale and float(centre.norm()) > 0:
-            centre = centre * (weight @ mine.norm(dim=1)) / weight.sum() / centre.norm()
+            centre = centre * (weight @ members.norm(dim=1)) / weight.sum() / centre.norm()
         centres.append(centre)
-    made = torch.stack(centres)
+    stacked = torch.stack(centres)
     factor = math.sqrt(largest / count) if rescale else 1.0
-    core = scale * factor * torch.eye(len(made), dtype=made.dtype)
-    return LowRank(made[:, width:].T, core, made[:, :width], orthonormal=False)
+    core = scale * factor * torch.eye(len(stacked), dtype=stacked.dtype)
+    return LowRank(stacked[:, width:].T, core, stacked[:, :width], orthonormal=False)
 
 
 def _clusters(units: Tensor, mass: Tensor, count: int, seed: int, layer: str) -> Tensor:
@@ -84,5 +84,5 @@ def _clusters(units: Tensor, mass: Tensor, count: int, seed: int, layer: str) ->
     state = int(torch.randint(2**31, (), generator=seeded(seed, "merge", layer)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different units than clusters: some stay empty
-        found = KMeans(count, n_init=4, random_state=state).fit(units.numpy(), sample_weight=mass.numpy())
-    return torch.from_numpy(found.labels_).long()
+        kmeans = KMeans(count, n_init=4, random_state=state).fit(units.numpy(), sample_weight=mass.numpy())
+    return torch.from_numpy(kmeans.labels_).long()

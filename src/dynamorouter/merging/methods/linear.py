@@ -30,10 +30,10 @@ def factor_average(deltas: LayerDeltas, weights: Tensor) -> LowRank:
     a = torch.zeros(rank, width, dtype=torch.float64)
     b = torch.zeros(out, rank, dtype=torch.float64)
     for e, weight in enumerate(weights.tolist()):
-        mine = deltas.ranks[e]
+        own_rank = deltas.ranks[e]
         root = math.sqrt(abs(deltas.scalings[e]))
-        a[:mine] += weight * root * deltas.plain_a[e]
-        b[:, :mine] += weight * math.copysign(root, deltas.scalings[e]) * deltas.plain_b[e]
+        a[:own_rank] += weight * root * deltas.plain_a[e]
+        b[:, :own_rank] += weight * math.copysign(root, deltas.scalings[e]) * deltas.plain_b[e]
     return LowRank(b, torch.eye(rank, dtype=torch.float64), a, orthonormal=False)
 
 
@@ -78,13 +78,13 @@ def slerp(deltas: LayerDeltas, weights: Tensor, *, scale: float = 1.0) -> LowRan
     if (weights < 0).any() or total <= 0:
         raise MergeError(f"slerp's weights are {weights.tolist()}; they must not be negative, nor both zero")
     t = float(weights[1]) / total
-    one, two = deltas.span.cores
-    lengths = float(one.norm()) * float(two.norm())
-    cosine = float((one * two).sum()) / lengths if lengths > 0 else 1.0
+    start, end = deltas.span.cores
+    lengths = float(start.norm()) * float(end.norm())
+    cosine = float((start * end).sum()) / lengths if lengths > 0 else 1.0
     angle = math.acos(max(-1.0, min(1.0, cosine)))
     sine = math.sin(angle)
-    parts = (1 - t, t) if sine < 1e-06 else (math.sin((1 - t) * angle) / sine, math.sin(t * angle) / sine)
-    return deltas.weighted(scale * torch.tensor(parts, dtype=torch.float64))
+    shares = (1 - t, t) if sine < 1e-06 else (math.sin((1 - t) * angle) / sine, math.sin(t * angle) / sine)
+    return deltas.weighted(scale * torch.tensor(shares, dtype=torch.float64))
 
 
 @merge_method("model_stock", paper="Jang et al., 2024")

@@ -46,19 +46,21 @@ def minimise(
     if budget < 1:
         raise ConfigError(f"budget is {budget}; it is the number of evaluations, from 1")
     generators = [seeded(seed, "search", name) for name in names]
-    best, value = start.clone(), loss(start)
-    if not math.isfinite(value):
-        raise MergeError(f"the objective is {value} at the start; the merge of equal weights has to have a finite loss")
-    first = value
+    best, best_loss = start.clone(), loss(start)
+    if not math.isfinite(best_loss):
+        raise MergeError(
+            f"the objective is {best_loss} at the start; the merge of equal weights has to have a finite loss"
+        )
+    start_loss = best_loss
     for _ in range(budget - 1):
         noise = torch.stack([torch.randn((), generator=g, dtype=start.dtype) for g in generators])
         candidate = (best + step * noise).clamp(-bound, bound)
-        found = loss(candidate)
-        if found <= value:
-            best, value, step = candidate, found, step * 1.5
+        candidate_loss = loss(candidate)
+        if candidate_loss <= best_loss:
+            best, best_loss, step = candidate, candidate_loss, step * 1.5
         else:
             step *= 1.5**-0.25
-    return best, value, first
+    return best, best_loss, start_loss
 
 
 def whole_model(
@@ -78,11 +80,15 @@ def whole_model(
     def loss(point: Tensor) -> float:
         return objective(dict.fromkeys(layers.names, point)) + l1 * float(point.abs().sum())
 
-    best, value, first = minimise(loss, weights, names=layers.experts, budget=budget, step=step, bound=bound, seed=seed)
-    found = ", ".join(f"{name} {value:.3f}" for name, value in zip(layers.experts, best.tolist(), strict=True))
+    best, best_loss, start_loss = minimise(
+        loss, weights, names=layers.experts, budget=budget, step=step, bound=bound, seed=seed
+    )
+    listed = ", ".join(
+        f"{name} {coefficient:.3f}" for name, coefficient in zip(layers.experts, best.tolist(), strict=True)
+    )
     return Plan(
         weights=dict.fromkeys(layers.names, best),
-        notes=(f"coefficients {found}; objective {first:.4f} -> {value:.4f} in {budget} evaluations",),
+        notes=(f"coefficients {listed}; objective {start_loss:.4f} -> {best_loss:.4f} in {budget} evaluations",),
     )
 
 
@@ -116,12 +122,12 @@ def by_groups(
     count = max(group_of.values()) + 1
     names = [f"{name}/{group}" for group in range(count) for name in layers.experts]
 
-    def spread(point: Tensor) -> dict[str, Tensor]:
+    def by_layer(point: Tensor) -> dict[str, Tensor]:
         table = point.view(count, len(layers.experts))  # (G, E)
         return {layer: table[group] for layer, group in group_of.items()}
 
-    best, value, first = minimise(
-        lambda point: objective(spread(point)),
+    best, best_loss, start_loss = minimise(
+        lambda point: objective(by_layer(point)),
         weights.repeat(count),
         names=names,
         budget=budget,
@@ -130,8 +136,8 @@ def by_groups(
         seed=seed,
     )
     return Plan(
-        weights=spread(best),
-        notes=(f"{count} groups of blocks; objective {first:.4f} -> {value:.4f} in {budget} evaluations",),
+        weights=by_layer(best),
+        notes=(f"{count} groups of blocks; objective {start_loss:.4f} -> {best_loss:.4f} in {budget} evaluations",),
     )
 
 
@@ -164,25 +170,28 @@ def by_entropy(
     rows = len(layers) if each_layer else 1
     table = (start * weights).repeat(rows, 1).requires_grad_()  # (L, E) or (1, E)
     optimizer = torch.optim.Adam([table], lr=learning_rate)
-    seen: list[float] = []
+    entropies: list[float] = []
     for _ in range(steps):
         optimizer.zero_grad()
         value = entropy({layer: table[i if each_layer else 0] for i, layer in enumerate(layers.names)})
         if not bool(value.isfinite()):
             raise MergeError(
-                f"the entropy is {float(value.detach())} after {len(seen)} steps; lower learning_rate ({learning_rate})"
+                f"the entropy is {float(value.detach())} after {len(entropies)} steps; "
+                f"lower learning_rate ({learning_rate})"
             )
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        seen.append(float(value.detach()))
-    found = table.detach()
+        entropies.append(float(value.detach()))
+    coefficients = table.detach()
     span = max(1, steps // 10)
-    mean = ", ".join(f"{name} {value:.3f}" for name, value in zip(layers.experts, found.mean(0).tolist(), strict=True))
+    means = ", ".join(
+        f"{name} {value:.3f}" for name, value in zip(layers.experts, coefficients.mean(0).tolist(), strict=True)
+    )
     return Plan(
-        weights={layer: found[i if each_layer else 0] for i, layer in enumerate(layers.names)},
+        weights={layer: coefficients[i if each_layer else 0] for i, layer in enumerate(layers.names)},
         notes=(
-            f"mean coefficients {mean}; entropy {sum(seen[:span]) / span:.4f} -> {sum(seen[-span:]) / span:.4f} "
-            f"in {steps} steps",
+            f"mean coefficients {means}; entropy {sum(entropies[:span]) / span:.4f} -> "
+            f"{sum(entropies[-span:]) / span:.4f} in {steps} steps",
         ),
     )
 
@@ -208,5 +217,5 @@ def grouped(layers: Sequence[str], groups: int) -> dict[str, int]:
     blocks = {layer: tuple(map(int, re.findall(r"\d+", layer)))[:1] for layer in layers}
     order = sorted(set(blocks.values()))
     count = min(groups, len(order))
-    place = {block: i * count // len(order) for i, block in enumerate(order)}
-    return {layer: place[block] for layer, block in blocks.items()}
+    group_of = {block: i * count // len(order) for i, block in enumerate(order)}
+    return {layer: group_of[block] for layer, block in blocks.items()}

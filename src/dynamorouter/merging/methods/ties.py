@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynamorouter.errors import ConfigError
 from dynamorouter.merging.deltas import Delta, LayerDeltas, Layers
-from dynamorouter.merging.methods._sparsify import Aggregate, Election, agreed, kept, largest
+from dynamorouter.merging.methods._sparsify import Aggregate, Election, agreed, count_kept, largest
 from dynamorouter.merging.registry import Plan, merge_method
 
 BINS = 1 << 16
@@ -40,20 +40,20 @@ def global_thresholds(layers: Layers, weights: Tensor, *, trim: Trim = "global",
     for deltas in layers:
         for e in range(experts):
             counts[e] += _bins(deltas.dense(e), top[e]).bincount(minlength=BINS)
-    wanted = kept(density, entries)
+    count = count_kept(density, entries)
     above = counts.flip(1).cumsum(1).flip(1)  # entries in this bin or a higher one
-    place = (above >= wanted).sum(dim=1) - 1
+    bin_of = (above >= count).sum(dim=1) - 1
     inside: list[list[Tensor]] = [[] for _ in range(experts)]
     for deltas in layers:
         for e in range(experts):
             matrix = deltas.dense(e)
-            inside[e].append(matrix.abs().flatten()[_bins(matrix, top[e]) == place[e]])
-    found = []
+            inside[e].append(matrix.abs().flatten()[_bins(matrix, top[e]) == bin_of[e]])
+    thresholds_by_expert = []
     for e in range(experts):
-        left = wanted - (int(above[e, place[e] + 1]) if place[e] + 1 < BINS else 0)
+        needed = count - (int(above[e, bin_of[e] + 1]) if bin_of[e] + 1 < BINS else 0)
         values = torch.cat(inside[e])
-        found.append(values.kthvalue(values.numel() - left + 1).values)
-    thresholds = torch.stack(found)
+        thresholds_by_expert.append(values.kthvalue(values.numel() - needed + 1).values)
+    thresholds = torch.stack(thresholds_by_expert)
     return Plan(options={name: {"thresholds": thresholds} for name in layers.names})
 
 

@@ -97,7 +97,7 @@ def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
     if not isinstance(tasks, dict) or not isinstance(fusions, dict):
         return []
     bases = {name: _value(tasks, name, "base") or _value(tree, "base", "name") for name in tasks}
-    generative = [head for head in head_kinds if head_kind(head).is_generative]
+    generative = [head for head, kind in head_kinds.items() if kind.is_generative]
     found = []
     for target in fusions:
         if target not in bases:

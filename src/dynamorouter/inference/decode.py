@@ -38,9 +38,8 @@ def decode(
     for expert, positions in rows_of(experts).items():
         at = torch.as_tensor(positions, device=hidden.device)
         longest = max(len(windows[i]) for i in positions)
-        chosen = heads[expert].parts(
-            hidden[at, :longest], mask[at, :longest], [windows[i] for i in positions], [rows[i] for i in positions]
-        )
+        logits = heads[expert].logits(hidden[at, :longest], mask[at, :longest])
+        chosen = heads[expert].parts(logits, [windows[i] for i in positions], [rows[i] for i in positions])
         for position, part in zip(positions, chosen, strict=True):
             parts[position] = part
     return parts

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from dynamorouter.errors import MergeError, one_of
-from dynamorouter.model.heads.classification import ClassificationHead
-from dynamorouter.model.heads.span import SpanHead
-from dynamorouter.model.heads.tagging import TagsHead
+from dynamorouter.model.heads.base import EncoderHead, choosing_heads
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.tokenize import TextPair, Window
 
@@ -25,32 +22,22 @@ def entropy_of(expert: Expert) -> Reader:
     """Return the function that reads an expert's uncertainty off hidden states.
 
     Raises:
-        MergeError: its head generates text, which has no classes.
+        MergeError: its head does not choose among classes, as one that generates text.
     """
     head = expert.head
-    if isinstance(head, ClassificationHead):
-        return lambda hidden, mask, windows, texts: _entropy(head.logits(hidden, mask)).mean()
-    if isinstance(head, TagsHead):
-        return lambda hidden, mask, windows, texts: _entropy(head.out(hidden[mask.bool()].float())).mean()
-    if isinstance(head, SpanHead):
-        return lambda hidden, mask, windows, texts: _span(head, hidden, windows, texts)
-    raise MergeError(
-        f"expert {expert.name!r} has a {expert.task.head} head, which has no classes to be certain about; allowed are "
-        f"{one_of(('classification', 'tags', 'span'))}: take another method, or leave the expert out"
-    )
+    if not isinstance(head, EncoderHead) or not head.has_choices:
+        raise MergeError(
+            f"expert {expert.name!r} has a {expert.task.head} head, which has no classes to be certain about; allowed "
+            f"are {one_of(choosing_heads())}: take another method, or leave the expert out"
+        )
+
+    def read(hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
+        return _entropy(head.choices(head.logits(hidden, mask), mask, windows, rows)).mean()
+
+    return read
 
 
 def _entropy(logits: Tensor) -> Tensor:
     """Return the entropy of softmax ``(..., C)`` in nats."""
     logs = logits.float().log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
-
-
-def _span(head: SpanHead, hidden: Tensor, windows: Sequence[Window], texts: Sequence[TextPair]) -> Tensor:
-    """Return the mean entropy of the first and last position over the tokens of the context."""
-    allowed = torch.zeros(hidden.shape[:2], dtype=torch.bool)
-    for i, (window, (_, pair)) in enumerate(zip(windows, texts, strict=True)):
-        context = 0 if pair is None else 1
-        allowed[i, : len(window)] = torch.tensor([kind == context for kind in window.encoding.sequence_ids])
-    logits = head.out(hidden.float()).masked_fill(~allowed.to(hidden.device)[..., None], -1e9)
-    return _entropy(logits.transpose(1, 2)).mean()

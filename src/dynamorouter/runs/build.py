@@ -15,6 +15,7 @@ from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSettings, base_spec
+from dynamorouter.model.heads.base import heads
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.prompts import prompts
 from dynamorouter.tasks.task import Task
@@ -127,7 +128,7 @@ def expert_plan(config: Config, task: Task) -> ExpertPlan:
     return ExpertPlan(
         task=task,
         lora=lora,
-        head_options={"pooling": base_settings(config, task).pooling} if task.head == "classification" else {},
+        head_options=heads.get(task.head).base_options(base_settings(config, task)),
         epochs=own.epochs,
         batch_rows=own.batch_rows * own.accumulation,
         learning_rate=own.learning_rate,

@@ -218,7 +218,7 @@ def fit_joint(
     validators = _validators(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
     for i, validator in validators.items():
         learners[i].progress.best = validator(learners[i].head, i)
-    writers = [i for i in validators if plans[i].task.head == "causal_lm"]
+    writers = [i for i in validators if learners[i].head.appends_target]
     loop = PackedLoop(
         base,
         learners,

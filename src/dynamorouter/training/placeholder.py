@@ -40,6 +40,10 @@ class NullHead(Head):
                 tokens = window.encoding
                 yield TrainingExample.of(window.row, tokens.ids, nothing, units=1, types=tokens.type_ids)
 
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """No outputs: ``(B, 0)``."""
+        return hidden.new_zeros((hidden.shape[0], 0), dtype=torch.float32)
+
     def units(self, target: WindowTarget) -> int:
         """One per row."""
         return 1

@@ -14,7 +14,7 @@ from dynamorouter.bench.experiment import Experiment, factor_count, factor_work,
 from dynamorouter.errors import ConfigError
 from dynamorouter.inference.decode import decode
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.heads.base import EncoderHead
+from dynamorouter.model.heads.base import EncoderHead, choosing_heads
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.tokenize import Batch
@@ -106,7 +106,7 @@ class Ensemble(Arm):
 
     def applies(self, task: Task) -> bool:
         """Tell whether the head gives logits for a fixed set of classes."""
-        return task.head in ("classification", "tags", "span")
+        return task.head in choosing_heads()
 
     def fit(self, experiment: Experiment) -> None:
         """Count what is stored: everything."""
@@ -122,7 +122,7 @@ class Ensemble(Arm):
         _place_all(experiment)
         expert, base = experiment.expert(task), experiment.base
         head = expert.head
-        if not isinstance(head, EncoderHead) or getattr(head, "dense", None) is not None:
+        if not isinstance(head, EncoderHead) or not head.is_linear:
             raise ConfigError(
                 f"the head of task {task!r} is not linear, so the mean of its logits is not that of the hidden "
                 "states; leave the arm out with bench.arms=[..., -ensemble]"

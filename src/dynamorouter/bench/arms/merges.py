@@ -15,8 +15,8 @@ from dynamorouter.bench.experiment import Experiment, head_count
 from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import MergeResult, merge_experts
 from dynamorouter.merging.registry import merges
+from dynamorouter.model.heads.base import choosing_heads
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.task import Task
 
 FACTOR = (0.25, 4.0)
@@ -83,7 +83,7 @@ class Tuned(Merged):
         """Tell whether every task has classes, where certainty of the answers is what is searched for."""
         if merges.get(self.variant).needs != "entropy":
             return True
-        return not any(head_kind(task.head).is_generative for task in tasks)
+        return all(task.head in choosing_heads() for task in tasks)
 
     def fit(self, experiment: Experiment) -> None:
         """Try the defaults and points of the sequence, and keep the best on the validation rows."""

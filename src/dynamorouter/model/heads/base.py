@@ -1,7 +1,10 @@
 """Heads: hidden states in, a loss or an answer out.
 
-Heads that read a text answer from its hidden states: a row may be read in several windows; ``parts`` decodes each
-window and ``merge`` makes one answer of a row's parts. Heads that write are in ``lm_heads``.
+A head's half without tensors, its ``HeadKind``, is registered in ``dynamorouter.tasks.kinds`` under the same name.
+
+An ``EncoderHead`` answers from a text's own hidden states in three steps: ``logits`` is all tensor work and can be
+exported; a row may be read in several windows, and ``parts`` decodes the logits of each; ``merge`` makes one answer of
+a row's parts. Heads that write a text token by token are in ``language``.
 
 Letters: B windows, S positions, D width, C classes, T tags.
 """
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ from dynamorouter.tasks.task import Task
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
+    from dynamorouter.model.base.config import BaseSettings
 
 WindowTarget = np.ndarray[Any, np.dtype[np.int64]]
 """What one window is trained on; its meaning is the head's own."""
@@ -38,15 +42,41 @@ class Head(nn.Module, ABC):
         width: D.
         labels: names of the outputs, in order.
         options: settings that are stored with the head and given back to its constructor.
+
+    Attributes:
+        kind: the name that it is registered under.
+        is_generative: whether it answers with a text that is written token by token.
+        appends_target: whether its examples hold the target's tokens after the prompt; a target then begins with the
+            prompt's length.
     """
 
     kind: str
+    is_generative: ClassVar[bool] = False
+    appends_target: ClassVar[bool] = False
 
     def __init__(self, width: int, labels: Sequence[str], **options: Any) -> None:
         super().__init__()
         self.width = width
         self.labels = tuple(labels)
         self.options = options
+
+    @classmethod
+    def base_options(cls, base: BaseSettings) -> dict[str, Any]:
+        """Return the options of a new head that the settings of its base decide."""
+        return {}
+
+    @classmethod
+    def import_state(cls, tensors: dict[str, Tensor], base: Base) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Make options and weights of the head that a ``transformers`` task model was trained with.
+
+        Args:
+            tensors: what the task model calls its head's weights; those that are understood are taken out.
+            base: that the head sits on.
+
+        Returns:
+            Options for the constructor, and its ``state_dict``; both empty where there is no such task model.
+        """
+        return {}, {}
 
     def attach(self, base: Base) -> None:
         """Take note of the base that the head sits on.
@@ -69,6 +99,10 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return the outputs before any softmax, float32, from hidden states ``(B, S, D)`` and the mask ``(B, S)``."""
+
+    @abstractmethod
     def units(self, target: WindowTarget) -> int:
         """Count the terms of the loss that an example contributes; a task's loss is the mean over them."""
 
@@ -87,7 +121,18 @@ class Head(nn.Module, ABC):
 
 
 class EncoderHead(Head):
-    """Base of the heads that answer from a text's own hidden states."""
+    """Base of the heads that answer from a text's own hidden states.
+
+    Attributes:
+        has_choices: whether it chooses among classes, tags or positions, so that there are ``choices``.
+    """
+
+    has_choices: ClassVar[bool] = False
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the mean of several logits is the logits of the mean hidden states."""
+        return False
 
     @abstractmethod
     def target(self, window: Window, record: Record) -> WindowTarget | None:
@@ -114,12 +159,26 @@ class EncoderHead(Head):
                 yield TrainingExample.of(window.row, tokens.ids, target, units=units, types=tokens.type_ids)
 
     @abstractmethod
-    def parts(self, hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
-        """Decode each window from ``(B, S, D)``; ``rows[i]`` is the text of ``windows[i]``."""
+    def parts(self, logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
+        """Decode the logits of each window, ``(B, ...)``; ``rows[i]`` is the text of ``windows[i]``."""
 
     @abstractmethod
     def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
         """Make one answer of the parts of a row, given in order."""
+
+    def choices(self, logits: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
+        """Return the logits of each choice ``(N, C)``; those of what cannot be chosen are about minus infinity.
+
+        Raises:
+            NotImplementedError: the head does not choose (``has_choices``).
+        """
+        raise NotImplementedError(f"a {self.kind} head does not choose among a fixed set; see has_choices")
+
+
+def take_linear(tensors: dict[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
+    """Take the weight and bias under a prefix out of ``tensors``, under another name."""
+    taken = {leaf: tensors.pop(f"{prefix}.{leaf}", None) for leaf in ("weight", "bias")}
+    return {f"{name}.{leaf}": value for leaf, value in taken.items() if value is not None}
 
 
 heads: Registry[type[Head]] = Registry(
@@ -130,3 +189,8 @@ heads: Registry[type[Head]] = Registry(
 def build_head(task: Task, width: int, options: Mapping[str, Any] | None = None) -> Head:
     """Build the head that a task names, with its labels and options."""
     return heads.get(task.head)(width, task.labels, **(options or {}))
+
+
+def choosing_heads() -> list[str]:
+    """Return the names of the heads that choose among classes, tags or positions."""
+    return [name for name, head in heads.items() if issubclass(head, EncoderHead) and head.has_choices]

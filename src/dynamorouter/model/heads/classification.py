@@ -6,7 +6,7 @@ Letters: B windows, S positions, D width, C labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
+from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads, take_linear
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
+
+if TYPE_CHECKING:
+    from dynamorouter.model.base.base import Base
+    from dynamorouter.model.base.config import BaseSettings
+
+DENSE_TANH = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Architectures whose classifier is a dense layer, tanh and an output layer over the first token."""
 
 
 @heads.register("classification")
@@ -31,6 +38,7 @@ class ClassificationHead(EncoderHead):
     """
 
     kind = "classification"
+    has_choices = True
 
     def __init__(
         self, width: int, labels: Sequence[str], *, pooling: str = "mean", dense: bool = False, dropout: float = 0.1
@@ -40,6 +48,29 @@ class ClassificationHead(EncoderHead):
         self.dense = nn.Linear(width, width) if dense else None
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, len(self.labels))
+
+    @classmethod
+    def base_options(cls, base: BaseSettings) -> dict[str, Any]:
+        """Pool as the base's settings say."""
+        return {"pooling": base.pooling}
+
+    @classmethod
+    def import_state(cls, tensors: dict[str, Tensor], base: Base) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Take up the classifier of BERT, which stands on the base's own pooler, or that of RoBERTa and its kin."""
+        options = {"pooling": "cls", "dense": True}
+        if "classifier.out_proj.weight" in tensors and base.config.model_type in DENSE_TANH:
+            dense = take_linear(tensors, "classifier.dense", "dense")
+            return options, {**dense, **take_linear(tensors, "classifier.out_proj", "out")}
+        if base.config.model_type == "bert":
+            pooler = base.model.get_submodule("pooler.dense").named_parameters()
+            dense = {f"dense.{leaf}": value.detach().clone() for leaf, value in pooler}
+            return options, {**dense, **take_linear(tensors, "classifier", "out")}
+        return {}, {}
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether there is no tanh before the output."""
+        return self.dense is None
 
     def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return ``(B, C)`` in float32."""
@@ -69,12 +100,16 @@ class ClassificationHead(EncoderHead):
         gold = torch.as_tensor(np.concatenate(list(targets)), device=hidden.device)
         return functional.cross_entropy(self.logits(hidden, mask), gold, reduction="none")
 
-    def parts(self, hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
+    def parts(self, logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
         """Return each window's most probable class and its probability."""
-        score, best = self.logits(hidden, mask).softmax(dim=-1).max(dim=-1)
+        score, best = logits.softmax(dim=-1).max(dim=-1)
         return list(zip(best.tolist(), score.tolist(), strict=True))
 
     def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
         """Take the first window's label, as in training."""
         best, score = parts[0]
         return Answer("classification", self.labels[best], score)
+
+    def choices(self, logits: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
+        """Return the logits as they are: each window is a choice among the labels."""
+        return logits

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ class LanguageModelHead(Head):
         labels: none.
     """
 
-    wants: str
+    base_kind: ClassVar[str]
+    is_generative = True
 
     def __init__(self, width: int, labels: Sequence[str] = ()) -> None:
         super().__init__(width, labels)
@@ -56,10 +57,10 @@ class LanguageModelHead(Head):
         Raises:
             ConfigError: the base is of another kind, or has no token that ends a text.
         """
-        if base.kind != self.wants:
+        if base.kind != self.base_kind:
             raise ConfigError(
-                f"a {self.kind} head writes on a base of kind {self.wants!r}, but base {base.spec.name!r} is of kind "
-                f"{base.kind!r}; name another base in the task, or take the head that goes with this one"
+                f"a {self.kind} head writes on a base of kind {self.base_kind!r}, but base {base.spec.name!r} is of "
+                f"kind {base.kind!r}; name another base in the task, or take the head that goes with this one"
             )
         if not base.eos_ids:
             raise ConfigError(
@@ -90,6 +91,10 @@ class LanguageModelHead(Head):
             raise DataError(f"row {record.id!r}: the target of a {self.kind} task is texts, not {record.target!r}")
         return texts[0]
 
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return those of the vocabulary, ``(B, S, V)``."""
+        return self.base.logits(hidden)
+
     @abstractmethod
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of wanted texts, with what ends them."""
@@ -113,7 +118,8 @@ class CausalLMHead(LanguageModelHead):
     """Goes on from the prompt; an example is prompt and text in one, its target the prompt's length and the text."""
 
     kind = "causal_lm"
-    wants = "decoder"
+    appends_target = True
+    base_kind = "decoder"
 
     def examples(
         self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
@@ -161,7 +167,7 @@ class Seq2SeqHead(LanguageModelHead):
     """
 
     kind = "seq2seq"
-    wants = "seq2seq"
+    base_kind = "seq2seq"
 
     def examples(
         self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int

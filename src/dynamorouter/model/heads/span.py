@@ -6,7 +6,7 @@ Letters: B windows, S positions, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
+from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads, take_linear
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
+
+if TYPE_CHECKING:
+    from dynamorouter.model.base.base import Base
+
+NEVER = -1e9
+"""The logit of a token that is not of the context."""
 
 
 @heads.register("span")
@@ -29,12 +35,27 @@ class SpanHead(EncoderHead):
     """
 
     kind = "span"
+    has_choices = True
 
     def __init__(self, width: int, labels: Sequence[str] = (), *, max_answer: int = 30, dropout: float = 0.0) -> None:
         super().__init__(width, labels, max_answer=max_answer, dropout=dropout)
         self.max_answer = max_answer
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, 2)
+
+    @classmethod
+    def import_state(cls, tensors: dict[str, Tensor], base: Base) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Take up the only layer of a question answerer."""
+        return {}, take_linear(tensors, "qa_outputs", "out")
+
+    @property
+    def is_linear(self) -> bool:
+        """Always: there is one layer."""
+        return True
+
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return ``(B, S, 2)`` in float32: of each token as the first and as the last of the answer."""
+        return self.out(self.dropout(hidden.float()))  # type: ignore[no-any-return]
 
     def target(self, window: Window, record: Record) -> WindowTarget | None:
         """Return the first answer's first and last token, or the first token twice where the window lacks it."""
@@ -43,9 +64,9 @@ class SpanHead(EncoderHead):
         start = int(record.target["starts"][0])
         end = start + len(str(record.target["texts"][0]))
         inside = [
-            at
-            for at, (begin, stop) in enumerate(window.encoding.offsets)
-            if window.encoding.sequence_ids[at] == 1 and begin < end and stop > start and stop > begin
+            position
+            for position, (begin, stop) in enumerate(window.encoding.offsets)
+            if window.encoding.sequence_ids[position] == 1 and begin < end and stop > start and stop > begin
         ]
         if not inside:
             return np.array([0, 0])
@@ -57,36 +78,27 @@ class SpanHead(EncoderHead):
         """One per window."""
         return 1
 
-    def _logits(self, hidden: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.out(self.dropout(hidden.float())).masked_fill(~allowed[..., None], -1e9)
-        start, end = logits.unbind(dim=-1)
-        return start, end
-
     def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
         """Mean of the cross-entropies of the first and the last token."""
-        start, end = self._logits(hidden, mask.bool())
+        start, end = self.logits(hidden, mask).masked_fill(~mask.bool()[..., None], NEVER).unbind(dim=-1)
         gold = torch.as_tensor(np.stack(list(targets)), device=hidden.device)
         first = functional.cross_entropy(start, gold[:, 0], reduction="none")
         return (first + functional.cross_entropy(end, gold[:, 1], reduction="none")) / 2
 
-    def parts(self, hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
+    def parts(self, logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
         """Return (logit, probability, first character, last character) of each window's best span."""
-        allowed = np.zeros(mask.shape, dtype=bool)
-        for i, (window, (_, pair)) in enumerate(zip(windows, rows, strict=True)):
-            wanted = 0 if pair is None else 1
-            allowed[i, : len(window)] = [kind == wanted for kind in window.encoding.sequence_ids]
-        start, end = self._logits(hidden, torch.as_tensor(allowed, device=hidden.device))
-        size = hidden.shape[1]
-        band = torch.ones(size, size, dtype=torch.bool, device=hidden.device).triu().tril(self.max_answer - 1)
+        start, end = _of_context(logits, windows, rows).unbind(dim=-1)
+        size = logits.shape[1]
+        band = torch.ones(size, size, dtype=torch.bool, device=logits.device).triu().tril(self.max_answer - 1)
         scores = (start[:, :, None] + end[:, None, :]).masked_fill(~band, -torch.inf).flatten(1)
         best = scores.argmax(dim=1)
         first, last = best // size, best % size
-        row = torch.arange(len(windows), device=hidden.device)
+        row = torch.arange(len(windows), device=logits.device)
         chance = start.softmax(dim=1)[row, first] * end.softmax(dim=1)[row, last]
         columns = (scores[row, best], chance, first, last)
         return [
-            (logit, p, w.encoding.offsets[int(a)][0], w.encoding.offsets[int(b)][1])
-            for w, logit, p, a, b in zip(windows, *(c.tolist() for c in columns), strict=True)
+            (logit, probability, window.encoding.offsets[int(begin)][0], window.encoding.offsets[int(stop)][1])
+            for window, logit, probability, begin, stop in zip(windows, *(c.tolist() for c in columns), strict=True)
         ]
 
     def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
@@ -94,3 +106,16 @@ class SpanHead(EncoderHead):
         _, chance, begin, stop = max(parts)
         source = row[0] if row[1] is None else row[1]
         return Answer("span", source[begin:stop], chance)
+
+    def choices(self, logits: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
+        """Return the logits of first and last token ``(2 B, S)``: each is a choice among the tokens of the context."""
+        return _of_context(logits, windows, rows).transpose(1, 2).flatten(0, 1)
+
+
+def _of_context(logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
+    """Return logits ``(B, S, 2)`` with ``NEVER`` at all tokens but those of the context, or of the only text."""
+    allowed = np.zeros(logits.shape[:2], dtype=bool)
+    for i, (window, (_, pair)) in enumerate(zip(windows, rows, strict=True)):
+        sequence = 0 if pair is None else 1
+        allowed[i, : len(window)] = [sequence_id == sequence for sequence_id in window.encoding.sequence_ids]
+    return logits.masked_fill(~torch.as_tensor(allowed, device=logits.device)[..., None], NEVER)

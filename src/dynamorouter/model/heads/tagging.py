@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
-from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads
+from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads, take_linear
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
+from dynamorouter.tasks.kinds.tagging import OUTSIDE
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.text import word_spans
+
+if TYPE_CHECKING:
+    from dynamorouter.model.base.base import Base
 
 
 @heads.register("tags")
@@ -27,18 +31,36 @@ class TagsHead(EncoderHead):
     """A tag for each whitespace-separated word, read off its first subword."""
 
     kind = "tags"
+    has_choices = True
 
     def __init__(self, width: int, labels: Sequence[str], *, dropout: float = 0.1) -> None:
         super().__init__(width, labels, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, len(self.labels))
 
+    @classmethod
+    def import_state(cls, tensors: dict[str, Tensor], base: Base) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Take up the only layer of a token classifier."""
+        return {}, take_linear(tensors, "classifier", "out")
+
+    @property
+    def is_linear(self) -> bool:
+        """Always: there is one layer."""
+        return True
+
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return ``(B, S, T)`` in float32."""
+        return self._logits(hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.out(self.dropout(hidden.float()))  # type: ignore[no-any-return]
+
     def target(self, window: Window, record: Record) -> WindowTarget | None:
         """Return (position, tag) of each word that begins in this window, flattened."""
         if not isinstance(record.target, list):
             raise DataError(f"row {record.id!r}: the target of a tagging task is a list of tags, not {record.target!r}")
-        found = first_subwords(window, record.text)
-        pairs = [(position, self.labels.index(record.target[word])) for word, position in found.items()]
+        positions = first_subwords(window, record.text)
+        pairs = [(position, self.labels.index(record.target[word])) for word, position in positions.items()]
         return np.array(pairs).ravel() if pairs else None
 
     def units(self, target: WindowTarget) -> int:
@@ -49,37 +71,43 @@ class TagsHead(EncoderHead):
         """Sum of the words' cross-entropies in each window."""
         table = np.concatenate([np.c_[np.full(len(t) // 2, row), t.reshape(-1, 2)] for row, t in enumerate(targets)])
         row, position, gold = torch.as_tensor(table, device=hidden.device).unbind(dim=1)
-        logits = self.out(self.dropout(hidden[row, position].float()))
-        losses = functional.cross_entropy(logits, gold, reduction="none")
+        losses = functional.cross_entropy(self._logits(hidden[row, position]), gold, reduction="none")
         return torch.zeros(len(targets), device=hidden.device).index_add(0, row, losses)
 
-    def parts(self, hidden: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
+    def parts(self, logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
         """Return ``{word: (tag, probability)}`` for each window."""
-        score, best = self.out(hidden.float()).softmax(dim=-1).max(dim=-1)
+        score, best = logits.softmax(dim=-1).max(dim=-1)
         scores, tags = score.cpu().numpy(), best.cpu().numpy()
         return [
-            {word: (int(tags[i, at]), float(scores[i, at])) for word, at in first_subwords(w, text).items()}
-            for i, (w, (text, _)) in enumerate(zip(windows, rows, strict=True))
+            {
+                word: (int(tags[i, position]), float(scores[i, position]))
+                for word, position in first_subwords(window, text).items()
+            }
+            for i, (window, (text, _)) in enumerate(zip(windows, rows, strict=True))
         ]
 
     def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
         """Tag every word by the first window that holds it; words that the tokenizer drops are outside."""
-        outside = self.labels.index("O") if "O" in self.labels else 0
-        found: dict[int, tuple[int, float]] = {}
+        outside = self.labels.index(OUTSIDE) if OUTSIDE in self.labels else 0
+        tagged: dict[int, tuple[int, float]] = {}
         for part in parts:
-            found = {**part, **found}
+            tagged = {**part, **tagged}
         words = len(word_spans(row[0]))
-        tags = [self.labels[found[word][0] if word in found else outside] for word in range(words)]
-        score = math.exp(sum(math.log(max(p, 1e-12)) for _, p in found.values()) / max(len(found), 1))
+        tags = [self.labels[tagged[word][0] if word in tagged else outside] for word in range(words)]
+        score = math.exp(sum(math.log(max(p, 1e-12)) for _, p in tagged.values()) / max(len(tagged), 1))
         return Answer("tags", tags, score)
+
+    def choices(self, logits: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
+        """Return the logits of every token that is no padding: each is a choice among the tags."""
+        return logits[mask.bool()]
 
 
 def first_subwords(window: Window, text: str) -> dict[int, int]:
     """Map each word of ``text`` that begins in this window to the position of its first subword."""
-    found: dict[int, int] = {}
+    positions: dict[int, int] = {}
     spans = word_spans(text)
     word = 0
-    for at, ((begin, end), sequence) in enumerate(
+    for position, ((begin, end), sequence) in enumerate(
         zip(window.encoding.offsets, window.encoding.sequence_ids, strict=True)
     ):
         if sequence != 0 or begin == end:
@@ -87,5 +115,5 @@ def first_subwords(window: Window, text: str) -> dict[int, int]:
         while word < len(spans) and spans[word][1] <= begin:
             word += 1
         if word < len(spans) and begin <= spans[word][0] < end:
-            found.setdefault(word, at)
-    return found
+            positions.setdefault(word, position)
+    return positions

@@ -154,7 +154,7 @@ def head_kind(head: str) -> HeadKind:
 
 def kind_of_answer(answer_kind: str) -> HeadKind:
     """Return a kind whose heads answer so; those that share a kind of answer share its JSON form."""
-    return next(kind for kind in map(head_kind, head_kinds) if kind.answer_kind == answer_kind)
+    return next(kind() for _, kind in head_kinds.items() if kind.answer_kind == answer_kind)
 
 
 def listed(value: Any) -> list[Any] | None:

@@ -37,6 +37,7 @@ REGISTRIES = {
     "kinds": "dynamorouter.tasks.kinds.base:head_kinds",
     "merges": "dynamorouter.merging.registry:merges",
     "metrics": "dynamorouter.metrics.base:metrics",
+    "poolings": "dynamorouter.routing.registry:poolings",
     "prompts": "dynamorouter.model.text.prompts:prompts",
     "routers": "dynamorouter.routing.registry:routers",
     "sources": "dynamorouter.data.sources:sources",
@@ -194,7 +195,7 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names()
+        return name in self.built_in or name in self._entries or name in {plugin.name for plugin in self.plugins()}
 
     def _usable(self, names: Iterable[str]) -> Iterator[tuple[str, T]]:
         for name in names:

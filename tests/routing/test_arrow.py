@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.arrow import Arrow, prototype
-from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.base import RouterData, RouterInput
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,9 +42,11 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(RouterError, match=r"\(2, 5\) and \(4, 3\)"):
         prototype(torch.zeros(2, 5), torch.zeros(4, 3))
     with pytest.raises(RouterError, match="prototypes="):
-        Arrow().fit([], torch.zeros(0), generator=torch.Generator())
+        Arrow().fit(RouterData([], torch.zeros(0), generator=torch.Generator()))
     with pytest.raises(RouterError, match="give each one"):
-        Arrow().fit([], torch.zeros(0), generator=torch.Generator(), experts=3, prototypes=torch.ones(2, 1, 4))
+        Arrow().fit(
+            RouterData([], torch.zeros(0), generator=torch.Generator(), experts=3, prototypes=torch.ones(2, 1, 4))
+        )
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynamorouter.config.checks import GRADIENT_ROUTERS
+from dynamorouter.config.checks import SURELY_TRAINABLE
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import GradientRouter, Route, Router, RouterInput
+from dynamorouter.routing.base import GradientRouter, Route, Router, RouterData, RouterInput
 from dynamorouter.routing.baselines import Oracle
 from dynamorouter.routing.registry import routers
 from dynamorouter.routing.serialization import build, kind_of, load, save
@@ -69,11 +69,13 @@ def fitted(kind: str, options: dict[str, Any], *, order: Sequence[int] = range(E
     named = torch.tensor(list(order))[torch.cat([first_targets, second_targets])]
     prototypes = torch.randn(EXPERTS, 2, WIDTH, generator=torch.Generator().manual_seed(3))
     router.fit(
-        [first, second],
-        named,
-        generator=torch.Generator().manual_seed(4),
-        experts=EXPERTS,
-        prototypes=prototypes[torch.tensor(list(order)).argsort()],
+        RouterData(
+            [first, second],
+            named,
+            generator=torch.Generator().manual_seed(4),
+            experts=EXPERTS,
+            prototypes=prototypes[torch.tensor(list(order)).argsort()],
+        )
     )
     return router
 
@@ -207,8 +209,10 @@ def test_missing_layer_is_named(kind: str) -> None:
         fitted(kind, {}).route(shallow)
 
 
-def test_the_settings_know_which_routers_have_a_gradient() -> None:
-    assert sorted(GRADIENT_ROUTERS) == [kind for kind in routers if issubclass(routers.get(kind), GradientRouter)]
+def test_the_trainable_routers_are_those_with_a_gradient() -> None:
+    trainable = [kind for kind, router in routers.items() if router.trainable]
+    assert trainable == [kind for kind, router in routers.items() if issubclass(router, GradientRouter)]
+    assert set(SURELY_TRAINABLE) <= set(trainable)
 
 
 def test_baselines_do_what_their_names_say() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.base import RouterData, RouterInput
 from dynamorouter.routing.calibration import ece
 from dynamorouter.routing.mlp import TaskMLP
 from dynamorouter.routing.neural import split_rows
@@ -33,7 +33,7 @@ def batches(count: int, seed: int, *, noise: float = 1.0, size: int = 16) -> tup
 
 def fit(inputs: list[RouterInput], targets: Tensor, *, seed: int = 0, **options: object) -> TaskMLP:
     router = TaskMLP(**{"layers": LAYERS, "hidden": 16, "epochs": 15, "batch_rows": 16, **options})  # type: ignore[arg-type]
-    router.fit(inputs, targets, generator=torch.Generator().manual_seed(seed), experts=EXPERTS)
+    router.fit(RouterData(inputs, targets, generator=torch.Generator().manual_seed(seed), experts=EXPERTS))
     return router
 
 

@@ -11,23 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.augment import with_joined_pairs
 from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.calibration import better_temperature, ece, fit_temperature, negative_log_likelihood
 from dynamorouter.routing.nets import AttentionPool
 from dynamorouter.routing.pooling import (
-    POOLINGS,
     SUM_OVER,
     first_token,
     last_token,
     masked_mean,
-    parts,
     pooled,
     pooled_all,
     statistics,
     to_pseudo_tokens,
     unpool,
+    width_factor,
 )
+from dynamorouter.routing.registry import poolings
 
 
 def ragged(batch: int, positions: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,14 +56,14 @@ def test_poolings_equal_a_plain_loop(batch: int, positions: int, seed: int) -> N
         torch.testing.assert_close(pooled(whole, (1,), "mean_sum")[row], summed)
 
 
-@pytest.mark.parametrize("pooling", list(POOLINGS))
+@pytest.mark.parametrize("pooling", list(poolings))
 @settings(max_examples=15, deadline=None)
 @given(batch=st.integers(1, 5), positions=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_a_condensed_batch_pools_to_the_same(pooling: str, batch: int, positions: int, seed: int) -> None:
     states, mask = ragged(batch, positions, seed)
     whole = RouterInput({0: states, 2: -states}, mask, [("a", "b")] * batch)
     small = to_pseudo_tokens(whole, pooling)
-    few = 1 if pooling == "mean_sum" else parts(pooling)
+    few = 1 if pooling == "mean_sum" else width_factor(pooling)
     assert small.states[0].shape == (batch, few, 5)
     assert small.mask.shape == (batch, few)
     assert small.texts == whole.texts
@@ -159,18 +158,3 @@ def test_temperature_undoes_a_scale_and_lowers_the_error(scale: float) -> None:
 def test_temperature_stays_where_all_rows_are_right() -> None:
     logits = torch.eye(3) * 4
     assert better_temperature(logits, torch.arange(3), 0.7) == 0.7
-
-
-def test_joined_pairs_are_added_after_the_rows_with_their_targets() -> None:
-    rows = [("a", None), ("b", "c"), ("d", "e"), ("f", "g"), ("h", "i")]
-    targets = torch.tensor([0, 1, 2, 3, 4])
-    more, named = with_joined_pairs(rows, targets, share=0.5, generator=torch.Generator().manual_seed(0))
-    assert more[:5] == rows
-    assert len(more) == 7
-    assert named[:5].tolist() == targets.tolist()
-    for (text, pair), target in zip(more[5:], named[5:].tolist(), strict=True):
-        assert pair is None
-        assert text == " ".join(str(part) for part in rows[target])
-    assert with_joined_pairs(rows, targets, share=0.0, generator=torch.Generator())[0] == rows
-    with pytest.raises(RouterError, match="share of joined pairs is 2"):
-        with_joined_pairs(rows, targets, share=2.0, generator=torch.Generator())

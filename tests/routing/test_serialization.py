@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from dynamorouter.errors import ConfigError, RouterError
-from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.base import RouterData, RouterInput
 from dynamorouter.routing.lexical import TfIdf, joined
 from dynamorouter.routing.serialization import build, load, save
 
@@ -32,7 +32,7 @@ def batch(texts: list[tuple[str, str | None]]) -> RouterInput:
 
 def tfidf(**options: object) -> TfIdf:
     router = TfIdf(**options)  # type: ignore[arg-type]
-    router.fit([batch(TEXTS[:4]), batch(TEXTS[4:])], TARGETS, generator=torch.Generator())
+    router.fit(RouterData([batch(TEXTS[:4]), batch(TEXTS[4:])], TARGETS, generator=torch.Generator()))
     return router
 
 
@@ -40,7 +40,7 @@ def tfidf(**options: object) -> TfIdf:
 def test_tfidf_equals_scikit_learn_before_and_after_saving(tmp_path: Path, experts: int) -> None:
     rows = 3 * experts
     router = TfIdf()
-    router.fit([batch(TEXTS[:rows])], TARGETS[:rows], generator=torch.Generator())
+    router.fit(RouterData([batch(TEXTS[:rows])], TARGETS[:rows], generator=torch.Generator()))
     plain = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", max_features=50_000),
         LogisticRegression(C=10.0, max_iter=1000),
@@ -56,17 +56,17 @@ def test_tfidf_equals_scikit_learn_before_and_after_saving(tmp_path: Path, exper
 
 def test_tfidf_gives_an_unseen_expert_nothing() -> None:
     router = TfIdf()
-    router.fit([batch(TEXTS[:6])], TARGETS[:6] * 2, generator=torch.Generator(), experts=4)
+    router.fit(RouterData([batch(TEXTS[:6])], TARGETS[:6] * 2, generator=torch.Generator(), experts=4))
     probabilities = router.probabilities(TEXTS)
     assert probabilities[:, [1, 3]].eq(0).all()
     assert probabilities[:6].argmax(1).tolist() == [0, 0, 0, 2, 2, 2]
-    router.fit([batch(TEXTS[:3])], TARGETS[:3], generator=torch.Generator(), experts=2)
+    router.fit(RouterData([batch(TEXTS[:3])], TARGETS[:3], generator=torch.Generator(), experts=2))
     assert router.probabilities(TEXTS)[:, 0].eq(1).all()
 
 
 def test_tfidf_without_words_says_so() -> None:
     with pytest.raises(RouterError, match="no words"):
-        TfIdf().fit([batch([("", None), ("!", None)])], torch.tensor([0, 1]), generator=torch.Generator())
+        TfIdf().fit(RouterData([batch([("", None), ("!", None)])], torch.tensor([0, 1]), generator=torch.Generator()))
 
 
 def test_build_names_every_mistake() -> None:

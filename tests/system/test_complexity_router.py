@@ -13,7 +13,7 @@ from torch import Tensor
 from dynamorouter.errors import RouterError, TrainingError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.factors import LoraSettings
-from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.base import RouterData, RouterInput
 from dynamorouter.routing.complexity import TierRouter, balance_loss, squared_error
 from dynamorouter.routing.serialization import load, save
 from dynamorouter.tasks.record import Record
@@ -53,8 +53,8 @@ def rows(count: int, *, seed: int = 0) -> tuple[RouterInput, Tensor, Tensor]:
 def fitted(scores: bool = True, **options: object) -> TierRouter:
     batch, targets, known = rows(120)
     router = TierRouter(layers=(1,), hidden=16, batch_rows=16, learning_rate=0.01, **options)  # type: ignore[arg-type]
-    extra = {"scores": known} if scores else {}
-    router.fit([batch], targets, generator=torch.Generator().manual_seed(1), experts=3, **extra)
+    extra = {"complexities": known} if scores else {}
+    router.fit(RouterData([batch], targets, generator=torch.Generator().manual_seed(1), experts=3, **extra))
     return router
 
 
@@ -127,7 +127,9 @@ def test_options_out_of_range_are_refused(option: dict[str, object]) -> None:
 def test_scores_must_be_as_many_as_rows() -> None:
     batch, targets, _ = rows(9)
     with pytest.raises(RouterError, match="9 rows, but 2 scores"):
-        TierRouter(layers=(1,)).fit([batch], targets, generator=torch.Generator(), scores=torch.zeros(2))
+        TierRouter(layers=(1,)).fit(
+            RouterData([batch], targets, generator=torch.Generator(), complexities=torch.zeros(2))
+        )
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def learn(base: Base, *, order: Order, rate: float = 1e-3, router_rate: float = 
     router = TierRouter(layers=(0, 1), hidden=8)
     states = {layer: torch.randn(8, 3, base.width) for layer in (0, 1)}
     batch = RouterInput(states, torch.ones(8, 3), [("", None)] * 8)
-    router.fit([batch], torch.arange(8) % 2, generator=torch.Generator().manual_seed(0))
+    router.fit(RouterData([batch], torch.arange(8) % 2, generator=torch.Generator().manual_seed(0)))
     train = {task.name: records(task.name) for task in TASKS}
     before = [value.clone() for value in router.module.parameters()]
     old = [change.b.clone() for expert in experts for change in expert.factors.values()]
@@ -200,7 +202,7 @@ def test_a_router_whose_gradient_overflows_leaves_the_step_out(base: Base) -> No
     router = TierRouter(layers=(0, 1), hidden=8)
     states = {layer: torch.randn(8, 3, base.width) for layer in (0, 1)}
     batch = RouterInput(states, torch.ones(8, 3), [("", None)] * 8)
-    router.fit([batch], torch.arange(8) % 2, generator=torch.Generator().manual_seed(0))
+    router.fit(RouterData([batch], torch.arange(8) % 2, generator=torch.Generator().manual_seed(0)))
     learner = JointRouter(base, router, JointOptions(), depth=1)
     before = [value.detach().clone() for value in learner.parameters]
     for parameter in learner.parameters:

@@ -256,7 +256,7 @@ class Always(Router):
     def __init__(self, expert: int, *, confidence: float = 1.0, abstain_below: float = 0.0, top_k: int = 1) -> None:
         self.expert, self.confidence, self.abstain_below, self.top_k = expert, confidence, abstain_below, top_k
 
-    def fit(self, inputs, targets, *, generator, experts=None, **data) -> None:  # type: ignore[no-untyped-def]
+    def fit(self, data) -> None:  # type: ignore[no-untyped-def]
         raise AssertionError
 
     def route(self, batch: RouterInput) -> Route:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.registry import PluginError
+from dynamorouter.routing.registry import routers
 from dynamorouter.tasks.kinds import head_kind, head_kinds
 from dynamorouter.tasks.task import Task
 
-GRADIENT_ROUTERS = ("complexity", "mlp")
-"""Kinds of router that the joint phase can train; torch, which would tell, is not imported for a check."""
+SURELY_TRAINABLE = ("complexity", "mlp")
+"""Routers that the joint phase can train, as is known without importing them and torch; others are asked."""
 
 
 def check_names(tasks: Sequence[Task]) -> None:
@@ -48,15 +50,12 @@ def listed(mistakes: Sequence[str]) -> str:
     return f"{len(mistakes)} settings are wrong:\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
 
 
-def cross_checks(
-    tree: Mapping[str, Any], *, known_tasks: Iterable[str], router_kinds: Iterable[str] | None = None
-) -> list[str]:
+def cross_checks(tree: Mapping[str, Any], *, known_tasks: Iterable[str]) -> list[str]:
     """Return what is wrong between branches: names that do not exist, phases that do not go together.
 
     Args:
         tree: the composed values.
         known_tasks: tasks that recipes may mention without choosing them.
-        router_kinds: kinds of router that there are; ``None`` leaves the kind unchecked.
     """
     tasks = tree.get("task")
     chosen = list(tasks) if isinstance(tasks, dict) else []
@@ -80,15 +79,26 @@ def cross_checks(
                 f"define others under 'bases'"
             )
     found += _fusion_checks(tree)
-    unknown = _router_checks(tree, router_kinds)
+    unknown = _router_checks(tree)
     return [*found, *(unknown or _joint_checks(tree))]
 
 
-def _router_checks(tree: Mapping[str, Any], kinds: Iterable[str] | None) -> list[str]:
-    kind = _value(tree, "router", "kind")
-    if kinds is None or not isinstance(kind, str) or kind in (allowed := list(kinds)):
+def _router_checks(tree: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the kind of router and its options; torch is imported only where there are options."""
+    kind, options = _value(tree, "router", "kind"), _value(tree, "router", "options")
+    if not isinstance(kind, str):
         return []
-    return [f"router.kind: no such router {kind!r}{suggest(kind, allowed)}; allowed: {one_of(allowed)}"]
+    if kind not in routers:
+        return [f"router.kind: no such router {kind!r}{suggest(kind, routers)}; allowed: {one_of(routers)}"]
+    if kind in routers.built_in and not options:
+        return []
+    from dynamorouter.routing.serialization import unknown_options
+
+    try:
+        unknown = unknown_options(kind, options if isinstance(options, dict) else {})
+    except PluginError as error:
+        return [f"router.kind: {error}"]
+    return [f"router.options.{name}: router {kind!r}: {reason}" for name, reason in unknown.items()]
 
 
 def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
@@ -135,10 +145,11 @@ def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
         return []
     found = []
     kind = _value(tree, "router", "kind")
-    if isinstance(kind, str) and kind not in GRADIENT_ROUTERS:
+    if isinstance(kind, str) and kind not in SURELY_TRAINABLE and not routers.get(kind).trainable:
+        able = [name for name, router in routers.items() if router.trainable]
         found.append(
             f"joint.enabled: the joint phase trains the router by gradient, but router.kind is {kind!r}; "
-            "choose router=mlp, or joint.enabled=false"
+            f"choose one of router={one_of(able)}, or joint.enabled=false"
         )
     base, tasks = _value(tree, "base", "name"), tree.get("task")
     named = [_value(tasks, name, "base") or base for name in tasks] if isinstance(tasks, dict) else [base]

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from dynamorouter.config.checks import check_names, cross_checks, listed
 from dynamorouter.config.schema import ROOT, Config, RunTask
 from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.routing.registry import routers
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.explain import Branch, Tree, explain
 
@@ -93,8 +94,8 @@ def compose(
     _merge(tree, request.tree, ROOT)
     _apply(tree, request)
     _fill_bases(tree, request)
-    tasks, kinds = list_names("tasks", request.folders), _router_kinds(request.folders)
-    return _validate(tree, [*request.mistakes, *more_checks(tree)], tasks=tasks, kinds=kinds)
+    tasks = list_names("tasks", request.folders)
+    return _validate(tree, [*request.mistakes, *more_checks(tree)], tasks=tasks)
 
 
 def load(path: str | Path) -> Config:
@@ -224,6 +225,11 @@ def _check_choices(request: _Request) -> None:
     for group, choice in list(request.choices.items()):
         allowed = list_names(kinds[group], request.folders)
         names = choice if isinstance(choice, list) else [choice]
+        if group == "router" and names[0] not in allowed:
+            if names[0] in routers:  # one without a file
+                request.values.insert(0, ("router.kind", request.choices.pop(group)))
+                continue
+            allowed |= dict.fromkeys(routers, "")
         if not names:
             request.mistakes.append(f"{group}: the list is empty; allowed: {one_of(allowed)}")
         if len(set(names)) < len(names):
@@ -344,28 +350,13 @@ def _fill_bases(tree: Tree, request: _Request) -> None:
             bases[name] = OmegaConf.to_container(OmegaConf.load(files[-1]), resolve=True)
 
 
-def _router_kinds(folders: Iterable[Path]) -> set[str]:
-    """Return the kinds of router that the files of the group name: all that are registered."""
-    from yaml import YAMLError, safe_load
-
-    kinds = set()
-    for path in (path for folder in folders for path in (folder / "router").glob("*.yaml")):
-        try:
-            tree = safe_load(path.read_text(encoding="utf-8"))
-        except YAMLError:
-            continue  # named when it is chosen
-        if isinstance(tree, dict) and isinstance(tree.get("kind"), str):
-            kinds.add(tree["kind"])
-    return kinds
-
-
-def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str], kinds: Iterable[str] | None = None) -> Config:
+def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str]) -> Config:
     """Return the checked tree, or raise with ``mistakes`` and whatever else is wrong."""
     entries = tree.get("task")
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict):
             entry.setdefault("name", name)
-    mistakes = [*mistakes, *cross_checks(tree, known_tasks=tasks, router_kinds=kinds)]
+    mistakes = [*mistakes, *cross_checks(tree, known_tasks=tasks)]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

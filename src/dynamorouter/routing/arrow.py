@@ -10,16 +10,15 @@ Letters: B batch, S positions, D width, O out, R rank, E experts, P prototypes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dynamorouter.errors import RouterError, one_of, suggest
-from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.base import Need, RouterData, RouterInput
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.pooling import layer_states, masked_mean
 from dynamorouter.routing.registry import routers
@@ -74,6 +73,8 @@ class Arrow(ScoringRouter):
         RouterError: an option is out of range.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("prototypes",)
+
     layer: int = 3
     reduction: str = "max"
     temperature: float = 1.0
@@ -101,28 +102,20 @@ class Arrow(ScoringRouter):
         router._set(prototypes)
         return router
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
-        """Take the keyword argument ``prototypes`` ``(E, P, D)``; no example is read.
+    def fit(self, data: RouterData) -> None:
+        """Take the experts' prototypes ``(E, P, D)``; no example is read.
 
         Raises:
             RouterError: there are none, or not as many as experts.
         """
-        if not isinstance(data.get("prototypes"), Tensor):
+        if data.prototypes is None:
             raise RouterError(
                 "the arrow router learns nothing from examples; give fit the experts' prototypes=(E, P, D)"
             )
-        self._set(data["prototypes"])
-        if experts is not None and experts != data["prototypes"].shape[0]:
+        self._set(data.prototypes)
+        if data.experts is not None and data.experts != data.prototypes.shape[0]:
             raise RouterError(
-                f"there are {experts} experts, but prototypes of {data['prototypes'].shape[0]}; give each one"
+                f"there are {data.experts} experts, but prototypes of {data.prototypes.shape[0]}; give each one"
             )
 
     def _set(self, prototypes: Tensor) -> None:

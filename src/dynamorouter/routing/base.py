@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,49 @@ class Route:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RouterData:
+    """What a router is fitted on.
+
+    Attributes:
+        inputs: batches; padding may differ between them.
+        targets: index of each row's expert, ``(N,)`` int64, over all batches in order.
+        generator: the only source of chance.
+        experts: number of experts E; ``None`` for the largest target plus one.
+        complexities: of each row, ``(N,)``, NaN where it is not known; ``None`` where none is.
+        prototypes: directions that each expert's update responds to, ``(E, P, D)``; for routers that need them.
+    """
+
+    inputs: Sequence[RouterInput]
+    targets: Tensor
+    generator: torch.Generator = field(kw_only=True)
+    experts: int | None = field(default=None, kw_only=True)
+    complexities: Tensor | None = field(default=None, kw_only=True)
+    prototypes: Tensor | None = field(default=None, kw_only=True)
+
+    def count_experts(self) -> int:
+        """Return the number of experts E, once it is sure that every row has a target.
+
+        Raises:
+            RouterError: rows and targets differ in number, there are none, or a target is out of range.
+        """
+        rows = sum(len(batch) for batch in self.inputs)
+        if rows != self.targets.shape[0] or rows == 0:
+            raise RouterError(
+                f"the router got {rows} rows and {self.targets.shape[0]} targets; "
+                "give one target per row, over all batches in order, and at least one row"
+            )
+        low, high = int(self.targets.min()), int(self.targets.max())
+        count = high + 1 if self.experts is None else self.experts
+        if low < 0 or high >= count:
+            raise RouterError(f"targets run from {low} to {high}, but there are {count} experts; number them from 0")
+        return count
+
+
+Need = Literal["prototypes"]
+"""What a router may need of the experts: a field of ``RouterData`` that is filled only for those that say so."""
+
+
 class Router(ABC):
     """Chooses experts for a batch.
 
@@ -98,27 +141,18 @@ class Router(ABC):
     layers: tuple[int, ...] = ()
     abstain_below: float = 0.0
     """A row whose best expert is less probable is answered by none."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What ``fit`` needs beside rows and their experts."""
+    trainable: ClassVar[bool] = False
+    """Whether the joint phase can train it by gradient, together with the experts (see ``GradientRouter``)."""
+    is_arm: ClassVar[bool] = True
+    """Whether a comparison has it as an arm of its own."""
     respects_pairs: ClassVar[bool] = True
     """Whether a system takes experts away that cannot answer a row; baselines that do not look at it are left alone."""
 
     @abstractmethod
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
+    def fit(self, data: RouterData) -> None:
         """Learn from batches and the index of each row's expert.
-
-        Args:
-            inputs: batches; padding may differ between them.
-            targets: index of each row's expert, ``(N,)`` int64, over all batches in order.
-            generator: the only source of chance.
-            experts: number of experts E; the largest target plus one when not given.
-            data: what a particular router needs besides, such as Arrow's ``prototypes``.
 
         Raises:
             RouterError: the data do not fit this router.
@@ -154,7 +188,9 @@ class Router(ABC):
 
 
 class GradientRouter(Router):
-    """A router that can be trained by gradient together with the experts (see ``learn.joint``)."""
+    """A router that can be trained by gradient together with the experts (see ``training.joint``)."""
+
+    trainable: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -178,25 +214,6 @@ class GradientRouter(Router):
             targets: index of each row's expert, ``(B,)``.
             scores: a further target of each row, ``(B,)``, NaN where it is not known; ``None`` where there is none.
         """
-
-
-def check_targets(inputs: Sequence[RouterInput], targets: Tensor, experts: int | None) -> int:
-    """Check that every row has a target and return the number of experts.
-
-    Raises:
-        RouterError: rows and targets differ in number, there are none, or a target is out of range.
-    """
-    rows = sum(len(batch) for batch in inputs)
-    if rows != targets.shape[0] or rows == 0:
-        raise RouterError(
-            f"the router got {rows} rows and {targets.shape[0]} targets; "
-            "give one target per row, over all batches in order, and at least one row"
-        )
-    low, high = int(targets.min()), int(targets.max())
-    count = high + 1 if experts is None else experts
-    if low < 0 or high >= count:
-        raise RouterError(f"targets run from {low} to {high}, but there are {count} experts; number them from 0")
-    return count
 
 
 def require_fitted(tensor: Tensor | None, kind: str) -> Tensor:

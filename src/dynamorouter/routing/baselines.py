@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, Router, RouterInput, check_targets, require_fitted
+from dynamorouter.routing.base import Route, Router, RouterData, RouterInput, require_fitted
 from dynamorouter.routing.registry import routers
 
 
@@ -26,17 +26,9 @@ class _Counted(Router):
     count: int = 0
     respects_pairs: ClassVar[bool] = False
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
+    def fit(self, data: RouterData) -> None:
         """Take the number of experts."""
-        self.count = check_targets(inputs, targets, experts)
+        self.count = data.count_experts()
 
     def fitted(self) -> int:
         """Return the number of experts.
@@ -67,6 +59,8 @@ class _Counted(Router):
 @routers.register("oracle")
 class Oracle(_Counted):
     """Is told the right expert of each row, and never looks at the batch for it."""
+
+    is_arm: ClassVar[bool] = False  # it is one by another name, outside the routers
 
     def route(self, batch: RouterInput) -> Route:
         """Refuse to route rows whose experts are not known.
@@ -159,25 +153,17 @@ class Static(_Counted):
         self.expert = expert
         self._shares: Tensor | None = None
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
+    def fit(self, data: RouterData) -> None:
         """Count the experts of the rows.
 
         Raises:
             RouterError: the given expert is not among them.
         """
-        self.count = check_targets(inputs, targets, experts)
+        self.count = data.count_experts()
         if self.expert is not None and self.expert >= self.count:
             raise RouterError(f"the static router is to take expert {self.expert} of {self.count}; number them from 0")
         if self.expert is None:
-            shares = torch.bincount(targets.cpu(), minlength=self.count) / len(targets)
+            shares = torch.bincount(data.targets.cpu(), minlength=self.count) / len(data.targets)
         else:
             shares = one_hot(torch.tensor(self.expert), self.count).float()
         self._shares = shares
@@ -214,6 +200,8 @@ class Static(_Counted):
 @routers.register("uniform")
 class Uniform(_Counted):
     """Mixes all experts with equal weights."""
+
+    is_arm: ClassVar[bool] = False  # it is one by another name, outside the routers
 
     def route(self, batch: RouterInput) -> Route:
         """Return all experts for every row (see ``Router.route``)."""

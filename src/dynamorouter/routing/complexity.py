@@ -20,8 +20,8 @@ from torch.nn import functional
 from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.nets import RouterModule
 from dynamorouter.routing.neural import NeuralRouter, evaluated
-from dynamorouter.routing.pooling import POOLINGS, check_pooling
-from dynamorouter.routing.registry import routers
+from dynamorouter.routing.pooling import check_pooling
+from dynamorouter.routing.registry import poolings, routers
 
 
 def balance_loss(probabilities: Tensor, prior: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ def squared_error(estimates: Tensor, scores: Tensor) -> Tensor:
 class TierRouter(NeuralRouter):
     """Chooses the expert of a tier, and estimates the complexity that the tiers were made of.
 
-    Further options are those of ``NeuralRouter``. ``fit`` takes the scores that the tiers were made of as
-    ``scores``; without them the second output is not trained. The prior is the share of each tier in training.
+    Further options are those of ``NeuralRouter``. ``fit`` takes the complexities that the tiers were made
+    of; without them the second output is not trained. The prior is the share of each tier in training.
 
     Args:
         pooling: ``mean``, ``cls``, ``last``, ``sum``, or two joined: ``mean_cls``, ``mean_last``, ``mean_sum``.
@@ -61,6 +61,7 @@ class TierRouter(NeuralRouter):
     """
 
     gauged: ClassVar[bool] = True
+    is_arm: ClassVar[bool] = False  # its experts are tiers, and those of a comparison are tasks
 
     pooling: str = "mean_sum"
     hidden: int = 256
@@ -72,7 +73,7 @@ class TierRouter(NeuralRouter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pooling(self.pooling, tuple(POOLINGS))
+        check_pooling(self.pooling, poolings)
         self._at_least(1, "hidden")
         self._at_least(0, "complexity_weight", "balance_weight")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from dynamorouter.errors import one_of, suggest
+from dynamorouter.routing.registry import ATTENTION, poolings
 from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
 
 
@@ -16,8 +18,9 @@ class RouterSettings(Options):
     """Registered name of the router."""
     layers: tuple[Size, ...] | Literal["trunk"] = "trunk"
     """Hidden states it reads: 0 is the embeddings' output, i that of block i; ``trunk`` is 0 to ``trunk_depth``."""
-    pooling: Literal["attention", "cls", "last", "mean", "mean_cls", "mean_last", "mean_sum", "sum"] = "mean_cls"
-    """The first position, the last, the masked mean, the mean joined with either, or learned attention."""
+    pooling: str = "mean_cls"
+    """How tokens become a vector: ``cls`` (the first), ``last``, ``mean``, ``sum``, ``mean_cls``, ``mean_last`` or
+    ``mean_sum`` (two joined), ``attention`` (learned), or one that a plugin brings."""
     hidden: Size = 128
     """Width of the hidden layer; 0 for none, a linear router."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
@@ -44,3 +47,11 @@ class RouterSettings(Options):
     """Confidence below which the router says that it does not know."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further options of this kind of router."""
+
+    @field_validator("pooling")
+    @classmethod
+    def _known_pooling(cls, name: str) -> str:
+        allowed = (ATTENTION, *poolings)
+        if name not in allowed:
+            raise ValueError(f"got {name!r}, which is no pooling{suggest(name, allowed)}; allowed: {one_of(allowed)}")
+        return name

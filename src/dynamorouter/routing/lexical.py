@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, RouterInput, check_targets
+from dynamorouter.routing.base import Route, RouterData, RouterInput
 from dynamorouter.routing.learned import FittedRouter
 from dynamorouter.routing.registry import routers
 
@@ -53,15 +53,7 @@ class TfIdf(FittedRouter):
         self._at_least(1, "max_features", "min_rows")
         self._above_zero("inverse_regularisation")
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
+    def fit(self, data: RouterData) -> None:
         """Fit vocabulary, weights of terms, and the regression; nothing is left to chance.
 
         Raises:
@@ -69,8 +61,8 @@ class TfIdf(FittedRouter):
         """
         from sklearn.linear_model import LogisticRegression
 
-        count = check_targets(inputs, targets, experts)
-        texts = joined([row for batch in inputs for row in batch.texts])
+        count, targets = data.count_experts(), data.targets.cpu()
+        texts = joined([row for batch in data.inputs for row in batch.texts])
         vectorizer = self._new_vectorizer(max_features=self.max_features, min_df=self.min_rows)
         try:
             terms = vectorizer.fit_transform(texts)
@@ -80,10 +72,10 @@ class TfIdf(FittedRouter):
             ) from error
         weights = torch.zeros(count, terms.shape[1], dtype=torch.float64)
         bias = torch.full((count,), -torch.inf, dtype=torch.float64)
-        seen = torch.bincount(targets.cpu(), minlength=count).nonzero().squeeze(1)
+        seen = torch.bincount(targets, minlength=count).nonzero().squeeze(1)
         if len(seen) > 1:
             model = LogisticRegression(C=self.inverse_regularisation, max_iter=1000)
-            model.fit(terms, targets.cpu().numpy())
+            model.fit(terms, targets.numpy())
             # with two classes scikit-learn keeps one row, the logit of the second over the first
             pad = len(seen) == 2
             coef = np.concatenate([np.zeros_like(model.coef_), model.coef_]) if pad else model.coef_

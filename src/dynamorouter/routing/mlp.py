@@ -17,11 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from dynamorouter.routing.nets import RouterModule
 from dynamorouter.routing.neural import NeuralRouter
-from dynamorouter.routing.pooling import POOLINGS, check_pooling
-from dynamorouter.routing.registry import routers
-
-ALLOWED = ("attention", *POOLINGS)
-"""Poolings of the task MLP."""
+from dynamorouter.routing.pooling import check_pooling
+from dynamorouter.routing.registry import ATTENTION, poolings, routers
 
 
 @routers.register("mlp")
@@ -42,7 +39,7 @@ class TaskMLP(NeuralRouter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pooling(self.pooling, ALLOWED)
+        check_pooling(self.pooling, (ATTENTION, *poolings))
 
     def score_and_loss(
         self, module: RouterModule, features: Tensor, targets: Tensor, scores: Tensor | None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.routing.base import RouterInput
-from dynamorouter.routing.pooling import layer_states, masked_mean, parts, pooled, weighted_sum
+from dynamorouter.routing.pooling import layer_states, masked_mean, pooled, weighted_sum, width_factor
+from dynamorouter.routing.registry import ATTENTION
 
 
 class AttentionPool(nn.Module):
@@ -78,8 +79,8 @@ class RouterModule(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.pooling = pooling
-        features = len(self.layers) * parts(pooling) * width
-        self.attention = AttentionPool(layers, width) if pooling == "attention" else None
+        features = len(self.layers) * width_factor(pooling) * width
+        self.attention = AttentionPool(layers, width) if pooling == ATTENTION else None
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("inverse_std", torch.ones(features))
         self.dropout = nn.Dropout(dropout)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import GradientRouter, RouterInput, check_targets
+from dynamorouter.routing.base import GradientRouter, RouterData, RouterInput
 from dynamorouter.routing.calibration import better_temperature
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.nets import RouterModule, base_features
-from dynamorouter.routing.pooling import check_layers, layer_states, parts, statistics
+from dynamorouter.routing.pooling import check_layers, layer_states, statistics, width_factor
 from dynamorouter.utils.optim import Optimizer, decay_groups, warmup_linear
 
 PREFIX = "module."
@@ -114,26 +114,16 @@ class NeuralRouter(GradientRouter, ScoringRouter):
         with evaluated(self.module) as module:
             return module.classify(module.pool(batch))
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
-        """Train from scratch, stop early on held-out rows, and fit the temperature on them.
-
-        The keyword argument ``scores`` ``(N,)`` gives each row's further target, NaN where it is not known.
-        """
-        count = check_targets(inputs, targets, experts)
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    def fit(self, data: RouterData) -> None:
+        """Train from scratch, stop early on held-out rows, and fit the temperature on them."""
+        count = data.count_experts()
+        seed = int(torch.randint(2**62, (1,), generator=data.generator, device=data.generator.device))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            states = layer_states(inputs[0], self.layers[0])
+            states = layer_states(data.inputs[0], self.layers[0])
             module = self.new_module(states.shape[2], count).to(states.device)
-            rows = Rows(module, inputs, targets.to(states.device), data.get("scores"), held_out=self.held_out)
+            targets = data.targets.to(states.device)
+            rows = Rows(module, data.inputs, targets, data.complexities, held_out=self.held_out)
             module.standardise(*statistics(rows.features[rows.train]))
             module.set_prior(torch.bincount(rows.targets[rows.train], minlength=count) / len(rows.train))
             self._train(module, rows)
@@ -144,7 +134,8 @@ class NeuralRouter(GradientRouter, ScoringRouter):
 
     def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:
         """Fit the temperature on held-out batches, unless that would raise the calibration error."""
-        check_targets(inputs, targets, self.module.out.out_features)
+        experts = self.module.out.out_features
+        RouterData(inputs, targets, generator=torch.Generator(), experts=experts).count_experts()
         super().calibrate(inputs, targets)
 
     def to(self, device: torch.device | str) -> Self:
@@ -166,7 +157,7 @@ class NeuralRouter(GradientRouter, ScoringRouter):
         """
         router = cls(**options)
         weights = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
-        width, rest = divmod(weights["mean"].shape[0], len(router.layers) * parts(router.pooling))
+        width, rest = divmod(weights["mean"].shape[0], len(router.layers) * width_factor(router.pooling))
         if rest:
             raise ValueError(f"{weights['mean'].shape[0]} features cannot come from {len(router.layers)} layers")
         module = router.new_module(width, weights["out.bias"].shape[0])

@@ -1,11 +1,11 @@
 """Pooling of hidden states into one vector per row, without copying them.
 
-Letters: B batch, S positions, D width, L layers, P parts that a pooling joins, F = L * P * D features.
+Letters: B batch, S positions, D width, L layers, P vectors that a pooling joins, F = L * P * D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynamorouter.errors import RouterError, one_of, suggest
 from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.registry import ATTENTION, poolings
 
 SUM_OVER = 100.0
 """What sums are divided by, so that those of long rows fit into half precision."""
@@ -38,23 +39,97 @@ def weighted_sum(weights: Tensor, states: Tensor) -> Tensor:
         return torch.bmm(weights.float().unsqueeze(1), states.float()).squeeze(1)
 
 
+Positions = tuple[Tensor, Tensor]
+"""States ``(B, P, D)`` float32, and how often each position counts, ``(B, P)`` int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """A way to make one vector of each row's hidden states, without parameters.
+
+    Attributes:
+        name: what it is asked for by.
+        function: ``(states (B, S, D), mask (B, S)) -> (B, P * D)`` float32; padding may be on either side.
+        width_factor: P, how many vectors of the states' width it joins.
+        unpool: ``features (B, P * D) -> Positions``: the fewest positions that pool to the same again, so that a
+            router that pools so need not keep all tokens of its rows; ``None`` where there are none.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    width_factor: int = 1
+    unpool: Callable[[Tensor], Positions] | None = None
+
+    def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Pool ``(B, S, D)`` with a mask ``(B, S)`` to ``(B, P * D)`` float32."""
+        return self.function(states, mask)
+
+
+def pooling(
+    name: str, *, width_factor: int = 1, unpool: Callable[[Tensor], Positions] | None = None
+) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Pooling]:
+    """Return a decorator that makes a pooling of a function and registers it; see ``Pooling``."""
+
+    def add(function: Callable[[Tensor, Tensor], Tensor]) -> Pooling:
+        return poolings.register(name, home=function.__module__)(Pooling(name, function, width_factor, unpool))
+
+    return add
+
+
+def as_one_position(features: Tensor) -> Positions:
+    """Return a vector ``(B, D)`` as one position: it is its own mean, first and last."""
+    return features.unsqueeze(1), _times(features, 1)
+
+
+def as_summed_position(features: Tensor) -> Positions:
+    """Return a sum ``(B, D)`` over ``SUM_OVER`` as one position that counts so often."""
+    return features.unsqueeze(1), _times(features, int(SUM_OVER))
+
+
+def as_mean_and_length(features: Tensor) -> Positions:
+    """Return a mean and a sum ``(B, 2 * D)`` as one position that counts as often as the row has tokens."""
+    mean, total = features.chunk(2, dim=1)
+    length = (mean * total).sum(dim=1) / mean.square().sum(dim=1).clamp_min(torch.finfo(mean.dtype).tiny)
+    return mean.unsqueeze(1), (length * SUM_OVER).round().long().unsqueeze(1)
+
+
+def as_first_and_other(features: Tensor) -> Positions:
+    """Return a mean ``m`` and a first token ``t``, ``(B, 2 * D)``, as ``t`` and ``2 m - t``, whose mean is ``m``."""
+    mean, token = features.chunk(2, dim=1)
+    return torch.stack([token, 2.0 * mean - token], dim=1), _times(features, 1).expand(-1, 2)
+
+
+def as_other_and_last(features: Tensor) -> Positions:
+    """Return a mean ``m`` and a last token ``t``, ``(B, 2 * D)``, as ``2 m - t`` and ``t``, whose mean is ``m``."""
+    mean, token = features.chunk(2, dim=1)
+    return torch.stack([2.0 * mean - token, token], dim=1), _times(features, 1).expand(-1, 2)
+
+
+def _times(features: Tensor, count: int) -> Tensor:
+    return torch.full((len(features), 1), count, dtype=torch.int64, device=features.device)
+
+
+@pooling("mean", unpool=as_one_position)
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Average the unmasked positions of ``(B, S, D)`` to ``(B, D)`` float32; a row without tokens gives zeros."""
     weights = mask.float()
     return weighted_sum(weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0), states)
 
 
+@pooling("sum", unpool=as_summed_position)
 def masked_sum(states: Tensor, mask: Tensor) -> Tensor:
     """Add up the unmasked positions of ``(B, S, D)`` to ``(B, D)`` float32, over ``SUM_OVER``."""
     return weighted_sum(mask.float() / SUM_OVER, states)
 
 
+@pooling("cls", unpool=as_one_position)
 def first_token(states: Tensor, mask: Tensor) -> Tensor:
     """Take the first unmasked position of ``(B, S, D)``, padding on either side, to ``(B, D)`` float32."""
     first = mask.ne(0).to(torch.int8).argmax(dim=1)
     return states[torch.arange(states.shape[0], device=states.device), first].float()
 
 
+@pooling("last", unpool=as_one_position)
 def last_token(states: Tensor, mask: Tensor) -> Tensor:
     """Take the last unmasked position of ``(B, S, D)``, padding on either side, to ``(B, D)`` float32.
 
@@ -65,46 +140,37 @@ def last_token(states: Tensor, mask: Tensor) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), last].float()
 
 
+@pooling("mean_cls", width_factor=2, unpool=as_first_and_other)
 def mean_and_first(states: Tensor, mask: Tensor) -> Tensor:
     """Join the masked mean and the first token of ``(B, S, D)`` to ``(B, 2 * D)`` float32."""
     return torch.cat([masked_mean(states, mask), first_token(states, mask)], dim=1)
 
 
+@pooling("mean_last", width_factor=2, unpool=as_other_and_last)
 def mean_and_last(states: Tensor, mask: Tensor) -> Tensor:
     """Join the masked mean and the last token of ``(B, S, D)`` to ``(B, 2 * D)`` float32."""
     return torch.cat([masked_mean(states, mask), last_token(states, mask)], dim=1)
 
 
+@pooling("mean_sum", width_factor=2, unpool=as_mean_and_length)
 def mean_and_sum(states: Tensor, mask: Tensor) -> Tensor:
     """Join the masked mean and the masked sum of ``(B, S, D)`` to ``(B, 2 * D)`` float32."""
     return torch.cat([masked_mean(states, mask), masked_sum(states, mask)], dim=1)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cls": first_token,
-    "last": last_token,
-    "mean": masked_mean,
-    "mean_cls": mean_and_first,
-    "mean_last": mean_and_last,
-    "mean_sum": mean_and_sum,
-    "sum": masked_sum,
-}
-"""Poolings without parameters, by name."""
+def width_factor(name: str) -> int:
+    """Return how many vectors of the states' width a pooling joins; learned attention makes one."""
+    return 1 if name == ATTENTION else poolings.get(name).width_factor
 
 
-def parts(pooling: str) -> int:
-    """Return P, how many vectors of the states' width ``pooling`` joins."""
-    return pooling.count("_") + 1
-
-
-def check_pooling(pooling: str, allowed: Sequence[str]) -> None:
+def check_pooling(name: str, allowed: Iterable[str]) -> None:
     """Check the name of a pooling.
 
     Raises:
         RouterError: it is not allowed.
     """
-    if pooling not in allowed:
-        raise RouterError(f"unknown pooling {pooling!r}{suggest(pooling, allowed)}; allowed: {one_of(allowed)}")
+    if name not in allowed:
+        raise RouterError(f"unknown pooling {name!r}{suggest(name, allowed)}; allowed: {one_of(allowed)}")
 
 
 def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
@@ -121,57 +187,48 @@ def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def pooled(batch: RouterInput, layers: Sequence[int], pooling: str) -> Tensor:
+def pooled(batch: RouterInput, layers: Sequence[int], name: str) -> Tensor:
     """Pool every layer and join them, ``(B, F)`` float32.
 
     Raises:
         RouterError: the pooling is unknown or a layer is missing.
     """
-    check_pooling(pooling, tuple(POOLINGS))
-    pool = POOLINGS[pooling]
+    check_pooling(name, poolings)
+    pool = poolings.get(name)
     return torch.cat([pool(layer_states(batch, layer), batch.mask) for layer in layers], dim=1)
 
 
-def pooled_all(inputs: Sequence[RouterInput], layers: Sequence[int], pooling: str) -> Tensor:
+def pooled_all(inputs: Sequence[RouterInput], layers: Sequence[int], name: str) -> Tensor:
     """Pool several batches without gradients, ``(N, F)`` float32, rows in order."""
     with torch.no_grad():
-        return torch.cat([pooled(batch, layers, pooling) for batch in inputs])
+        return torch.cat([pooled(batch, layers, name) for batch in inputs])
 
 
-def unpool(features: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+def unpool(features: Tensor, name: str) -> Positions:
     """Return the fewest positions that pool to one layer's ``features`` ``(B, P * D)``.
 
-    One vector is its own mean, sum, first and last. Of two positions one is the token ``t``, and the other
-    ``2 m - t``, so that their mean is ``m``. A mean and a sum are one position that counts as often as the row has
-    tokens.
-
-    Returns:
-        States ``(B, P, D)`` float32 and how often each position counts, ``(B, P)`` int64.
+    Raises:
+        RouterError: the pooling has no such positions.
     """
-    features = features.float()
-    if parts(pooling) == 1:
-        times = int(SUM_OVER) if pooling == "sum" else 1
-        return features.unsqueeze(1), torch.full((len(features), 1), times, dtype=torch.int64, device=features.device)
-    mean, other = features.chunk(2, dim=1)
-    if pooling == "mean_sum":
-        length = (mean * other).sum(dim=1) / mean.square().sum(dim=1).clamp_min(torch.finfo(mean.dtype).tiny)
-        return mean.unsqueeze(1), (length * SUM_OVER).round().long().unsqueeze(1)
-    both = [other, 2.0 * mean - other] if pooling == "mean_cls" else [2.0 * mean - other, other]
-    return torch.stack(both, dim=1), torch.ones(len(mean), 2, dtype=torch.int64, device=features.device)
+    shrink = poolings.get(name).unpool
+    if shrink is None:
+        raise RouterError(f"pooling {name!r} cannot be undone: it says no unpool; keep whole batches instead")
+    return shrink(features.float())
 
 
-def to_pseudo_tokens(batch: RouterInput, pooling: str) -> RouterInput:
-    """Return a batch of few positions that ``pooling`` turns into what it makes of ``batch``, but for rounding.
+def to_pseudo_tokens(batch: RouterInput, name: str) -> RouterInput:
+    """Return a batch of few positions that a pooling turns into what it makes of ``batch``, but for rounding.
 
     Raises:
-        RouterError: the pooling is unknown.
+        RouterError: the pooling is unknown, or cannot be undone.
     """
-    check_pooling(pooling, tuple(POOLINGS))
-    found = {layer: unpool(POOLINGS[pooling](state, batch.mask), pooling) for layer, state in batch.states.items()}
+    check_pooling(name, poolings)
+    pool = poolings.get(name)
+    positions = {layer: unpool(pool(states, batch.mask), name) for layer, states in batch.states.items()}
     live = batch.mask.amax(dim=1, keepdim=True)
-    counts = [count for _, count in found.values()]
+    counts = [count for _, count in positions.values()]
     mask = live * counts[0] if counts else live
-    return RouterInput(states={layer: states for layer, (states, _) in found.items()}, mask=mask, texts=batch.texts)
+    return RouterInput(states={layer: states for layer, (states, _) in positions.items()}, mask=mask, texts=batch.texts)
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:

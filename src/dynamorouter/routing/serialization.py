@@ -27,6 +27,20 @@ FORMAT = 1
 REMEDY = "copy the folder again, or fit the router again"
 
 
+def unknown_options(kind: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return by name what is wrong with the options that the constructor of a kind of router does not take.
+
+    Raises:
+        ConfigError: there is no such kind, or the plugin that brings it cannot be used.
+    """
+    allowed = inspect.signature(routers.get(kind)).parameters
+    return {
+        name: f"unknown option {name!r}{suggest(name, allowed)}; allowed: {one_of(allowed) or 'none'}"
+        for name in options
+        if name not in allowed
+    }
+
+
 def build(kind: str, options: Mapping[str, Any]) -> Router:
     """Build an unfitted router from its registered name and its options.
 
@@ -36,11 +50,7 @@ def build(kind: str, options: Mapping[str, Any]) -> Router:
     """
     router = routers.get(kind)
     parameters = inspect.signature(router).parameters
-    mistakes = [
-        f"unknown option {name!r}{suggest(name, parameters)}; allowed: {one_of(parameters) or 'none'}"
-        for name in options
-        if name not in parameters
-    ]
+    mistakes = list(unknown_options(kind, options).values())
     mistakes += [
         f"option {name!r} is missing"
         for name, parameter in parameters.items()

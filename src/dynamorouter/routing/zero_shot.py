@@ -8,19 +8,17 @@ Letters: N examples, B batch, F features, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from dynamorouter.errors import RouterError
-from dynamorouter.routing.base import Route, RouterInput, check_targets
+from dynamorouter.routing.base import Route, RouterData, RouterInput
 from dynamorouter.routing.learned import FittedRouter, ScoringRouter
-from dynamorouter.routing.pooling import POOLINGS, check_layers, check_pooling, pooled, pooled_all, statistics
-from dynamorouter.routing.registry import routers
+from dynamorouter.routing.pooling import check_layers, check_pooling, pooled, pooled_all, statistics
+from dynamorouter.routing.registry import poolings, routers
 
 
 def sample_per_class(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:
@@ -52,17 +50,17 @@ class _Examples(FittedRouter):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.layers = check_layers(self.layers)
-        check_pooling(self.pooling, tuple(POOLINGS))
+        check_pooling(self.pooling, poolings)
         self._above_zero("examples", "temperature")
 
-    def place(self, inputs: Sequence[RouterInput], targets: Tensor, count: int, generator: torch.Generator) -> None:
+    def place(self, data: RouterData) -> None:
         """Learn statistics from all rows, and keep ``features`` ``(n, F)`` and ``votes`` ``(n, E)`` of a few."""
-        rows = sample_per_class(targets, self.examples, generator)
-        features = pooled_all(inputs, self.layers, self.pooling)
+        rows = sample_per_class(data.targets, self.examples, data.generator)
+        features = pooled_all(data.inputs, self.layers, self.pooling)
         mean, std = statistics(features)
         self.learned = {"mean": mean, "std": std}
         self.learned["features"] = self._unit(features[rows.to(features.device)])
-        self.learned["votes"] = one_hot(targets.cpu()[rows], count).to(features)
+        self.learned["votes"] = one_hot(data.targets.cpu()[rows], data.count_experts()).to(features)
 
     def features(self, batch: RouterInput) -> Tensor:
         """Return the features of a batch, ``(B, F)``."""
@@ -92,27 +90,19 @@ class Centroids(_Examples, ScoringRouter):
 
     temperature: float = 0.1
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
+    def fit(self, data: RouterData) -> None:
         """Average the features of a few examples of each expert; every expert needs one.
 
         Raises:
             RouterError: an expert has no example.
         """
-        count = check_targets(inputs, targets, experts)
-        missing = sorted(set(range(count)) - set(targets.tolist()))
+        count = data.count_experts()
+        missing = sorted(set(range(count)) - set(data.targets.tolist()))
         if missing:
             raise RouterError(
                 f"experts {missing} have no example; give at least one row of each of the {count} experts"
             )
-        self.place(inputs, targets, count, generator)
+        self.place(data)
         votes, features = self.learned.pop("votes"), self.learned.pop("features")
         self.learned["centroids"] = normalize(votes.T @ features, dim=1)
 
@@ -146,17 +136,10 @@ class NearestNeighbours(_Examples):
         super().__post_init__()
         self._above_zero("k")
 
-    def fit(
-        self,
-        inputs: Sequence[RouterInput],
-        targets: Tensor,
-        *,
-        generator: torch.Generator,
-        experts: int | None = None,
-        **data: Any,
-    ) -> None:
+    def fit(self, data: RouterData) -> None:
         """Store the features and the experts of at most ``examples`` rows per expert."""
-        self.place(inputs, targets, check_targets(inputs, targets, experts), generator)
+        data.count_experts()
+        self.place(data)
 
     def route(self, batch: RouterInput) -> Route:
         """Return the route of every row (see ``Router.route``)."""

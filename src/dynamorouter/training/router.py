@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.arrow import prototype
-from dynamorouter.routing.base import Router, RouterInput
-from dynamorouter.routing.pooling import POOLINGS, FeatureSample, pooled_all, to_pseudo_tokens, unpool
-from dynamorouter.routing.registry import routers
+from dynamorouter.routing.base import Need, Router, RouterData, RouterInput
+from dynamorouter.routing.pooling import FeatureSample, pooled_all, to_pseudo_tokens, unpool
+from dynamorouter.routing.registry import poolings, routers
 from dynamorouter.routing.serialization import build
 from dynamorouter.utils.seeding import seeded
 
@@ -33,9 +34,11 @@ READS_STATE = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "
 
 
 def pooled_by(router: Router) -> str | None:
-    """Return the pooling without parameters through which alone the router reads its layers, else ``None``."""
+    """Return the pooling through which alone the router reads its layers, if it can be undone, else ``None``."""
     pooling = getattr(router, "pooling", None)
-    return pooling if pooling in POOLINGS and router.layers else None
+    if pooling not in poolings or not router.layers:
+        return None
+    return str(pooling) if poolings.get(str(pooling)).unpool else None
 
 
 @torch.inference_mode()
@@ -101,10 +104,15 @@ def fit_router(
     router = build(kind, options)
     inputs = [batch for batches, _ in train for batch in batches]
     targets = torch.tensor([target for _, own in train for target in own], device=base.device)
-    extra: dict[str, Any] = {"prototypes": prototypes(base, experts)} if kind == "arrow" else {}
-    if not all(map(math.isnan, scores)):
-        extra["scores"] = torch.tensor(scores)
-    router.fit(inputs, targets, generator=seeded(seed, "router"), experts=len(experts), **extra)
+    data = RouterData(
+        inputs,
+        targets,
+        generator=seeded(seed, "router"),
+        experts=len(experts),
+        complexities=None if all(map(math.isnan, scores)) else torch.tensor(scores),
+    )
+    needed: dict[str, Any] = {need: MAKERS[need](base, experts) for need in router.needs}
+    router.fit(replace(data, **needed))
     if calibrate is not None:
         router.calibrate(calibrate[0], torch.tensor(calibrate[1], device=base.device))
     return router
@@ -133,6 +141,10 @@ def prototypes(base: Base, experts: Sequence[Expert]) -> Tensor:
     most = max(own.shape[0] for own in found)
     padded = [torch.cat([own, own[:1].expand(most - own.shape[0], -1)]) for own in found]
     return torch.stack(padded).to(base.device)
+
+
+MAKERS: Mapping[Need, Callable[[Base, Sequence[Expert]], Tensor]] = {"prototypes": prototypes}
+"""How what a router needs of the experts is made, by the field of ``RouterData`` that it fills."""
 
 
 def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[int]) -> FeatureSample | None:

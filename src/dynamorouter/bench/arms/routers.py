@@ -16,13 +16,12 @@ from dynamorouter.config.compose import CONF
 from dynamorouter.inference.policy import ROUTED
 from dynamorouter.metrics.routing import router_metrics
 from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.registry import routers
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.tasks.answer import Answer
 
 OWN = "own"
 """The router as the run's settings have it: what the comparison is about."""
-NOT_ARMS = ("complexity", "oracle", "uniform")
-"""Routers that are arms of another name ('oracle'; 'mixture', which has the row's own head), or need tiers as tasks."""
 
 
 @arms.register("router")
@@ -34,8 +33,11 @@ class Routed(Arm):
 
     @classmethod
     def variants(cls, tasks: Sequence[str]) -> list[str]:
-        """Return the run's own router, and the router files there are."""
-        return [OWN, *(path.stem for path in sorted((CONF / "router").glob("*.yaml")) if path.stem not in NOT_ARMS)]
+        """Return the run's own router, the router files there are, and the routers without one."""
+        usable = dict(routers.items())
+        files = {path.stem: _router_file(path.stem)["kind"] for path in (CONF / "router").glob("*.yaml")}
+        kinds = files | {name: name for name in usable if name not in files.values()}
+        return [OWN, *sorted(name for name, kind in kinds.items() if usable[kind].is_arm)]
 
     def fit(self, experiment: Experiment) -> None:
         """Fit the router; rows are routed when the first task is to be answered."""
@@ -88,12 +90,18 @@ class Routed(Arm):
 
 def router_settings(name: str, shared: RouterSettings) -> dict[str, Any]:
     """Return the settings of a router file, laid over the run's own for what the file leaves open."""
-    import yaml
-
-    own = yaml.safe_load((CONF / "router" / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = _router_file(name)
     base = {} if own.get("kind") != shared.kind else shared.model_dump()
     generic = {key: value for key, value in shared.model_dump().items() if key in ("top_k", "abstain_below")}
     return RouterSettings.model_validate({**generic, **base, **own}).model_dump()
+
+
+def _router_file(name: str) -> dict[str, Any]:
+    """Return what the file of a router says; a router without one is taken as it is."""
+    import yaml
+
+    path = CONF / "router" / f"{name}.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {"kind": name}
 
 
 def reliability(chances: np.ndarray[Any, Any], true: np.ndarray[Any, Any], *, bins: int = 10) -> list[dict[str, float]]:

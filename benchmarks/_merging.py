@@ -65,7 +65,7 @@ def ours(work: Path, out: Path, rank: int) -> dict[str, float]:
     assert LlamaForCausalLM
 
     def work_on() -> dict[str, float]:
-        base = Base.load(BaseSpec("base", str(work / "base")), device=torch.device("cpu"))
+        base = Base.load(BaseSpec(name="base", path=str(work / "base")), device=torch.device("cpu"))
         loaded = {path.name: load_adapter(path, base).factors for path in sorted(work.glob("expert*"))}
         weights = torch.full((len(loaded),), 1 / len(loaded), dtype=torch.float64)
         start, used = time.perf_counter(), time.process_time()

@@ -20,7 +20,6 @@ from dynamorouter.config.compose import compose
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.split import draw
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import base_spec
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.factors import LoraSettings
@@ -49,7 +48,7 @@ def tasks_of_seven() -> list[Task]:
 
 def minilm() -> Base:
     """Load MiniLM on the benchmark's device."""
-    return Base.load(base_spec(compose("quickstart").base), device=DEVICE)
+    return Base.load(compose("quickstart").base, device=DEVICE)
 
 
 def sample(tasks: Sequence[Task], data: Path, split: str, rows: int, *, seed: int) -> dict[str, list[Record]]:

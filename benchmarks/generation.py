@@ -24,7 +24,7 @@ from dynamorouter.config.compose import compose
 from dynamorouter.inference.generation.decoding import read_prompts
 from dynamorouter.inference.generation.generate import generate
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import BaseSpec, base_spec
+from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.tasks.task import Generation
 
@@ -67,7 +67,7 @@ def random_model(layers: int, width: int, heads: int, vocabulary: int) -> GPT2LM
 
 def mini_model() -> tuple[str, GPT2LMHeadModel]:
     """Return the project's own decoder, or where it is not installed a random one of 6 x 256."""
-    place = Path(base_spec(compose("quickstart", ["base=mini"]).base).locate())
+    place = Path(compose("quickstart", ["base=mini"]).base.locate())
     if (place / "config.json").is_file():
         return "mini", GPT2LMHeadModel.from_pretrained(place, dtype=torch.float32).eval()
     return "random 6x256", random_model(6, 256, 8, 4096)
@@ -127,7 +127,7 @@ def written(peft: Any, prompts: list[list[int]], tokens: int, **options: Any) ->
 
 def case(name: str, model: Callable[[], Any], targets: str, tokens: int, rounds: int) -> dict[str, Any]:
     """Time one base all ways, after a look at how many tokens all ways agree on."""
-    base = Base(BaseSpec(name, name), model().to(DEVICE), NoText())
+    base = Base(BaseSpec(name=name, path=name), model().to(DEVICE), NoText())
     install(base, TARGETS[targets])
     prompts, chosen = make_prompts(base)
     peft, bare = theirs(model(), base, TARGETS[targets]), model().to(DEVICE)
@@ -179,7 +179,7 @@ def make_prompts(base: Base) -> tuple[list[list[int]], list[int]]:
 
 def reading(name: str, model: Callable[[], Any], rounds: int) -> dict[str, Any]:
     """Time the prompts alone when a router looks at the middle of the base, and the experts begin there."""
-    base = Base(BaseSpec(name, name), model().to(DEVICE), NoText())
+    base = Base(BaseSpec(name=name, path=name), model().to(DEVICE), NoText())
     middle = base.depth // 2
     install(base, TARGETS["all-linear"], trunk=middle)
     prompts, chosen = make_prompts(base)

@@ -51,7 +51,7 @@ def make_model(shape: str) -> BertModel:
 
 def ours(shape: str, targets: str, experts: int) -> Base:
     """Return the base with random experts in its banks."""
-    base = Base(BaseSpec(shape, shape), make_model(shape).to(DEVICE), NoTokenizer())
+    base = Base(BaseSpec(name=shape, path=shape), make_model(shape).to(DEVICE), NoTokenizer())
     layers = base.targets(TARGETS[targets], trunk_depth=0)
     base.install(dict.fromkeys(layers, RANK), experts=experts)
     generator = torch.Generator().manual_seed(1)

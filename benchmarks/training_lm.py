@@ -23,7 +23,7 @@ from _common import arguments, finish, row
 from _training import BATCH, DEFAULT_DATA, RATE, Items, Packed, plans, sample, timed, trainer_arguments
 from dynamorouter.config.compose import compose
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import BaseSpec, base_spec
+from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.devices import pick_device
 
@@ -33,7 +33,7 @@ LAYERS, WIDTH, HEADS, POSITIONS = 6, 256, 8, 512
 
 def random_mini(folder: Path) -> Base:
     """Write and load a random GPT-2 of the mini model's shape, with its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(base_spec(compose("quickstart", ["base=mini"]).base).locate())
+    tokenizer = AutoTokenizer.from_pretrained(compose("quickstart", ["base=mini"]).base.locate())
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -49,7 +49,7 @@ def random_mini(folder: Path) -> Base:
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Base.load(BaseSpec("mini", str(folder), kind="decoder"), device=pick_device("auto"))
+    return Base.load(BaseSpec(name="mini", path=str(folder), kind="decoder"), device=pick_device("auto"))
 
 
 def written_tasks() -> list[Task]:

@@ -35,7 +35,7 @@ def tiny_base(tiny_folder: Callable[[str], Path]) -> Callable[..., Base]:
     """Return a function that loads a fresh tiny base."""
 
     def load(architecture: str = "bert") -> Base:
-        spec = BaseSpec("tiny", str(tiny_folder(architecture)))
+        spec = BaseSpec(name="tiny", path=str(tiny_folder(architecture)))
         return Base.load(spec, device=torch.device("cpu"))
 
     return load

@@ -21,7 +21,7 @@ from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.tasks.task import Generation
-from dynamorouter.utils.explain import changed
+from dynamorouter.utils.explain import changed, checked
 from support.tinylm import MODELS, VOCABULARY, add_experts, alone, load_lm, make_prompts
 
 SHARED = Path(os.environ.get("DYNAMOROUTER_SHARED", Path(__file__).parents[3] / "shared"))
@@ -331,15 +331,15 @@ def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
     assert len(full.ids) == 6 and full.finish_reason == "length"
     with pytest.raises(ConfigError, match="1 prompts, but options for 2"):
         generate(base, [[5]], None, [Generation()] * 2)
-    body = Base.load(BaseSpec("body", base.spec.path, kind="encoder"), device=torch.device("cpu"))
+    body = Base.load(BaseSpec(name="body", path=base.spec.path, kind="encoder"), device=torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"'encoder'.*cannot write"):
         generate(body, [[5]], None)
     with pytest.raises(ConfigError, match="no words to say"):
         body.logits(torch.zeros(1, 32))
     with pytest.raises(ConfigError, match=r"kind 'decoder'.*no decoder stack"):
         base.encode(Batch(torch.ones(1, 1).long(), None, torch.ones(1, 1).long()), None)
-    with pytest.raises(ConfigError, match=r"kind='decodr'.*did you mean 'decoder'"):
-        Base.load(BaseSpec("body", base.spec.path, kind="decodr"), device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"kind: got 'decodr'; should be 'auto', 'encoder', 'decoder' or 'seq2seq'"):
+        checked(BaseSpec, {"name": "body", "path": base.spec.path, "kind": "decodr"}, what="base 'body'")
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"no {STORIES}; name the folder above models/ in DYNAMOROUTER_SHARED")

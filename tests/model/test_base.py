@@ -190,9 +190,9 @@ def test_targets_by_group_regex_and_ending(tiny_base: Loader) -> None:
 def test_a_base_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     device = torch.device("cpu")
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        Base.load(BaseSpec("b", str(tmp_path)), device=device)
+        Base.load(BaseSpec(name="b", path=str(tmp_path)), device=device)
     with pytest.raises(MissingExtraError, match="offline"):
-        Base.load(BaseSpec("b", "package:no_such_package/model"), device=device)
+        Base.load(BaseSpec(name="b", path="package:no_such_package/model"), device=device)
 
 
 def test_windows_overlap_cover_the_text_and_keep_the_question(tiny_base: Loader) -> None:

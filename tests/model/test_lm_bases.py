@@ -43,7 +43,7 @@ def test_what_an_architecture_cannot_do_is_found_out(
 ) -> None:
     device = torch.device("cpu")
     with pytest.raises(ConfigError, match=r"as a decoder, but .* lacks lm_head.weight.*kind=encoder"):
-        Base.load(BaseSpec("b", str(tiny_folder("llama")), kind="decoder"), device=device)
+        Base.load(BaseSpec(name="b", path=str(tiny_folder("llama")), kind="decoder"), device=device)
     with torch.random.fork_rng():
         mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4))
     mamba.save_pretrained(tmp_path)

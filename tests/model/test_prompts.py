@@ -84,7 +84,7 @@ def test_a_router_on_a_decoder_reads_the_prompt_and_on_an_encoder_the_pair(
 
 
 def test_nothing_that_ends_a_text_is_left_at_a_prompts_end(tiny_folder: Folder) -> None:
-    spec = BaseSpec("tiny", str(tiny_folder("llama")), kind="auto")
+    spec = BaseSpec(name="tiny", path=str(tiny_folder("llama")), kind="auto")
     import torch
 
     reader = Base.load(spec, device=torch.device("cpu"))  # its tokenizer writes [CLS] ... [SEP]

@@ -144,7 +144,7 @@ def write_lm(folder: Path, architecture: str, *, seed: int = 0) -> Path:
 
 def load_lm(folder: Path) -> Base:
     """Load a base."""
-    return Base.load(BaseSpec(folder.name, str(folder)), device=torch.device("cpu"))
+    return Base.load(BaseSpec(name=folder.name, path=str(folder)), device=torch.device("cpu"))
 
 
 def loader(base: Base) -> Any:

@@ -56,7 +56,7 @@ def make_system(base: Base, *, depth: int = 2, router: str | None = "mlp", **set
 
 @pytest.fixture(scope="module")
 def system(tiny_folder: Callable[[str], Path]) -> System:
-    base = Base.load(BaseSpec("tiny", str(tiny_folder("bert"))), device=torch.device("cpu"))
+    base = Base.load(BaseSpec(name="tiny", path=str(tiny_folder("bert"))), device=torch.device("cpu"))
     return make_system(base)
 
 
@@ -333,8 +333,8 @@ def test_renamed_and_removed_experts_permute_and_renormalise_the_route(system: S
 
 def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     device = torch.device("cpu")
-    first = Base.load(BaseSpec("tiny", str(tiny_folder("bert"))), device=device)
-    second = Base.load(BaseSpec("other", str(tiny_folder("roberta"))), device=device)
+    first = Base.load(BaseSpec(name="tiny", path=str(tiny_folder("bert"))), device=device)
+    second = Base.load(BaseSpec(name="other", path=str(tiny_folder("roberta"))), device=device)
     here = make_system(first)
     lora = LoraSettings(rank=3, alpha=8, dropout=0.0, trunk_depth=1)
     (names,) = fit_experts(

@@ -62,7 +62,7 @@ def test_computes_in_float32_from_half_precision(model: Any, measured: dict[str,
 
 def test_configured_base_is_this_folder() -> None:
     wanted = yaml.safe_load((PACKAGE / "conf" / "base" / "mini.yaml").read_text(encoding="utf-8"))
-    spec = BaseSpec(wanted["name"], wanted["path"])
+    spec = BaseSpec(name=wanted["name"], path=wanted["path"])
     assert Path(spec.locate()) == FOLDER
     base = Base.load(spec, device=torch.device("cpu"))
     assert len(base.blocks) == base.config.n_layer

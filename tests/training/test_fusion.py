@@ -119,7 +119,7 @@ def test_wrong_gates_are_named(sources: list[int], rows: int, words: str) -> Non
 
 
 def tiny(folder: Callable[[str], Path], name: str = "tiny", kind: str = "bert") -> Base:
-    return Base.load(BaseSpec(name, str(folder(kind))), device=torch.device("cpu"))
+    return Base.load(BaseSpec(name=name, path=str(folder(kind))), device=torch.device("cpu"))
 
 
 def train(base: Base, *, depth: int = 2, epochs: int = 4) -> list[Expert]:

@@ -68,7 +68,7 @@ def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
 
 
 def full_backbone(folder: Path, dtype: torch.dtype) -> tuple[FullBackbone, TaskHead]:
-    base = Base.load(BaseSpec("tiny", str(folder)), device=torch.device("cpu"), dtype=dtype)
+    base = Base.load(BaseSpec(name="tiny", path=str(folder)), device=torch.device("cpu"), dtype=dtype)
     task_head = TaskHead(MOOD, build_head(MOOD, base.width).initialise(seeded(0, "mood")), make_rows(MOOD, 24))
     return FullBackbone(base, shared_examples(base, [task_head])), task_head
 

@@ -18,7 +18,6 @@ from dynamorouter.errors import one_of
 from dynamorouter.metrics.base import get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import base_spec
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.factors import Factors
@@ -154,7 +153,7 @@ class Experiment:
 def fresh_base(config: Config) -> Base:
     """Load the base that all experts of the comparison sit on."""
     device = pick_device(config.device)
-    return Base.load(base_spec(config.base), device=device, dtype=pick_dtype(config.precision, device))
+    return Base.load(config.base, device=device, dtype=pick_dtype(config.precision, device))
 
 
 def check_one_base(config: Config) -> list[str]:

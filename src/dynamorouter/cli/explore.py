@@ -98,7 +98,7 @@ def _tokenizer(name: str) -> Tokenizer:
         from dynamorouter.model.base.config import BaseSpec
 
         settings = yaml.safe_load((CONF / "base" / f"{name}.yaml").read_text(encoding="utf-8"))
-        place = BaseSpec(name, settings["path"], settings.get("fallback")).locate()
+        place = BaseSpec.model_validate(settings).locate()
     from transformers import AutoTokenizer
 
     try:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from dynamorouter.config.bench import BenchSettings
 from dynamorouter.data.complexity.config import ComplexitySettings
 from dynamorouter.data.config import DataSettings
-from dynamorouter.model.base.config import BaseSettings
+from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.routing.config import RouterSettings
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertOverrides, ExpertSettings, JointSettings
@@ -65,9 +65,9 @@ class Config(Options):
     """Folders laid out like ``conf/`` (``task/``, ``base/``, ``router/``, ``recipe/``) with choices of one's own."""
     task: Annotated[dict[str, RunTask], Field(min_length=1)]
     """The tasks by name, in the order of their experts."""
-    base: BaseSettings
+    base: BaseSpec
     """The base that routing reads and that experts sit on unless they name another."""
-    bases: dict[str, BaseSettings] = Field(default_factory=dict)
+    bases: dict[str, BaseSpec] = Field(default_factory=dict)
     """Further bases by name."""
     data: DataSettings = DataSettings()
     """Where rows come from."""

@@ -14,7 +14,7 @@ from dynamorouter.data.complexity.score import CAPS, WEIGHTS, ScoreOptions
 from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import BaseSettings, base_spec
+from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.heads.base import heads
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.prompts import prompts
@@ -93,14 +93,14 @@ def prepare_options(config: Config) -> PrepareOptions:
     )
 
 
-def base_settings(config: Config, task: Task) -> BaseSettings:
+def base_settings(config: Config, task: Task) -> BaseSpec:
     """Return the base that a task's expert sits on: the default one, or that which the task names."""
     if task.base is None or task.base == config.base.name:
         return config.base
     return config.bases[task.base]
 
 
-def wanted_bases(config: Config) -> list[BaseSettings]:
+def wanted_bases(config: Config) -> list[BaseSpec]:
     """Return the default base, and those that tasks name, each once."""
     named = [config.bases[task.base] for task in config.task.values() if task.base and task.base != config.base.name]
     return list({settings.name: settings for settings in (config.base, *named)}.values())
@@ -111,7 +111,7 @@ def load_bases(config: Config) -> dict[str, Base]:
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
     wanted = wanted_bases(config)
-    return {settings.name: Base.load(base_spec(settings), device=device, dtype=dtype) for settings in wanted}
+    return {settings.name: Base.load(settings, device=device, dtype=dtype) for settings in wanted}
 
 
 def expert_plan(config: Config, task: Task) -> ExpertPlan:

@@ -25,7 +25,6 @@ from dynamorouter.evaluation.score import score_system
 from dynamorouter.inference.engine import writes
 from dynamorouter.metrics.base import check_metrics
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import base_spec as base_spec
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.examples import writing_report
 from dynamorouter.routing.pooling import FeatureSample

@@ -14,7 +14,6 @@ from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.split import draw
 from dynamorouter.errors import DataError, LibraryError, one_of, suggest
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import base_spec
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.heads.imported import imported_head
 from dynamorouter.model.lora.expert import Expert
@@ -134,7 +133,7 @@ def new_base(loaded: System, name: str) -> Base:
             f"the system has no base {name!r}, only {one_of(loaded.bases)}, and there are no settings of that name"
             f"{suggest(name, known)}; known are {one_of(known)}: correct the task's base"
         )
-    spec = base_spec(compose(overrides=[f"base={name}"]).base)
+    spec = compose(overrides=[f"base={name}"]).base
     first = loaded.bases[loaded.router_base]
     return Base.load(spec, device=first.device, dtype=first.dtype)
 

@@ -8,7 +8,6 @@ print(prediction.task, prediction.confidence, prediction.answer)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.system.library import Library
 from dynamorouter.tasks.text import check_rows
 from dynamorouter.utils.devices import pick_device, pick_dtype
+from dynamorouter.utils.explain import checked
 from dynamorouter.utils.files import read_form, recover, write_json
 
 MANIFEST, EXPERTS, ROUTER = "system.json", "experts", "router"
@@ -120,7 +120,10 @@ class System:
         manifest = read_form(path / MANIFEST, format=FORMAT, entries=ENTRIES)
         place = pick_device(device)
         dtype = pick_dtype(precision, place)
-        specs = {name: BaseSpec(name=name, **values) for name, values in manifest["bases"].items()}
+        specs = {
+            name: checked(BaseSpec, {**values, "name": name}, what=f"base {name!r} of {path}")
+            for name, values in manifest["bases"].items()
+        }
         bases = {name: Base.load(spec, device=place, dtype=dtype) for name, spec in specs.items()}
         library = Library(path / EXPERTS)
         experts = share_factors([library.load(name, _base_of(library, name, bases)) for name in manifest["experts"]])
@@ -158,10 +161,7 @@ class System:
         path = Path(folder)
         if self.router is not None:
             store.save(self.router, path / ROUTER)
-        specs = {
-            name: {key: value for key, value in asdict(base.spec).items() if key != "name"}
-            for name, base in self.bases.items()
-        }
+        specs = {name: base.spec.model_dump(exclude={"name"}) for name, base in self.bases.items()}
         write_json(
             path / MANIFEST,
             {

@@ -93,7 +93,7 @@ class Base:
         try:
             options = {} if Path(place).is_dir() else {"revision": spec.revision}
             config = AutoConfig.from_pretrained(place, **options)
-            kind = kind_of_config(config, spec.kind)
+            kind = kind_of_config(config) if spec.kind == "auto" else spec.kind
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             with torch.random.fork_rng():
                 torch.manual_seed(0)  # layers that the checkpoint lacks, such as a pooler, are the same every time

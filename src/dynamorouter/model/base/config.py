@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dynamorouter.errors import MissingExtraError
 from dynamorouter.utils.options import Options
 
-Kind = Literal["auto", "encoder", "decoder", "seq2seq"]
-"""Kinds of base; ``auto`` goes by the checkpoint's own config."""
 
-
-class BaseSettings(Options):
+class BaseSpec(Options):
     """One frozen base model."""
 
     name: str
@@ -26,31 +22,10 @@ class BaseSettings(Options):
     """Commit or tag on the hub; ``null`` for the newest."""
     pooling: Literal["cls", "mean"] = "cls"
     """How classification heads reduce the hidden states: the first position, or the masked mean."""
-    kind: Kind = "auto"
+    kind: Literal["auto", "encoder", "decoder", "seq2seq"] = "auto"
     """Encoder, decoder or encoder-decoder; ``auto`` goes by the checkpoint's own config."""
     prompt: str = "plain"
     """Form in which a decoder's or encoder-decoder's router and writers read a row; an encoder reads text and pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseSpec:
-    """Where a base is found.
-
-    Attributes:
-        name: the name that experts refer to.
-        path: a local folder, a hub id, or ``package:PACKAGE/FOLDER`` for one that a Python package carries.
-        fallback: hub id to use when the package of ``path`` is not installed.
-        revision: branch, tag or commit on the hub.
-        kind: ``encoder``, ``decoder`` or ``seq2seq``; ``auto`` goes by the checkpoint's config.
-        prompt: name of the prompt format in which routing reads rows on this base.
-    """
-
-    name: str
-    path: str
-    fallback: str | None = None
-    revision: str | None = None
-    kind: str = "auto"
-    prompt: str = "plain"
 
     def locate(self) -> str:
         """Return a folder or a hub id that ``transformers`` can load."""
@@ -76,15 +51,3 @@ def package_folder(package: str) -> Path | None:
     if found is None or not found.submodule_search_locations:
         return None
     return Path(next(iter(found.submodule_search_locations)))
-
-
-def base_spec(settings: BaseSettings) -> BaseSpec:
-    """Return where a base is found."""
-    return BaseSpec(
-        settings.name,
-        settings.path,
-        settings.fallback,
-        settings.revision,
-        kind=settings.kind,
-        prompt=settings.prompt,
-    )

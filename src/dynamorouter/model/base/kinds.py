@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto import modeling_auto
 
-from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.errors import ConfigError
 
 Kind = Literal["encoder", "decoder", "seq2seq"]
 LOADERS: dict[Kind, Any] = {
@@ -33,22 +33,13 @@ _SEQ2SEQ = set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values
 _MASKED = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
-def kind_of_config(config: Any, wanted: str = "auto") -> Kind:
+def kind_of_config(config: Any) -> Kind:
     """Tell how a checkpoint is to be loaded.
 
-    ``auto`` goes by the config: an encoder-decoder says so; a decoder names a class with a language-model head among
+    It goes by the config: an encoder-decoder says so; a decoder names a class with a language-model head among
     its architectures, or, naming none, is of a type that has only such; everything else is read as an encoder, a bare
     body without a head included.
-
-    Raises:
-        ConfigError: ``wanted`` is no kind.
     """
-    if wanted in LOADERS:
-        return wanted
-    if wanted != "auto":
-        raise ConfigError(
-            f"kind={wanted!r} of a base is not one of {one_of(['auto', *LOADERS])}{suggest(wanted, LOADERS)}"
-        )
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq"
     named = getattr(config, "architectures", None) or []

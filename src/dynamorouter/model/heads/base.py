@@ -29,7 +29,7 @@ from dynamorouter.tasks.task import Task
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
-    from dynamorouter.model.base.config import BaseSettings
+    from dynamorouter.model.base.config import BaseSpec
 
 WindowTarget = np.ndarray[Any, np.dtype[np.int64]]
 """What one window is trained on; its meaning is the head's own."""
@@ -61,7 +61,7 @@ class Head(nn.Module, ABC):
         self.options = options
 
     @classmethod
-    def base_options(cls, base: BaseSettings) -> dict[str, Any]:
+    def base_options(cls, base: BaseSpec) -> dict[str, Any]:
         """Return the options of a new head that the settings of its base decide."""
         return {}
 

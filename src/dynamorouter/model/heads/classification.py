@@ -21,7 +21,7 @@ from dynamorouter.tasks.record import Record
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
-    from dynamorouter.model.base.config import BaseSettings
+    from dynamorouter.model.base.config import BaseSpec
 
 DENSE_TANH = ("roberta", "xlm-roberta", "camembert", "mpnet")
 """Architectures whose classifier is a dense layer, tanh and an output layer over the first token."""
@@ -50,7 +50,7 @@ class ClassificationHead(EncoderHead):
         self.out = nn.Linear(width, len(self.labels))
 
     @classmethod
-    def base_options(cls, base: BaseSettings) -> dict[str, Any]:
+    def base_options(cls, base: BaseSpec) -> dict[str, Any]:
         """Pool as the base's settings say."""
         return {"pooling": base.pooling}
 

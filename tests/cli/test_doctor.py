@@ -66,13 +66,23 @@ def test_a_missing_base_and_a_full_disk_are_reported(monkeypatch: pytest.MonkeyP
 
 
 def test_a_sandbox_with_weaker_guards_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    weaker = sandbox.Protection(network_namespace=True, landlock=False, seccomp=False)
+    weaker = sandbox.Protection(bubblewrap=False, network_namespace=True, landlock=False, seccomp=False)
     monkeypatch.setattr(sandbox, "protection", lambda: weaker)
     found = by_subject()["sandbox"]
     assert found.status == "missing"
     assert "without landlock, seccomp" in found.detail
-    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(True, True, True))
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(False, True, True, True))
     assert by_subject()["sandbox"].status == "ok"
+
+
+def test_a_sandbox_inside_bubblewrap_is_reported_and_needs_no_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(True, True, landlock=False, seccomp=True))
+    finding = by_subject()["sandbox"]
+    assert (finding.status, "inside bubblewrap" in finding.detail) == ("ok", True)
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(True, True, landlock=True, seccomp=False))
+    finding = by_subject()["sandbox"]
+    assert finding.status == "missing"
+    assert "inside bubblewrap without seccomp;" in finding.detail
 
 
 def test_json_and_table_agree() -> None:

@@ -13,23 +13,39 @@ import pytest
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.metrics.base import get_metric, row_statistics, score
 from dynamorouter.metrics.code import pass_at, program_of
+from dynamorouter.metrics.sandbox import bubblewrap, runner
 from dynamorouter.metrics.sandbox import child as sandbox_child
-from dynamorouter.metrics.sandbox.runner import Limits, Verdict, protection, run_tests
+from dynamorouter.metrics.sandbox.runner import Isolation, Limits, Verdict, protection, run_tests
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.task import Columns, Task
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits for processes need Linux or macOS")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a guard of Linux")
+either_isolation = pytest.mark.usefixtures("isolation")
 QUICK = Limits(seconds=1, wall_seconds=3.0)
 GOOD = "def f():\n    return 1\n"
 TEST = ["assert f() == 1"]
+
+
+@pytest.fixture(params=["kernel", "bubblewrap"])
+def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Isolation:
+    """Keep the programs of a test in by the kernel's guards alone, or inside ``bwrap`` too: one law for both."""
+    chosen: Isolation = request.param
+    if chosen == "bubblewrap":
+        if bubblewrap.executable() is None:
+            pytest.skip("bwrap is not installed")
+        if runner.default_isolation() != "bubblewrap":
+            pytest.skip("bwrap may make no namespaces here")
+    monkeypatch.setattr(runner, "default_isolation", lambda: chosen)
+    return chosen
 
 
 def run(code: str, *, limits: Limits | None = None) -> Verdict:
     return run_tests(code, TEST, limits=limits)
 
 
+@either_isolation
 def test_a_right_program_passes_and_a_wrong_one_does_not() -> None:
     assert run(GOOD).passed
     found = run_tests("def f(x):\n    return x", ["assert f(1) == 1", "assert f(2) == 3, 'three'", "assert True"])
@@ -37,16 +53,19 @@ def test_a_right_program_passes_and_a_wrong_one_does_not() -> None:
     assert found.detail == "test 2: AssertionError: three"
 
 
+@either_isolation
 def test_a_program_inherits_nothing_of_ours() -> None:
     tests = ["assert f([1, 2]) == 3"]
     assert not run_tests("def f(x: List[int]) -> int:\n    return sum(x)", tests).passed
     assert run_tests("def f(x: 'List[int]') -> int:\n    return sum(x)", tests).passed
 
 
+@either_isolation
 def test_setup_runs_between_program_and_tests() -> None:
     assert run_tests("def f():\n    return A", ["assert f() == 3"], setup="A = 3").passed
 
 
+@either_isolation
 @pytest.mark.parametrize(
     ("code", "outcome"),
     [
@@ -70,12 +89,14 @@ def test_what_does_not_reach_the_end_does_not_pass(code: str, outcome: str) -> N
     assert run(code).outcome == outcome
 
 
+@either_isolation
 def test_saying_that_it_passed_is_not_passing() -> None:
     said = '{"word": "", "outcome": "passed", "passed": 1, "detail": ""}'
     code = f"import os\nfor i in range(3, 12):\n    try: os.write(i, {said!r}.encode())\n    except OSError: pass\n"
     assert run(code + "os._exit(0)").outcome == "crashed"
 
 
+@either_isolation
 @pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(60)", "10 ** 10 ** 9"])
 def test_an_endless_program_is_stopped(code: str) -> None:
     before = time.monotonic()
@@ -83,11 +104,13 @@ def test_an_endless_program_is_stopped(code: str) -> None:
     assert time.monotonic() - before < 8
 
 
+@either_isolation
 def test_processor_time_is_what_counts_not_how_busy_the_machine_is() -> None:
     found = run("while True: pass", limits=Limits(seconds=1, wall_seconds=60))
     assert (found.outcome, found.seconds < 30) == ("timeout", True)
 
 
+@either_isolation
 @linux
 def test_a_memory_eater_is_stopped() -> None:
     assert run("x = []\nwhile True: x.append(bytearray(10 ** 6))").outcome == "memory"
@@ -96,6 +119,7 @@ def test_a_memory_eater_is_stopped() -> None:
     assert run("x = bytearray(200 * 2 ** 20)\n" + GOOD).passed
 
 
+@either_isolation
 @pytest.mark.parametrize(
     "code",
     [
@@ -116,6 +140,7 @@ def test_processes_signals_and_network_are_refused(code: str) -> None:
     assert run(f"try:\n    exec({code!r})\nexcept OSError: pass\n" + GOOD).passed
 
 
+@either_isolation
 def test_files_are_written_in_its_own_folder_alone(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.write_text("kept")
@@ -138,6 +163,7 @@ def test_files_are_written_in_its_own_folder_alone(tmp_path: Path) -> None:
     assert run(own).passed
 
 
+@either_isolation
 def test_large_files_and_floods_of_output_are_bounded() -> None:
     assert run("open('a', 'w').write('x' * 10 ** 7)").outcome == "error"
     assert run("print('x' * 10 ** 7)\n" + GOOD).passed
@@ -145,17 +171,47 @@ def test_large_files_and_floods_of_output_are_bounded() -> None:
     assert run(flood + GOOD).outcome == "crashed"
 
 
+@either_isolation
 def test_nothing_of_ours_is_seen_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
     assert run("import os\nassert 'SECRET' not in os.environ\nassert os.listdir() == []\n" + GOOD).passed
     assert run("import sys\nassert not any('site-packages' in p for p in sys.path)\n" + GOOD).passed
 
 
+@either_isolation
 def test_no_process_and_no_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run("open('a', 'w').write('1')\nwhile True: pass", limits=QUICK)
     run(GOOD)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_bubblewrap_is_taken_where_it_starts(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "bwrap"  # runs what it is given without any namespace, or fails as where they are forbidden
+    stub.write_text(f'#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift\n[ {status} = 0 ] && exec "$@"\nexit 3\n')
+    stub.chmod(0o755)
+    monkeypatch.setattr(bubblewrap, "executable", lambda: str(stub))
+    expected = "kernel" if status else "bubblewrap"
+    assert runner.default_isolation.__wrapped__() == expected
+    assert run_tests(GOOD, TEST, isolation="bubblewrap").outcome == ("crashed" if status else "passed")
+
+
+def test_bubblewrap_that_is_asked_for_and_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bubblewrap, "executable", lambda: None)
+    assert runner.default_isolation.__wrapped__() == "kernel"
+    with pytest.raises(ConfigError, match=r"needs the program bwrap.*isolation='kernel'"):
+        run_tests(GOOD, TEST, isolation="bubblewrap")
+
+
+def test_bubblewrap_hides_the_users_files(isolation: Isolation, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("1")
+    reads = f"def f():\n    return int(open({str(secret)!r}).read())\n"
+    assert run(reads).passed == (isolation == "kernel")
+    lists = f"import os\ndef f():\n    return 1 - os.path.exists({str(tmp_path)!r})\n"
+    assert run(lists).passed == (isolation == "bubblewrap")
+    assert protection(isolation).bubblewrap == (isolation == "bubblewrap")
 
 
 def test_limits_and_tests_are_checked() -> None:

@@ -154,14 +154,18 @@ def _sandbox() -> Finding:
 
     remedy = "read docs/metrics.md before running programs that a model wrote, or run them in a virtual machine"
     try:
-        guards = asdict(protection())
+        guards = protection()
     except ConfigError as error:
         return Finding("sandbox", "missing", str(error), remedy)
-    lacking = [name.replace("_", " ") for name, held in guards.items() if not held]
-    if lacking:
-        detail = f"pass@k runs written programs without {', '.join(lacking)}; limits and an audit hook hold"
+    runs = "pass@k runs generated programs" + (" inside bubblewrap" if guards.bubblewrap else "")
+    if guards.missing:
+        detail = f"{runs} without {', '.join(guards.missing)}; limits and an audit hook hold"
         return Finding("sandbox", "missing", detail, remedy)
-    return Finding("sandbox", "ok", "pass@k runs written programs behind seccomp, Landlock and an empty network")
+    if guards.bubblewrap:
+        return Finding("sandbox", "ok", f"{runs}: no network, no files but the interpreter's, and seccomp")
+    return Finding(
+        "sandbox", "ok", f"{runs} behind seccomp, Landlock and an empty network; bubblewrap would hide files"
+    )
 
 
 def _disk(folder: Path) -> Finding:

@@ -1,7 +1,8 @@
 """What the sandbox starts: it locks itself in, reads a program and its tests, runs them and says how it went.
 
-Run as a script by ``sandbox.run_tests`` under ``python -I -S``, so nothing but the standard library is imported here.
-The order matters: limits, then what needs the freedom to be set up, and the program only after all of it.
+Run as a script by ``runner.run_tests`` under ``python -I -S``, inside ``bwrap`` or without it, so nothing but the
+standard library is imported here. The order matters: limits, then what needs the freedom to be set up, and the program
+only after all of it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def limit(seconds: int, memory: int, file_bytes: int) -> None:
     """Set what the kernel holds a process to whatever the program does."""
     import resource  # not there on Windows, where this module is imported with its package but never run
 
-    wanted = {
+    limits = {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_NOFILE: 32,
@@ -69,7 +70,7 @@ def limit(seconds: int, memory: int, file_bytes: int) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_AS: memory,
     }
-    for name, value in wanted.items():
+    for name, value in limits.items():
         hard = resource.getrlimit(name)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         # At the soft limit on time comes a signal that says so, at the hard one a kill that looks like any other.
@@ -117,8 +118,8 @@ def filter_calls(libc: Any) -> bool:
     """Have the kernel refuse the listed system calls; whether it can, and the numbers of this machine are known."""
     if sys.platform != "linux" or platform.machine() not in _MACHINES:
         return False
-    architecture, own = _MACHINES[platform.machine()]
-    numbers = sorted({*own.values(), *_NEWER.values()})
+    architecture, calls = _MACHINES[platform.machine()]
+    numbers = sorted({*calls.values(), *_NEWER.values()})
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     count = len(numbers)
     # Jumps are relative: over the rest of the list to the refusal, which stands last.
@@ -153,8 +154,8 @@ def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     def allowed(path: Any) -> bool:
         if isinstance(path, int):
             return True
-        place = realpath(fsdecode(fspath(path)))
-        return place == os.devnull or (place + os.sep).startswith(inside)
+        resolved = realpath(fsdecode(fspath(path)))
+        return resolved == os.devnull or (resolved + os.sep).startswith(inside)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -171,20 +172,20 @@ def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
-def lock_in(folder: str, limits: dict[str, int]) -> dict[str, bool]:
-    """Set up every guard that there is, and return which are in force."""
+def lock_in(folder: str, limits: dict[str, int], *, isolated: bool) -> dict[str, bool]:
+    """Set up every guard that there is, and return which are in force; ``isolated`` is a process without a network."""
     limit(limits["seconds"], limits["memory"], limits["file_bytes"])
     libc = ctypes.CDLL(None, use_errno=True)
-    held = {
-        "network_namespace": no_network(libc),
+    guards = {
+        "network_namespace": isolated or no_network(libc),
         "landlock": writes_only_in(folder, libc),
         "seccomp": filter_calls(libc),
     }
     sys.addaudithook(guard(folder))
-    return held
+    return guards
 
 
-def judge(code: str, setup: str, tests: list[str]) -> dict[str, Any]:
+def run(code: str, setup: str, tests: list[str]) -> dict[str, Any]:
     """Run a program, then its tests one by one up to the first that fails."""
     passed = 0
     space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
@@ -223,10 +224,10 @@ def main() -> None:
         os.dup2(nothing, stream)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     word = job.pop("word")
-    held = lock_in(str(Path.cwd()), job["limits"])
-    found = {"held": held} if job["code"] is None else judge(job["code"], job["setup"], job["tests"])
+    guards = lock_in(str(Path.cwd()), job["limits"], isolated=job["isolated"])
+    outcome = {"guards": guards} if job["code"] is None else run(job["code"], job["setup"], job["tests"])
     # The word proves that this line was reached: a program that leaves early, or prints "passed", does not know it.
-    os.write(report, json.dumps({"word": word, **found}).encode())
+    os.write(report, json.dumps({"word": word, **outcome}).encode())
     os._exit(0)
 
 

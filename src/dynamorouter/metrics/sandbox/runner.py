@@ -1,6 +1,7 @@
 """Runs a generated program against its tests in a process of its own, with limits on time, memory, files and network.
 
-What holds, and what does not, is in ``docs/metrics.md``; ``protection()`` says which of the kernel's guards this
+Where ``bubblewrap`` is installed and may make namespaces, the process starts inside it; the guards that it sets up
+itself hold either way. What holds, and what does not, is in ``docs/metrics.md``; ``protection()`` says what this
 machine has. A verdict is only ``passed`` when all tests were reached and none failed.
 """
 
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,10 +24,16 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dynamorouter.errors import ConfigError, DataError
+from dynamorouter.metrics.sandbox import bubblewrap
 
 Outcome = Literal["passed", "failed", "error", "timeout", "memory", "crashed"]
+Isolation = Literal["bubblewrap", "kernel"]
+"""What keeps a program in: namespaces made by ``bwrap`` and the guards within, or those guards alone."""
 _REPORT_BYTES = 64 * 1024
 _CHILD = Path(__file__).resolve().with_name("child.py")
+_NO_PROGRAM: Mapping[str, Any] = {"code": None, "setup": "", "tests": []}
+"""The job that sets up the guards and runs nothing."""
+_PYTHON_FLAGS = ("-I", "-S", "-B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +59,10 @@ class Limits:
             ConfigError: one is too small to start an interpreter in.
         """
         least = {"seconds": 1, "wall_seconds": 0.1, "memory_mb": 64, "file_kb": 1}
-        found = [f"{name} is {value}, at least {low} is needed" for name, low in least.items()
-                 if not (value := getattr(self, name)) >= low]  # fmt: skip
-        if found:
-            raise ConfigError("limits of the sandbox: " + "; ".join(found))
+        too_small = [f"{name} is {value}, at least {low} is needed" for name, low in least.items()
+                     if not (value := getattr(self, name)) >= low]  # fmt: skip
+        if too_small:
+            raise ConfigError("limits of the sandbox: " + "; ".join(too_small))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +90,35 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Which of the kernel's guards are in force around a program; all behind limits and an audit hook.
+    """Which guards are in force around a program; all behind limits and an audit hook.
 
     Attributes:
+        bubblewrap: it sees no files but the interpreter's and its own folder, and no process but its own.
         network_namespace: it is in a network without interfaces.
         landlock: it can change files in its own folder alone.
         seccomp: it can open no socket, start no process or thread, and signal nobody.
     """
 
+    bubblewrap: bool
     network_namespace: bool
     landlock: bool
     seccomp: bool
 
+    @property
+    def missing(self) -> list[str]:
+        """What a program could get around, by the guard that would forbid it; bubblewrap does what Landlock does."""
+        needed = ("network_namespace", "seccomp") if self.bubblewrap else ("network_namespace", "landlock", "seccomp")
+        return [name.replace("_", " ") for name in needed if not getattr(self, name)]
 
-def run_tests(code: str, tests: Sequence[str], *, setup: str = "", limits: Limits | None = None) -> Verdict:
+
+def run_tests(
+    code: str,
+    tests: Sequence[str],
+    *,
+    setup: str = "",
+    limits: Limits | None = None,
+    isolation: Isolation | None = None,
+) -> Verdict:
     """Run a program, then its tests, in a fresh process in a fresh folder.
 
     Args:
@@ -104,21 +126,23 @@ def run_tests(code: str, tests: Sequence[str], *, setup: str = "", limits: Limit
         tests: statements that raise where the program is wrong, such as ``assert f(1) == 2``; at least one.
         setup: run between the program and its tests.
         limits: what it may use.
+        isolation: what keeps it in; by default ``bubblewrap`` where it works, else ``kernel``.
 
     Raises:
         DataError: there are no tests, so that nothing would be judged.
-        ConfigError: the platform has no limits for processes.
+        ConfigError: the platform has no limits for processes, or no ``bwrap`` though it is asked for.
     """
     if not tests or not all(test.strip() for test in tests):
         raise DataError(f"a program needs at least one test, none of them blank, got {list(tests)!r:.80}")
     limits = limits or Limits()
-    found, seconds, status = _start({"code": code, "setup": setup, "tests": list(tests)}, limits)
-    if found is not None:
-        passed = int(found["passed"])
-        outcome: Outcome = found["outcome"]
+    job = {"code": code, "setup": setup, "tests": list(tests)}
+    report, seconds, status = _run_job(job, limits, isolation or default_isolation())
+    if report is not None:
+        passed = int(report["passed"])
+        outcome: Outcome = report["outcome"]
         if outcome == "passed" and passed != len(tests):
             outcome = "crashed"
-        return Verdict(outcome, passed, str(found["detail"]), seconds)
+        return Verdict(outcome, passed, str(report["detail"]), seconds)
     if status is None or status == -signal.SIGXCPU:
         spent = f"{limits.seconds} s of processor time, or {limits.wall_seconds} s altogether"
         return Verdict("timeout", 0, f"not done after {spent}", seconds)
@@ -127,34 +151,53 @@ def run_tests(code: str, tests: Sequence[str], *, setup: str = "", limits: Limit
 
 
 @cache
-def protection() -> Protection:
-    """Return which of the kernel's guards this machine has, found by setting them up around no program."""
-    found, _, status = _start({"code": None, "setup": "", "tests": []}, Limits())
-    if found is None:
+def default_isolation() -> Isolation:
+    """Return ``bubblewrap`` where it is installed and starts, which a container may forbid, else ``kernel``."""
+    if bubblewrap.executable() is None or _run_job(_NO_PROGRAM, Limits(), "bubblewrap")[0] is None:
+        return "kernel"
+    return "bubblewrap"
+
+
+@cache
+def protection(isolation: Isolation | None = None) -> Protection:
+    """Return which guards this machine has, found by setting them up around no program.
+
+    Args:
+        isolation: what keeps programs in; what ``run_tests`` takes by default.
+
+    Raises:
+        ConfigError: no sandbox starts here.
+    """
+    isolation = isolation or default_isolation()
+    report, _, status = _run_job(_NO_PROGRAM, Limits(), isolation)
+    if report is None:
         raise ConfigError(f"the sandbox does not start on this machine (exit status {status}); run pass@k elsewhere")
-    return Protection(**found["held"])
+    return Protection(bubblewrap=isolation == "bubblewrap", **report["guards"])
 
 
-def _start(job: dict[str, Any], limits: Limits) -> tuple[dict[str, Any] | None, float, int | None]:
+def _run_job(
+    job: Mapping[str, Any], limits: Limits, isolation: Isolation
+) -> tuple[dict[str, Any] | None, float, int | None]:
     """Run one job; return its report if it made one, the seconds it took, and its exit status unless time ran out."""
     if os.name != "posix":
         raise ConfigError(f"the sandbox needs Linux or macOS, this is {sys.platform}; judge written code there")
     word = secrets.token_hex(16)
-    held = {
+    kernel_limits = {
         "seconds": limits.seconds,
         "memory": limits.memory_mb * 2**20,
         "file_bytes": limits.file_kb * 2**10,
     }
-    before = time.monotonic()
+    request = {**job, "word": word, "limits": kernel_limits, "isolated": isolation == "bubblewrap"}
+    start = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as stdin,
     ):
-        given.write(json.dumps({**job, "word": word, "limits": held}).encode())
-        given.seek(0)
+        stdin.write(json.dumps(request).encode())
+        stdin.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(_CHILD)],
-            stdin=given,
+            _command(folder, isolation),
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
@@ -163,13 +206,32 @@ def _start(job: dict[str, Any], limits: Limits) -> tuple[dict[str, Any] | None, 
         )
         assert process.stdout is not None
         try:
-            report = _read(process.stdout, before + limits.wall_seconds)
+            report = _read(process.stdout, start + limits.wall_seconds)
             # A program that floods the report finds nobody reading, instead of waiting until its time is up.
             process.stdout.close()
-            status = _wait(process, before + limits.wall_seconds)
+            status = _wait(process, start + limits.wall_seconds)
         finally:
             _kill(process)
-    return _parsed(report, word), time.monotonic() - before, status
+    if status is not None and isolation == "bubblewrap":
+        status = bubblewrap.exit_status(status)
+    return _parsed(report, word), time.monotonic() - start, status
+
+
+def _command(folder: str, isolation: Isolation) -> list[str]:
+    """Return the command that starts a sandbox in ``folder``.
+
+    Raises:
+        ConfigError: ``bwrap`` is asked for and not installed.
+    """
+    if isolation == "kernel":
+        return [sys.executable, *_PYTHON_FLAGS, str(_CHILD)]
+    bwrap = bubblewrap.executable()
+    if bwrap is None:
+        raise ConfigError(
+            "isolation 'bubblewrap' needs the program bwrap, which is not on the path; install bubblewrap with the "
+            "system's packages, or take isolation='kernel'"
+        )
+    return bubblewrap.command(bwrap, _CHILD, folder=folder, flags=_PYTHON_FLAGS)
 
 
 def _read(stream: IO[bytes], deadline: float) -> bytes:
@@ -177,12 +239,12 @@ def _read(stream: IO[bytes], deadline: float) -> bytes:
     report = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
-        while len(report) <= _REPORT_BYTES and (left := deadline - time.monotonic()) > 0:
-            if selector.select(left):
-                part = os.read(stream.fileno(), _REPORT_BYTES)
-                if not part:
+        while len(report) <= _REPORT_BYTES and (remaining := deadline - time.monotonic()) > 0:
+            if selector.select(remaining):
+                chunk = os.read(stream.fileno(), _REPORT_BYTES)
+                if not chunk:
                     break
-                report += part
+                report += chunk
     return report
 
 
@@ -203,7 +265,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _parsed(report: bytes, word: str) -> dict[str, Any] | None:
     """Return the report if it is whole and carries the word that only this job was given."""
     try:
-        found = json.loads(report)
+        parsed = json.loads(report)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.get("word") == word else None
+    return parsed if isinstance(parsed, dict) and parsed.get("word") == word else None

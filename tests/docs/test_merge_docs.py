@@ -20,7 +20,7 @@ def test_the_tables_are_those_of_the_registry_and_the_results() -> None:
 
 def test_the_tests_that_the_page_names_exist() -> None:
     text = (ROOT / "docs" / "merging.md").read_text(encoding="utf-8")
-    tests = (ROOT / "tests" / "test_merge_peers.py").read_text(encoding="utf-8")
+    tests = (ROOT / "tests" / "merging" / "test_peers.py").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+)` \|", text)
     assert len(named) >= 7
     assert all(f"def {name}(" in tests for name in named)

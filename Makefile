@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := offline,dev
 OUT ?= runs/quickstart
+# A worker per core, at most eight, each with one thread; one that is done takes tests from another.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench docs pins clean
+.PHONY: help install demo test test-all coverage check bench docs pins clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## Create .venv and install what is pinned
 
@@ -29,8 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Train the quickstart system and let it answer a few texts
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh $(OUT)
 
-test: $(STAMP) ## Run the tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, offline, on all cores; the longest are left out
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL)
+
+test-all: $(STAMP) ## The same, the longest among them: whole runs, real processes, kills
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+
+coverage: $(STAMP) ## The same tests as test-all, and the lines and branches that none of them runs
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=term:skip-covered
 
 check: $(STAMP) ## Lint, format, types, layers, and the pages that name them
 	$(BIN)/ruff check .

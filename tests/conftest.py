@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing by threads, and workers share the cores
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -15,17 +17,15 @@ import torch
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from support.builders import write_tiny
+from support.shared import made_once
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from an architecture's name to a folder that holds a tiny model of it."""
-    made: dict[str, Path] = {}
 
     def folder(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = write_tiny(tmp_path_factory.mktemp(architecture), architecture)
-        return made[architecture]
+        return made_once(tmp_path_factory, f"tiny/{architecture}", lambda new: write_tiny(new, architecture))
 
     return folder
 
@@ -46,12 +46,8 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     """Return a function from an architecture's name to a folder that holds a tiny language model of it."""
     from support.tinylm import write_lm
 
-    made: dict[str, Path] = {}
-
     def folder(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = write_lm(tmp_path_factory.mktemp(architecture), architecture)
-        return made[architecture]
+        return made_once(tmp_path_factory, f"lm/{architecture}", lambda new: write_lm(new, architecture))
 
     return folder
 
@@ -61,21 +57,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with ``conf`` and ``rows`` for tiny runs (see ``tinyrun``)."""
     from support.tinyrun import write_conf, write_rows
 
-    folder = tmp_path_factory.mktemp("home")
-    write_conf(folder / "conf")
-    write_rows(folder / "rows")
-    return folder
+    def make(folder: Path) -> None:
+        write_conf(folder / "conf")
+        write_rows(folder / "rows")
+
+    return made_once(tmp_path_factory, "home", make)
 
 
 @pytest.fixture(scope="session")
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished tiny run, which no test may change."""
-    from dynamorouter.runs import phases as pipeline
-    from dynamorouter.runs.run import open_run
-    from support.tinyrun import settings
+    from support.tinyrun import finish, settings
 
-    out = tmp_path_factory.mktemp("finished") / "run"
-    config = settings(home)
-    open_run(config, out, resume=False)
-    pipeline.run(config, out)
-    return out
+    return made_once(tmp_path_factory, "finished", lambda folder: finish(settings(home), folder / "run")) / "run"

@@ -17,6 +17,7 @@ from dynamorouter.bench.run import bench
 from dynamorouter.bench.studies import STUDIES
 from dynamorouter.config.schema import Config
 from dynamorouter.runs.run import open_run
+from support.shared import made_once
 from support.tinyrun import call, contents, lines, refused, settings, words
 
 TASKS = ["mood", "names", "ask"]
@@ -43,14 +44,17 @@ def small(home: Path, *more: str) -> Config:
     return settings(home, *SMALL, *more)
 
 
-@pytest.fixture(scope="module")
-def compared(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished tiny comparison of all arms, which no test may change."""
-    out = tmp_path_factory.mktemp("bench") / "out"
-    config = small(home)
+def compare(config: Config, out: Path) -> Path:
+    """Do a whole comparison in a new folder and return the folder."""
     open_run(config, out, resume=False)
     bench(config, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def compared(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished tiny comparison of all arms, which no test may change."""
+    return made_once(tmp_path_factory, "compared", lambda folder: compare(small(home), folder / "out")) / "out"
 
 
 def test_every_arm_has_whole_rows(compared: Path) -> None:
@@ -110,8 +114,7 @@ def test_a_killed_bench_goes_on_as_if_nothing_had_happened(
 ) -> None:
     config = small(home, *FEW, *NO_STUDIES)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    open_run(config, whole, resume=False)
-    bench(config, whole)
+    compare(config, whole)
 
     open_run(config, broken, resume=False)
     append, count = RowFile.append, iter(range(10**6))

@@ -19,7 +19,7 @@ from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Generation, Task
 from dynamorouter.utils.explain import checked
-from support.tinylm import load_lm, write_lm
+from support.tinylm import load_lm
 
 Folder = Callable[[str], Path]
 CODE: dict[str, Any] = {
@@ -32,8 +32,8 @@ CODE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return load_lm(write_lm(tmp_path_factory.mktemp("gpt2"), "gpt2"))
+def base(lm_folder: Callable[[str], Path]) -> Base:
+    return load_lm(lm_folder("gpt2"))
 
 
 def test_every_form_holds_text_and_pair_and_no_name_of_a_task(base: Base) -> None:

@@ -19,8 +19,9 @@ from dynamorouter.runs import phases as pipeline
 from dynamorouter.runs.run import open_run
 from dynamorouter.system.system import System
 from dynamorouter.utils.files import read_json
+from support.shared import made_once
 from support.tinylm import write_lm
-from support.tinyrun import call, weights
+from support.tinyrun import call, finish, weights
 from support.toyparse import toy_pipeline
 
 WORDS = [
@@ -41,9 +42,8 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiers")
+def write_place(folder: Path) -> None:
+    """Write a tiny decoder and rows of instructions whose trees differ."""
     write_lm(folder / "gpt2", "gpt2")
     for split, count in (("train", 75), ("validation", 45)):
         rows = [
@@ -53,7 +53,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "rows" / "alpaca" / f"{split}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "tiers", write_place)
 
 
 def settings(place: Path, *more: str) -> Config:
@@ -66,13 +70,13 @@ def toy(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(place: Path) -> Path:
-    out, config = place / "run", settings(place)
-    with pytest.MonkeyPatch.context() as patch:
-        toy(patch)
-        open_run(config, out, resume=False)
-        pipeline.run(config, out)
-    return out
+def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            toy(patch)
+            finish(settings(place), folder / "run")
+
+    return made_once(tmp_path_factory, "tiers_run", make) / "run"
 
 
 def test_report_holds_all_arms_with_intervals_and_the_baselines_of_routing(done: Path) -> None:

@@ -25,7 +25,7 @@ from dynamorouter.runs.run import open_run
 from dynamorouter.system.router import check_router
 from dynamorouter.system.system import System
 from dynamorouter.utils.files import read_json
-from support.tinyrun import call, contents, lines, refused, settings, weights, words
+from support.tinyrun import call, contents, finish, lines, refused, settings, weights, words
 
 
 def scores(out: Path) -> dict[str, object]:
@@ -101,6 +101,7 @@ KILLS: dict[str, Callable[[Path], bool]] = {
 }
 
 
+@pytest.mark.e2e
 def test_killed_again_and_again_it_ends_with_the_same_bits(home: Path, finished: Path, tmp_path: Path) -> None:
     """SIGKILL a real process at three places in turn; the last sitting is done in this process."""
     out = tmp_path / "run"
@@ -176,11 +177,11 @@ def test_killed_between_result_and_note_a_phase_is_not_done_again(
     assert not list(out.glob(".*.tmp"))
 
 
-def test_resuming_a_finished_run_changes_nothing(home: Path, finished: Path) -> None:
-    before = contents(finished)
-    result = call("run", *words(home), "--out", finished, "--resume")
+def test_resuming_a_finished_run_changes_nothing(home: Path, finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    result = call("run", *words(home), "--out", out, "--resume")
     assert result.exit_code == 0 and "routed / oracle" in result.output
-    assert contents(finished) == before
+    assert contents(out) == contents(finished)
 
 
 def test_resuming_leaves_a_system_alone_that_was_changed_since(home: Path, finished: Path, tmp_path: Path) -> None:
@@ -191,29 +192,24 @@ def test_resuming_leaves_a_system_alone_that_was_changed_since(home: Path, finis
     assert System.load(out / "system").names == ["names", "ask"]
 
 
-def test_a_run_is_not_begun_again_nor_gone_on_with_otherwise(home: Path, finished: Path) -> None:
-    before = contents(finished)
-    refused(call("run", *words(home), "--out", finished), "a finished run", "--resume")
+def test_a_run_is_not_begun_again_nor_gone_on_with_otherwise(home: Path, finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    refused(call("run", *words(home), "--out", out), "a finished run", "--resume")
     refused(
-        call("run", *words(home, "experts.rank=3", "seed=4"), "--out", finished, "--resume"),
+        call("run", *words(home, "experts.rank=3", "seed=4"), "--out", out, "--resume"),
         "experts.rank was 2 and is 3",
         "seed was 0 and is 4",
     )
-    refused(call("fit", "joint", *words(home, "joint.epochs=2"), "--out", finished), "joint.epochs was 1 and is 2")
-    assert contents(finished) == before
-
-
-def do(home: Path, out: Path, *more: str) -> Path:
-    config = settings(home, *more)
-    open_run(config, out, resume=False)
-    pipeline.run(config, out)
-    return out
+    refused(call("fit", "joint", *words(home, "joint.epochs=2"), "--out", out), "joint.epochs was 1 and is 2")
+    assert contents(out) == contents(finished)
 
 
 def test_where_the_trunk_is_kept_changes_nothing(home: Path, tmp_path: Path) -> None:
     small = ("experts.epochs=1", "joint.enabled=false")
     found = {
-        where: weights(do(home, tmp_path / where, f"experts.trunk_cache.where={where}", *small) / "system")
+        where: weights(
+            finish(settings(home, f"experts.trunk_cache.where={where}", *small), tmp_path / where) / "system"
+        )
         for where in ("memory", "disk")
     }
     assert found["disk"] == found["memory"]
@@ -222,8 +218,8 @@ def test_where_the_trunk_is_kept_changes_nothing(home: Path, tmp_path: Path) -> 
 
 def test_accumulated_batches_are_one_large_one(home: Path, tmp_path: Path) -> None:
     small = ("experts.epochs=1", "joint.enabled=false")
-    halves = do(home, tmp_path / "halves", "experts.batch_rows=4", "experts.accumulation=2", *small)
-    whole = do(home, tmp_path / "whole", "experts.batch_rows=8", *small)
+    halves = finish(settings(home, "experts.batch_rows=4", "experts.accumulation=2", *small), tmp_path / "halves")
+    whole = finish(settings(home, "experts.batch_rows=8", *small), tmp_path / "whole")
     assert weights(halves / "system") == weights(whole / "system")
 
 

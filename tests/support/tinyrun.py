@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from dynamorouter.cli import main as cli
 from dynamorouter.config.compose import compose
 from dynamorouter.config.schema import Config
+from dynamorouter.runs import phases
+from dynamorouter.runs.run import open_run
 from support.builders import ASK, MOOD, NAMES, make_rows, write_tiny
 
 TASKS = {
@@ -87,6 +89,13 @@ def settings(home: Path, *more: str) -> Config:
     """Return the same as settings."""
     recipe, *overrides = words(home, *more)
     return compose(recipe, overrides)
+
+
+def finish(config: Config, out: Path) -> Path:
+    """Do a whole run in a new folder and return the folder."""
+    open_run(config, out, resume=False)
+    phases.run(config, out)
+    return out
 
 
 def call(*line: str | Path) -> Any:

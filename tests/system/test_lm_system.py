@@ -26,8 +26,9 @@ from dynamorouter.runs.run import open_run
 from dynamorouter.system.system import System
 from dynamorouter.utils.files import read_json
 from support.builders import write_tiny
+from support.shared import made_once
 from support.tinylm import write_lm
-from support.tinyrun import TASKS, call, refused, weights, write_lines, write_rows
+from support.tinyrun import TASKS, call, finish, refused, weights, write_lines, write_rows
 
 SAY = """# @package task.{name}
 name: {name}
@@ -83,9 +84,8 @@ def said_rows(name: str, count: int, *, start: int) -> list[dict[str, str]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def den(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("den")
+def write_den(folder: Path) -> None:
+    """Write what the recipes ``mixed`` and ``alone`` need: two bases, three tasks and their rows."""
     conf = folder / "conf"
     for part in ("base", "task", "recipe"):
         (conf / part).mkdir(parents=True)
@@ -101,28 +101,25 @@ def den(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_lines(folder / "rows" / name / f"{split}.jsonl", said_rows(name, count, start=start))
     (conf / "recipe" / "mixed.yaml").write_text(MIXED)
     (conf / "recipe" / "alone.yaml").write_text(ALONE)
-    return folder
+
+
+@pytest.fixture(scope="module")
+def den(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "den", write_den)
 
 
 def settings(den: Path, recipe: str, *more: str) -> Config:
     return compose(recipe, [f"search_path=[{den / 'conf'}]", f"data.root={den / 'rows'}", *more])
 
 
-def finish(den: Path, recipe: str, out: Path) -> Path:
-    config = settings(den, recipe)
-    open_run(config, out, resume=False)
-    pipeline.run(config, out)
-    return out
-
-
 @pytest.fixture(scope="module")
 def mixed(den: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish(den, "mixed", tmp_path_factory.mktemp("mixed") / "run")
+    return made_once(tmp_path_factory, "mixed", lambda new: finish(settings(den, "mixed"), new / "run")) / "run"
 
 
 @pytest.fixture(scope="module")
 def alone(den: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish(den, "alone", tmp_path_factory.mktemp("alone") / "run")
+    return made_once(tmp_path_factory, "alone", lambda new: finish(settings(den, "alone"), new / "run")) / "run"
 
 
 ASKED = ["the film was great joy", "say cat dog 3000", "a poor waste of time", "say owl bee 3001", "say fox ant 3002"]
@@ -213,7 +210,7 @@ def test_writing_goes_on_from_what_the_router_read(alone: Path, monkeypatch: pyt
     names = [str(p.expert) for p in routed]
     assert [p.answer for p in system.predict(texts, tasks=names)] == [p.answer for p in routed]
     base, passes = system.bases["writer"], []
-    monkeypatch.setattr(base, "full", lambda *a, **k: passes.append(1))
+    monkeypatch.setattr(base, "forward", lambda *a, **k: passes.append(1))
     assert [p.answer for p in system.predict(texts)] == [p.answer for p in routed]
     assert not passes  # no prompt was read a second time
     report = read_json(alone / "report.json")
@@ -330,7 +327,7 @@ def test_a_causal_adapter_trained_elsewhere_is_added(den: Path, mixed: Path, tmp
 def test_wrong_settings_are_named(den: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown prompt 'plian'.*plain"):
         run_tasks(settings(den, "mixed", "task.say.prompt=plian"))
-    with pytest.raises(ConfigError, match="has no labels"):
+    with pytest.raises(ConfigError, match=r"labels is \['a', 'b'\]; a causal_lm head has none"):
         settings(den, "mixed", "task.say.labels=[a,b]")
     with pytest.raises(ConfigError, match="writes text, and fusions"):
         settings(den, "mixed", "+experts.fusion.say={}")

@@ -64,6 +64,7 @@ def test_groups_are_all_sentences_once(data: Path) -> None:
     assert max(len(list(doc.sents)) for doc in docs) <= 4
 
 
+@pytest.mark.e2e
 def test_whole_run_learns_writes_and_measures_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

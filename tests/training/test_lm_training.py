@@ -28,22 +28,10 @@ from dynamorouter.training.experts import fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
 from dynamorouter.training.validate import Validator
-from support.tinylm import load_lm, write_lm
+from support.tinylm import load_lm
 
 Folder = Callable[[str], Path]
 WORDS = "the cat sat on a mat and saw one big dog run in the red park by day".split()  # noqa: SIM905
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[str, Path] = {}
-
-    def find(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = write_lm(tmp_path_factory.mktemp(architecture), architecture)
-        return made[architecture]
-
-    return find
 
 
 def writing(name: str, *, head: str = "causal_lm", most: int = 24) -> Task:
@@ -134,8 +122,8 @@ def gradients(loop: PackedLoop, learners: list[ExpertLearner]) -> tuple[dict[str
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_the_loss_is_the_mean_over_the_texts_tokens_and_their_end(folder: Folder, architecture: str) -> None:
-    base = load_lm(folder(architecture))
+def test_the_loss_is_the_mean_over_the_texts_tokens_and_their_end(lm_folder: Folder, architecture: str) -> None:
+    base = load_lm(lm_folder(architecture))
     head = build_head(ONE, base.width)
     examples = make_examples(base, head, ONE, ROWS["one"], expert=0)
     with torch.no_grad():
@@ -155,8 +143,8 @@ def test_the_loss_is_the_mean_over_the_texts_tokens_and_their_end(folder: Folder
     assert float(total) / sum(e.units for e in examples) == pytest.approx(sums / count, abs=1e-5)
 
 
-def test_the_loss_of_an_encoder_decoder_is_the_models_own(folder: Folder) -> None:
-    base = load_lm(folder("t5"))
+def test_the_loss_of_an_encoder_decoder_is_the_models_own(lm_folder: Folder) -> None:
+    base = load_lm(lm_folder("t5"))
     task = writing("one", head="seq2seq")
     head = build_head(task, base.width)
     examples = make_examples(base, head, task, ROWS["one"][:4], expert=0)
@@ -172,8 +160,8 @@ def test_the_loss_of_an_encoder_decoder_is_the_models_own(folder: Folder) -> Non
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_packed_rows_give_the_same_loss_and_gradients(folder: Folder, architecture: str, depth: int) -> None:
-    base = load_lm(folder(architecture))
+def test_packed_rows_give_the_same_loss_and_gradients(lm_folder: Folder, architecture: str, depth: int) -> None:
+    base = load_lm(lm_folder(architecture))
     plans = [plan(task, depth=depth, batch_rows=13) for task in (ONE, TWO)]
     found = []
     for packing in (False, True):
@@ -192,8 +180,8 @@ def test_packed_rows_give_the_same_loss_and_gradients(folder: Folder, architectu
         assert float(want[name].abs().max()) > 1e-6
 
 
-def test_gradients_reach_the_right_expert_alone(folder: Folder) -> None:
-    base = load_lm(folder("gpt2"))
+def test_gradients_reach_the_right_expert_alone(lm_folder: Folder) -> None:
+    base = load_lm(lm_folder("gpt2"))
     plans = [plan(ONE), plan(TWO)]
     loop = loop_over(base, plans, lively(base, plans), packing=True)
     _, found = gradients(loop, loop.learners[:1])
@@ -202,12 +190,12 @@ def test_gradients_reach_the_right_expert_alone(folder: Folder) -> None:
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_alone_equals_beside_others_and_resumed_equals_uninterrupted(
-    folder: Folder, tmp_path: Path, depth: int
+    lm_folder: Folder, tmp_path: Path, depth: int
 ) -> None:
     plans = [plan(task, depth=depth) for task in (ONE, TWO)]
     options = LoopOptions(tokens_per_batch=128, checkpoint_every=1, packing=True)
-    whole = train(load_lm(folder("gpt2")), plans, options=options)
-    (alone,) = train(load_lm(folder("gpt2")), plans[:1], options=options)
+    whole = train(load_lm(lm_folder("gpt2")), plans, options=options)
+    (alone,) = train(load_lm(lm_folder("gpt2")), plans[:1], options=options)
     assert largest_gap(whole[0], alone) < 1e-5
     assert max(float(change.b.abs().max()) for change in alone.factors.values()) > 1e-3  # it did learn
     count = 0
@@ -223,15 +211,15 @@ def test_alone_equals_beside_others_and_resumed_equals_uninterrupted(
 
     file = tmp_path / "c.checkpoint"
     with pytest.raises(KilledError):
-        train(load_lm(folder("gpt2")), plans, options=options, checkpoint=file, saved=kill)
+        train(load_lm(lm_folder("gpt2")), plans, options=options, checkpoint=file, saved=kill)
     torch.manual_seed(999)
-    resumed = train(load_lm(folder("gpt2")), plans, options=options, checkpoint=file)
+    resumed = train(load_lm(lm_folder("gpt2")), plans, options=options, checkpoint=file)
     assert all(largest_gap(one, other) == 0 for one, other in zip(whole, resumed, strict=True))
 
 
-def test_training_lowers_the_held_out_loss_on_every_kind_of_base(folder: Folder) -> None:
+def test_training_lowers_the_held_out_loss_on_every_kind_of_base(lm_folder: Folder) -> None:
     for architecture, head in (("gpt2", "causal_lm"), ("t5", "seq2seq")):
-        base = load_lm(folder(architecture))
+        base = load_lm(lm_folder(architecture))
         task = writing("one", head=head)
         held = Validator(base, task, ROWS["one"], depth=0, budget=128, cache=CacheOptions(), select_by="loss")
         before = held(build_head(task, base.width), -1)
@@ -249,9 +237,9 @@ def test_training_lowers_the_held_out_loss_on_every_kind_of_base(folder: Folder)
 
 
 def test_a_large_vocabulary_is_told_in_parts_with_the_same_gradient(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    lm_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = load_lm(folder("gpt2"))
+    base = load_lm(lm_folder("gpt2"))
     plans = [plan(ONE, batch_rows=13)]
     found = []
     for most in (LOGITS, 3 * base.config.vocab_size):
@@ -262,8 +250,8 @@ def test_a_large_vocabulary_is_told_in_parts_with_the_same_gradient(
         torch.testing.assert_close(found[1][name], want, atol=1e-6, rtol=1e-5)
 
 
-def test_the_prompt_is_cut_and_not_the_text(folder: Folder) -> None:
-    base = load_lm(folder("gpt2"))
+def test_the_prompt_is_cut_and_not_the_text(lm_folder: Folder) -> None:
+    base = load_lm(lm_folder("gpt2"))
     task = writing("one", most=12).model_copy(update={"max_tokens": 10})
     long = Record("cat " * 50, None, 0, "one", {"texts": ["the red dog"]}, "0")
     wordy = Record("cat", None, 0, "one", {"texts": ["dog " * 50]}, "1")
@@ -275,8 +263,8 @@ def test_the_prompt_is_cut_and_not_the_text(folder: Folder) -> None:
     assert np.array_equal(second.target[1:], said[1][: len(second.target) - 1])
 
 
-def test_a_head_on_the_wrong_kind_of_base_is_refused(folder: Folder) -> None:
-    base = load_lm(folder("t5"))
+def test_a_head_on_the_wrong_kind_of_base_is_refused(lm_folder: Folder) -> None:
+    base = load_lm(lm_folder("t5"))
     with pytest.raises(ConfigError, match=r"causal_lm head writes on a base of kind 'decoder'.*'seq2seq'"):
         make_examples(base, build_head(ONE, base.width), ONE, ROWS["one"], expert=0)
     mood = Task(

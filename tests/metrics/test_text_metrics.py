@@ -1,4 +1,4 @@
-"""Metrics of written text against the libraries that define them, and against cases worked out by hand."""
+"""Metrics of generated text against the libraries that define them, and against cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_target_without_text_is_refused(name: str, target: Any) -> None:
 @pytest.mark.parametrize(("name", "package"), [("rouge1", "rouge-score"), ("bleu", "sacrebleu")])
 def test_a_missing_library_is_named_with_the_remedy(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.import_module
-    for cached in (text_metrics._needed, text_metrics._rouge_scorer, text_metrics._bleu):
+    for cached in (text_metrics._optional_module, text_metrics._rouge_scorer, text_metrics._bleu):
         cached.cache_clear()
 
     def missing(module: str) -> Any:

@@ -22,7 +22,7 @@ FEATURES = {
     "track": "tracking.tensorboard=true and tracking.wandb=true",
     "plots": "figures of the reports",
     "complexity": "the recipe complexity, and explore complexity",
-    "text": "ROUGE and BLEU of written text",
+    "text": "ROUGE and BLEU of generated text",
     "bench": "merge verify, and the benchmarks beside PEFT, mergekit and the Hugging Face Trainer",
     "docs": "building the documentation",
     "dev": "running the tests and checks",

@@ -1,4 +1,4 @@
-"""Metrics of answers and of routing, with bootstrap intervals and paired tests; the sandbox for written code."""
+"""Metrics of answers and of routing, with bootstrap intervals and paired tests; the sandbox for generated code."""
 
 from __future__ import annotations
 

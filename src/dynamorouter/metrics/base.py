@@ -2,7 +2,7 @@
 
 Letters: N rows, K sums per row. A metric turns each row into K numbers and the sums of those into a value, so that one
 bootstrap serves all metrics. An answer of another kind than the task's head, or none (the router abstained), is wrong.
-Metrics of written text are in ``text_metrics``, those that run written code in ``code_metrics``.
+Metrics of generated text are in ``text``, those that run generated code in ``code``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Metric(ABC):
     Attributes:
         answer_kind: the kind of answer that it judges.
         higher_is_better: whether a larger value is a better one.
-        reads_loss: whether it judges the loss of the target's text (``Answer.nll``) and not what was written.
+        reads_loss: whether it judges the loss of the target's text (``Answer.nll``) and not what was generated.
         samples: how many texts of a row it judges at least.
     """
 
@@ -74,10 +74,10 @@ def row_statistics(metric: str, task: Task, answers: Sequence[Answer | None], re
             f"task {task.name!r}: {len(answers)} answers for {len(records)} rows; "
             "give one for each row, None where there is no answer, and at least one row"
         )
-    judge = metrics.get(metric)()
+    scorer = metrics.get(metric)()
     kind = head_kind(task.head).answer_kind
-    judged = [answer if answer is not None and answer.kind == kind else None for answer in answers]
-    return judge.rows(judged, [record.target for record in records], task)
+    of_kind = [answer if answer is not None and answer.kind == kind else None for answer in answers]
+    return scorer.rows(of_kind, [record.target for record in records], task)
 
 
 def score(
@@ -122,14 +122,14 @@ def check_metrics(tasks: Sequence[Task]) -> None:
 
     Raises:
         MissingExtraError: one needs a package that is not installed.
-        ConfigError: there is no metric of a name, or one needs more texts of a row than a run writes.
+        ConfigError: there is no metric of a name, or one needs more texts of a row than a run generates.
     """
     for name in sorted({name for task in tasks for name in task.metrics}):
         samples = get_metric(name).samples
         if samples > 1:
             raise ConfigError(
-                f"metric {name!r} needs {samples} texts of each row, but a run writes one; take pass_at_1 there, and "
-                f"score lists of {samples} or more of your own with dynamorouter.metrics.base.score"
+                f"metric {name!r} needs {samples} texts of each row, but a run generates one; take pass_at_1 there, "
+                f"and score lists of {samples} or more of your own with dynamorouter.metrics.base.score"
             )
 
 
@@ -154,7 +154,7 @@ class Accuracy(Metric):
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
-        return _divide(sums[..., 0], sums[..., 1])
+        return mean(sums)
 
 
 @metrics.register("f1")
@@ -184,8 +184,8 @@ class F1(Metric):
     def reduce(self, sums: Array) -> Array:
         """Return the mean F1 of the counted labels."""
         hits, alarms, misses = (sums[..., start::3] for start in range(3))
-        seen = (hits + alarms + misses > 0).sum(axis=-1).astype(float)
-        return _divide(_divide(2 * hits, 2 * hits + alarms + misses).sum(axis=-1), seen)
+        counted = (hits + alarms + misses > 0).sum(axis=-1).astype(float)
+        return _divide(_divide(2 * hits, 2 * hits + alarms + misses).sum(axis=-1), counted)
 
 
 def normalise_answer(text: str) -> str:
@@ -212,7 +212,7 @@ class SquadExactMatch(Metric):
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
-        return _divide(sums[..., 0], sums[..., 1])
+        return mean(sums)
 
 
 @metrics.register("squad_f1")
@@ -226,17 +226,17 @@ class SquadF1(Metric):
         golds = _golds(target)
         if answer is None:
             return 0.0, 1.0
-        said = normalise_answer(str(answer.value)).split()
-        return max((_token_f1(said, normalise_answer(gold).split()) for gold in golds), default=0.0), 1.0
+        prediction = normalise_answer(str(answer.value)).split()
+        return max((_token_f1(prediction, normalise_answer(gold).split()) for gold in golds), default=0.0), 1.0
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
-        return _divide(sums[..., 0], sums[..., 1])
+        return mean(sums)
 
 
-def _token_f1(said: list[str], gold: list[str]) -> float:
-    same = (Counter(said) & Counter(gold)).total()
-    return 2.0 * same / (len(said) + len(gold)) if same else 0.0
+def _token_f1(prediction: list[str], gold: list[str]) -> float:
+    same = (Counter(prediction) & Counter(gold)).total()
+    return 2.0 * same / (len(prediction) + len(gold)) if same else 0.0
 
 
 def _entity_counts(answer: Answer | None, target: Target) -> tuple[float, ...]:
@@ -244,8 +244,8 @@ def _entity_counts(answer: Answer | None, target: Target) -> tuple[float, ...]:
     gold = entities(list(target))
     if answer is None:
         return 0.0, 0.0, float(len(gold))
-    said = entities(list(answer.value))
-    return float(len(gold & said)), float(len(said)), float(len(gold))
+    predicted = entities(list(answer.value))
+    return float(len(gold & predicted)), float(len(predicted)), float(len(gold))
 
 
 @metrics.register("entity_f1")
@@ -275,7 +275,7 @@ class EntityPrecision(Metric):
 
     def reduce(self, sums: Array) -> Array:
         """Return right over answered."""
-        return _divide(sums[..., 0], sums[..., 1])
+        return mean(sums)
 
 
 @metrics.register("entity_recall")

@@ -20,18 +20,22 @@ _CELLS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A difference between two contestants on the same rows.
+class Interval:
+    """A value and where it lies.
 
     Attributes:
-        value: first minus second.
-        low: lower end of the interval.
-        high: upper end of the interval.
+        value: measured.
+        low: lower end.
+        high: upper end.
     """
 
     value: float
     low: float
     high: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain JSON values."""
+        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def bootstrap_ci(rows: Array, reduce: Reduce, *, seed: int, resamples: int = 1000, level: float = 0.95) -> list[float]:
@@ -47,18 +51,19 @@ def bootstrap_ci(rows: Array, reduce: Reduce, *, seed: int, resamples: int = 100
     Raises:
         ValueError: there are no rows.
     """
-    values = np.concatenate([reduce(counts @ rows) for counts in _counts(len(rows), seed, resamples)])
-    return _interval(values, level)
+    return list(
+        percentiles(np.concatenate([reduce(draws @ rows) for draws in _draws(len(rows), seed, resamples)]), level)
+    )
 
 
 def bootstrap_difference(
-    first: Array, second: Array, reduce: Reduce, *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Difference:
-    """Return the difference of a metric between two contestants, with a paired percentile interval.
+    arm: Array, reference: Array, reduce: Reduce, *, seed: int, resamples: int = 1000, level: float = 0.95
+) -> Interval:
+    """Return how much better an arm is than a reference by a metric, with a paired percentile interval.
 
     Args:
-        first: what the metric's ``row`` returned for the first contestant, ``(N, K)``.
-        second: the same rows for the second, ``(N, K)``.
+        arm: what the metric's ``row`` returned for each row, ``(N, K)``.
+        reference: the same for the reference's answers to the same rows, ``(N, K)``.
         reduce: the metric's ``reduce``.
         seed: of the resampling; each resample draws the same rows for both.
         resamples: how many.
@@ -67,15 +72,14 @@ def bootstrap_difference(
     Raises:
         ValueError: there are no rows, or not the same number of them.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"paired rows must be the same items, got shapes {first.shape} and {second.shape}")
-    counts = _counts(len(first), seed, resamples)
-    values = np.concatenate([reduce(drawn @ first) - reduce(drawn @ second) for drawn in counts])
-    low, high = _interval(values, level)
-    return Difference(float(reduce(first.sum(axis=0)) - reduce(second.sum(axis=0))), low, high)
+    if arm.shape != reference.shape:
+        raise ValueError(f"paired rows must be the same items, got shapes {arm.shape} and {reference.shape}")
+    differences = [reduce(draws @ arm) - reduce(draws @ reference) for draws in _draws(len(arm), seed, resamples)]
+    low, high = percentiles(np.concatenate(differences), level)
+    return Interval(float(reduce(arm.sum(axis=0)) - reduce(reference.sum(axis=0))), low, high)
 
 
-def _counts(rows: int, seed: int, resamples: int) -> Iterator[Array]:
+def _draws(rows: int, seed: int, resamples: int) -> Iterator[Array]:
     """Yield how often each row is drawn, ``(some, N)``, until all resamples are drawn."""
     if rows == 0:
         raise ValueError("a bootstrap needs at least one row")
@@ -86,7 +90,8 @@ def _counts(rows: int, seed: int, resamples: int) -> Iterator[Array]:
         yield generator.multinomial(rows, share, size=min(step, resamples - start)).astype(np.float64)
 
 
-def _interval(values: Array, level: float) -> list[float]:
+def percentiles(values: Array, level: float) -> tuple[float, float]:
+    """Return the ends between which the share ``level`` in the middle of resampled values lies."""
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail])
-    return [float(low), float(high)]
+    return float(low), float(high)

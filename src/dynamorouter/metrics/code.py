@@ -1,4 +1,4 @@
-"""pass@k: written programs are run against their tests (Chen et al., 2021), each in the sandbox.
+"""pass@k: generated programs are run against their tests (Chen et al., 2021), each in the sandbox.
 
 A target is ``{"texts": [...], "tests": [...], "setup": ...}``; ``setup`` (a text or a list of lines, may be missing)
 runs between the program and its tests. An answer's value is one program, or a list of samples for k > 1.
@@ -28,7 +28,7 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([^`\n]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOT
 
 
 def program_of(text: str) -> str:
-    """Return the program in a written text: its first fenced block of Python, else the first block, else all of it."""
+    """Return the program in a generated text: its first block of Python, else its first block, else all of it."""
     text = text.replace("\r\n", "\n")
     blocks = [(tag.strip().lower(), code) for tag, code in _FENCE.findall(text)]
     named = [code for tag, code in blocks if not tag or tag.startswith("py")]
@@ -42,7 +42,7 @@ def pass_at(k: int, samples: int, right: int) -> float:
         DataError: there are fewer than ``k`` samples.
     """
     if samples < k:
-        raise DataError(f"pass@{k} needs at least {k} samples a row, got {samples}; write more, or choose pass@1")
+        raise DataError(f"pass@{k} needs at least {k} samples a row, got {samples}; generate more, or choose pass@1")
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
@@ -76,8 +76,8 @@ class _PassAt(Metric):
     def rows(self, answers: Sequence[Answer | None], targets: Sequence[Target], task: Task) -> Array:
         """Judge rows side by side, as many at a time as there are processors: the threads only wait."""
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            found = list(pool.map(self.row, answers, targets, repeat(task)))
-        return np.array(found, dtype=float)
+            numbers = list(pool.map(self.row, answers, targets, repeat(task)))
+        return np.array(numbers, dtype=float)
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""

@@ -19,26 +19,7 @@ from numpy.typing import NDArray
 
 from dynamorouter.errors import DataError
 from dynamorouter.metrics.base import get_metric
-from dynamorouter.metrics.bootstrap import Array, Reduce
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value and where it lies.
-
-    Attributes:
-        value: measured.
-        low: lower end.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return plain JSON values."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+from dynamorouter.metrics.bootstrap import Array, Interval, Reduce, percentiles
 
 
 @dataclass(frozen=True)
@@ -46,9 +27,9 @@ class Logs:
     """The items of all arms.
 
     Attributes:
-        numbers: by arm and task, the headline metric's numbers of every item, ``(S, N, K)``; tasks that an arm cannot
+        numbers: by arm and task, the primary metric's numbers of every item, ``(S, N, K)``; tasks that an arm cannot
             answer are left out.
-        metrics: headline metric by task.
+        metrics: primary metric by task.
         resamples: B.
         permutations: P.
         level: share of the resamples inside an interval.
@@ -68,7 +49,7 @@ class Logs:
         return list(self.metrics)
 
     def reduce(self, task: str) -> Reduce:
-        """Return what turns sums into the task's headline score."""
+        """Return what turns sums into the task's primary score."""
         return get_metric(self.metrics[task]).reduce
 
     def complete(self, arm: str) -> bool:
@@ -85,17 +66,18 @@ class Logs:
 
     def interval(self, arm: str, task: str | None = None) -> Interval:
         """Return an arm's score with its interval, on one task or as the mean over all."""
-        draws = self._draws(arm, task)
-        return self._interval(self.mean(arm) if task is None else self.score(arm, task), draws)
+        value = self.mean(arm) if task is None else self.score(arm, task)
+        return Interval(value, *percentiles(self._draws(arm, task), self.level))
 
-    def difference(self, first: str, second: str, task: str | None = None) -> Interval:
-        """Return first minus second with a paired interval, on one task or as the mean over all."""
-        value = (
-            self.mean(first) - self.mean(second) if task is None else self.score(first, task) - self.score(second, task)
-        )
-        return self._interval(value, self._draws(first, task) - self._draws(second, task))
+    def difference(self, arm: str, reference: str, task: str | None = None) -> Interval:
+        """Return how much better an arm is, with a paired interval, on one task or as the mean over all."""
+        if task is None:
+            value = self.mean(arm) - self.mean(reference)
+        else:
+            value = self.score(arm, task) - self.score(reference, task)
+        return Interval(value, *percentiles(self._draws(arm, task) - self._draws(reference, task), self.level))
 
-    def p_value(self, first: str, second: str, task: str | None = None) -> float:
+    def p_value(self, arm: str, reference: str, task: str | None = None) -> float:
         """Return the two-sided p-value of an exchange test: an item's results change sides with chance one half.
 
         An item changes sides in all seeds at once, since its results there are not independent.
@@ -104,13 +86,13 @@ class Logs:
         total: Array = np.zeros(self.permutations)
         for name in tasks:
             reduce = self.reduce(name)
-            one, other = self.numbers[first][name], self.numbers[second][name]  # (S, N, K)
-            swapped = self._exchanges(name, one.shape[1])  # (P, N)
-            moved = np.einsum("pn,snk->spk", swapped, other - one, optimize=True)
-            a, b = one.sum(axis=1)[:, None] + moved, other.sum(axis=1)[:, None] - moved
-            total = total + (reduce(a) - reduce(b)).mean(axis=0)
-        seen = abs(math.fsum(self.score(first, name) - self.score(second, name) for name in tasks))
-        as_large = int((np.abs(total) >= seen - 1e-12).sum())
+            ours, theirs = self.numbers[arm][name], self.numbers[reference][name]  # (S, N, K)
+            swapped = self._exchanges(name, ours.shape[1])  # (P, N)
+            change = np.einsum("pn,snk->spk", swapped, theirs - ours, optimize=True)
+            our_sums, their_sums = ours.sum(axis=1)[:, None] + change, theirs.sum(axis=1)[:, None] - change
+            total = total + (reduce(our_sums) - reduce(their_sums)).mean(axis=0)
+        measured = abs(math.fsum(self.score(arm, name) - self.score(reference, name) for name in tasks))
+        as_large = int((np.abs(total) >= measured - 1e-12).sum())
         return (1 + as_large) / (1 + self.permutations)
 
     def _draws(self, arm: str, task: str | None) -> Array:
@@ -121,31 +103,26 @@ class Logs:
     @cached_property
     def _resampled(self) -> dict[str, dict[str, Array]]:
         """Scores of all arms on the same draws, by arm and task, ``(B,)``."""
-        found: dict[str, dict[str, Array]] = {arm: {} for arm in self.numbers}
+        scores_by_arm: dict[str, dict[str, Array]] = {arm: {} for arm in self.numbers}
         seeds = next(iter(next(iter(self.numbers.values())).values())).shape[0]
         shares = np.random.default_rng([self.seed, 1]).multinomial(seeds, np.full(seeds, 1 / seeds), self.resamples)
-        for place, task in enumerate(self.tasks):
-            items = {own[task].shape[1] for own in self.numbers.values() if task in own}
+        for index, task in enumerate(self.tasks):
+            items = {numbers[task].shape[1] for numbers in self.numbers.values() if task in numbers}
             if len(items) != 1:
                 raise DataError(f"the arms answered different numbers of items of task {task!r}: {sorted(items)}")
             count = items.pop()
-            counts = np.random.default_rng([self.seed, 2, place]).multinomial(
+            draws = np.random.default_rng([self.seed, 2, index]).multinomial(
                 count, np.full(count, 1 / count), self.resamples
             )
-            for arm, own in self.numbers.items():
-                if task in own:
-                    each = self.reduce(task)(np.einsum("bn,snk->sbk", counts.astype(float), own[task], optimize=True))
-                    found[arm][task] = (each * shares.T).sum(axis=0) / seeds
-        return found
+            for arm, numbers in self.numbers.items():
+                if task in numbers:
+                    sums = np.einsum("bn,snk->sbk", draws.astype(float), numbers[task], optimize=True)
+                    scores_by_arm[arm][task] = (self.reduce(task)(sums) * shares.T).sum(axis=0) / seeds
+        return scores_by_arm
 
     def _exchanges(self, task: str, items: int) -> Array:
         generator = np.random.default_rng([self.seed, 3, self.tasks.index(task)])
         return generator.integers(0, 2, size=(self.permutations, items)).astype(float)
-
-    def _interval(self, value: float, draws: Array) -> Interval:
-        tail = (1 - self.level) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail])
-        return Interval(value, float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -153,19 +130,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     largest = 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
 
 
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Return the exact two-sided p-value of McNemar's test (1947) on paired right and wrong answers."""
+def mcnemar(arm: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
+    """Return the exact two-sided p-value of McNemar's test (1947); ``(N,)`` each, whether answers are right."""
     from scipy.stats import binomtest
 
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = only_first + only_second
-    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    only_arm, only_reference = int((arm & ~reference).sum()), int((reference & ~arm).sum())
+    differing = only_arm + only_reference
+    return float(binomtest(only_arm, differing).pvalue) if differing else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +177,20 @@ def rank_arms(scores: Mapping[str, Sequence[float]], *, level: float = 0.95) -> 
     from scipy.stats import f as f_distribution
     from scipy.stats import rankdata, studentized_range
 
-    table = [list(own) for own in scores.values()]
-    if len(table) < 2 or len({len(own) for own in table}) != 1 or len(table[0]) < 2:
+    table = [list(arm_scores) for arm_scores in scores.values()]
+    if len(table) < 2 or len({len(arm_scores) for arm_scores in table}) != 1 or len(table[0]) < 2:
         raise DataError("ranks need at least two arms, and the same two tasks or more for each")
     values = np.array(table)  # (A, T)
     arms, tasks = values.shape
-    each = np.array([rankdata(-column, method="average") for column in values.T])  # (T, A)
-    ranks = each.mean(axis=0)
+    task_ranks = np.array([rankdata(-column, method="average") for column in values.T])  # (T, A)
+    ranks = task_ranks.mean(axis=0)
     # by hand, as scipy's Friedman test refuses two arms
-    spread = float((each**2).sum()) - tasks * arms * (arms + 1) ** 2 / 4  # less where there are ties (Conover, 1999)
-    moved = tasks**2 * float(((ranks - (arms + 1) / 2) ** 2).sum())
-    chi = (arms - 1) * moved / spread if spread > 1e-12 else 0.0
-    spare = tasks * (arms - 1) - chi
-    statistic = math.inf if spare <= 1e-12 else (tasks - 1) * chi / spare
+    # the spread is less where there are ties (Conover, 1999)
+    spread = float((task_ranks**2).sum()) - tasks * arms * (arms + 1) ** 2 / 4
+    between = tasks**2 * float(((ranks - (arms + 1) / 2) ** 2).sum())
+    chi = (arms - 1) * between / spread if spread > 1e-12 else 0.0
+    remainder = tasks * (arms - 1) - chi
+    statistic = math.inf if remainder <= 1e-12 else (tasks - 1) * chi / remainder
     p_value = float(f_distribution.sf(statistic, arms - 1, (arms - 1) * (tasks - 1)))
     q = float(studentized_range.ppf(level, arms, math.inf)) / math.sqrt(2)
     critical = q * math.sqrt(arms * (arms + 1) / (6 * tasks))
@@ -223,11 +201,11 @@ def rank_arms(scores: Mapping[str, Sequence[float]], *, level: float = 0.95) -> 
 def _cliques(ranks: Mapping[str, float], critical: float) -> list[list[str]]:
     """Return the largest runs of arms, ordered by rank, whose ends are closer than the critical difference."""
     names = list(ranks)
-    found: list[list[str]] = []
+    cliques: list[list[str]] = []
     for start in range(len(names)):
         end = start
         while end + 1 < len(names) and ranks[names[end + 1]] - ranks[names[start]] <= critical:
             end += 1
-        if end > start and (not found or names[end] != found[-1][-1]):
-            found.append(names[start : end + 1])
-    return found
+        if end > start and (not cliques or names[end] != cliques[-1][-1]):
+            cliques.append(names[start : end + 1])
+    return cliques

@@ -50,23 +50,23 @@ def router_metrics(
     """
     from sklearn.metrics import confusion_matrix, f1_score
 
-    wanted = np.asarray(true, dtype=int)
-    over = np.asarray(probabilities, dtype=float)
-    if wanted.ndim != 1 or len(wanted) == 0 or over.shape != (len(wanted), len(names)):
+    targets = np.asarray(true, dtype=int)
+    distributions = np.asarray(probabilities, dtype=float)
+    if targets.ndim != 1 or len(targets) == 0 or distributions.shape != (len(targets), len(names)):
         raise DataError(
-            f"got targets {wanted.shape} and probabilities {over.shape} for {len(names)} experts; "
+            f"got targets {targets.shape} and probabilities {distributions.shape} for {len(names)} experts; "
             "expected (N,) and (N, E) with at least one row"
         )
-    likeliest = over.argmax(axis=1)
-    first = likeliest if chosen is None else np.where(np.asarray(chosen) < 0, likeliest, chosen)
-    right = first == wanted
+    likeliest = distributions.argmax(axis=1)
+    choices = likeliest if chosen is None else np.where(np.asarray(chosen) < 0, likeliest, chosen)
+    right = choices == targets
     return {
         "accuracy": float(right.mean()),
-        "macro_f1": float(f1_score(wanted, first, average="macro", zero_division=0)),
-        "ece": expected_calibration_error(right, over[np.arange(len(first)), first]),
-        "majority": float(np.bincount(wanted).max() / len(wanted)),
+        "macro_f1": float(f1_score(targets, choices, average="macro", zero_division=0)),
+        "ece": expected_calibration_error(right, distributions[np.arange(len(choices)), choices]),
+        "majority": float(np.bincount(targets).max() / len(targets)),
         "tasks": list(names),
-        "confusion": confusion_matrix(wanted, first, labels=range(len(names))).tolist(),
+        "confusion": confusion_matrix(targets, choices, labels=range(len(names))).tolist(),
     }
 
 

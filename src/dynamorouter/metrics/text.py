@@ -1,8 +1,8 @@
-"""Metrics of written text: ROUGE, BLEU, exact answers, and the loss of a language model.
+"""Metrics of generated text: ROUGE, BLEU, exact answers, and the loss of a language model.
 
 ROUGE (Lin, 2004) is what ``rouge-score`` computes, BLEU (Papineni et al., 2002) what ``sacrebleu`` does; both come with
 ``pip install 'dynamorouter[text]'``. A target is a text, or ``{"texts": [...]}`` with several that are equally right.
-Only what was written is judged: an answer's value never holds the prompt.
+Only what was generated is judged: an answer's value never holds the prompt.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def gold_texts(target: Target, metric: str) -> list[str]:
     return texts
 
 
-def said(answer: Answer) -> str:
-    """Return what was written; of several texts for one row the first."""
+def generated_text(answer: Answer) -> str:
+    """Return what was generated; of several texts for one row the first."""
     return answer.value if isinstance(answer.value, str) else "".join(answer.value[:1])
 
 
 @cache
-def _needed(module: str, package: str) -> ModuleType:
+def _optional_module(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -82,7 +82,7 @@ class _Rouge(Metric):
         golds = gold_texts(target, self.kind)
         if answer is None:
             return 0.0, 1.0
-        return max(self._scorer.score(gold, said(answer))[self.kind].fmeasure for gold in golds), 1.0
+        return max(self._scorer.score(gold, generated_text(answer))[self.kind].fmeasure for gold in golds), 1.0
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
@@ -91,7 +91,7 @@ class _Rouge(Metric):
 
 @cache
 def _rouge_scorer(kind: str) -> Any:
-    return _needed("rouge_score.rouge_scorer", "rouge-score").RougeScorer([kind], use_stemmer=True)
+    return _optional_module("rouge_score.rouge_scorer", "rouge-score").RougeScorer([kind], use_stemmer=True)
 
 
 @metrics.register("rouge1")
@@ -132,10 +132,11 @@ class Bleu(Metric):
         self._bleu = _bleu()
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
-        """Return matches by order, n-grams by order, length written and length of the nearest right text."""
+        """Return matches by order, n-grams by order, generated length and length of the nearest right text."""
+        generated = "" if answer is None else generated_text(answer)
         # The effective order changes a sentence's score alone, which is not read here, and keeps the library silent.
-        found = self._bleu.sentence_score("" if answer is None else said(answer), gold_texts(target, "bleu"))
-        return tuple(map(float, (*found.counts, *found.totals, found.sys_len, found.ref_len)))
+        bleu = self._bleu.sentence_score(generated, gold_texts(target, "bleu"))
+        return tuple(map(float, (*bleu.counts, *bleu.totals, bleu.sys_len, bleu.ref_len)))
 
     def reduce(self, sums: Array) -> Array:
         """Return BLEU of the summed counts."""
@@ -144,15 +145,15 @@ class Bleu(Metric):
 
 @cache
 def _bleu() -> Any:
-    return _needed("sacrebleu.metrics", "sacrebleu").BLEU(effective_order=True)
+    return _optional_module("sacrebleu.metrics", "sacrebleu").BLEU(effective_order=True)
 
 
 def _bleu_of(sums: Array) -> float:
     counts = np.rint(sums).astype(int).tolist()
-    matches, totals, (written, right) = counts[:_ORDERS], counts[_ORDERS : 2 * _ORDERS], counts[2 * _ORDERS :]
-    if written == 0:
+    matches, totals, (length, gold_length) = counts[:_ORDERS], counts[_ORDERS : 2 * _ORDERS], counts[2 * _ORDERS :]
+    if length == 0:
         return 0.0
-    return float(_bleu().compute_bleu(matches, totals, written, right, smooth_method="exp").score) / 100.0
+    return float(_bleu().compute_bleu(matches, totals, length, gold_length, smooth_method="exp").score) / 100.0
 
 
 @metrics.register("text_match")
@@ -164,7 +165,7 @@ class TextMatch(Metric):
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether the text is right, and 1."""
         golds = {normalise(gold) for gold in gold_texts(target, "text_match")}
-        return float(answer is not None and normalise(said(answer)) in golds), 1.0
+        return float(answer is not None and normalise(generated_text(answer)) in golds), 1.0
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
@@ -179,19 +180,19 @@ def final_number(text: str) -> Fraction | None:
     are read; a dash between two numbers or in a word is no sign, and 50 % is 50. A number of more than 1,000 digits, as
     a text that runs in circles may hold, is none.
     """
-    for part in text.split(FINAL)[1:]:
-        found = _NUMBER.search(part.partition("\n")[0])
-        if found is not None:
-            return _value(found)
+    for solution in text.split(FINAL)[1:]:
+        number = _NUMBER.search(solution.partition("\n")[0])
+        if number is not None:
+            return _value(number)
     numbers = deque(_NUMBER.finditer(text), maxlen=1)
     return _value(numbers[0]) if numbers else None
 
 
-def _value(found: re.Match[str]) -> Fraction | None:
-    if len(found["digits"]) > DIGITS:
+def _value(number: re.Match[str]) -> Fraction | None:
+    if len(number["digits"]) > DIGITS:
         return None
-    value = Fraction(found["digits"].replace(",", ""))
-    return -value if found["sign"] or found["inner"] else value
+    value = Fraction(number["digits"].replace(",", ""))
+    return -value if number["sign"] or number["inner"] else value
 
 
 @metrics.register("final_number")
@@ -208,7 +209,7 @@ class FinalNumber(Metric):
                 f"metric 'final_number': a target of task {task.name!r} holds no number: {str(target)[-60:]!r}; "
                 "end it with '#### N', or choose another metric"
             )
-        return float(answer is not None and final_number(said(answer)) in golds), 1.0
+        return float(answer is not None and final_number(generated_text(answer)) in golds), 1.0
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
@@ -232,7 +233,7 @@ class _Loss(Metric):
         if answer.nll is None or answer.tokens < 1:
             raise DataError(
                 f"task {task.name!r}: its answers carry no loss of the target's text, which lm_loss and perplexity are "
-                "made of; score with a head that writes (causal_lm or seq2seq), or take these metrics out"
+                "made of; score with a head that generates (causal_lm or seq2seq), or take these metrics out"
             )
         return answer.nll, float(answer.tokens)
 

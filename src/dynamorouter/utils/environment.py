@@ -22,11 +22,11 @@ def peak_memory_mb() -> float:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    found = {"dynamorouter": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    installed = {"dynamorouter": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "-"
-    found["threads"] = str(torch.get_num_threads())
-    return found
+            installed[package] = "-"
+    installed["threads"] = str(torch.get_num_threads())
+    return installed

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_LEFT = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>tmp|old)")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>tmp|old)")
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -85,7 +85,7 @@ def recover(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Delete what killed processes left half written in a folder that nobody else writes to."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():
-        if _LEFT.fullmatch(path.name):
+        if _TEMPORARY.fullmatch(path.name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -148,13 +148,13 @@ def read_form(
             f"{path} has format {value['format']!r}, but this version reads format {format}; "
             f"update dynamorouter, or {remedy}"
         )
-    wrong = [
+    faults = [
         f"{key!r} is {type(value[key]).__name__}" if key in value else f"{key!r} is missing"
         for key, types in entries.items()
         if not isinstance(value.get(key, ...), types)
     ]
-    if wrong:
-        raise error(f"{path} is damaged: {', '.join(wrong)}; {remedy}")
+    if faults:
+        raise error(f"{path} is damaged: {', '.join(faults)}; {remedy}")
     return value
 
 
@@ -174,10 +174,10 @@ def read_finished(
         return None
     if not isinstance(value, dict) or value.get("digest") != digest:
         return None
-    whole = all(
+    unchanged = all(
         (path := manifest.parent / name).is_file() and file_sha256(path) == sha for name, sha in hashes(value).items()
     )
-    return value if whole else None
+    return value if unchanged else None
 
 
 def file_sha256(path: Path) -> str:
@@ -212,9 +212,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
         try:
             save_file(plain, temporary, metadata=dict(metadata or {"format": "pt"}))
         except SafetensorError as error:  # it hides the system's error in its message
-            found = _OS_ERROR.search(str(error))
-            code = int(found[1]) if found else errno.EIO
-            raise OSError(code, os.strerror(code) if found else str(error), str(path)) from error
+            code_in_message = _OS_ERROR.search(str(error))
+            code = int(code_in_message[1]) if code_in_message else errno.EIO
+            raise OSError(code, os.strerror(code) if code_in_message else str(error), str(path)) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

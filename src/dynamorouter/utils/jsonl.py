@@ -14,7 +14,7 @@ from typing import Any
 from dynamorouter.errors import DataError
 from dynamorouter.utils.files import writing
 
-_KEPT_MESSAGES = 20
+_MOST_MESSAGES = 20
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class SkipCount:
     def add(self, message: str) -> None:
         """Count one more bad row."""
         self.count += 1
-        if len(self.messages) < _KEPT_MESSAGES:
+        if len(self.messages) < _MOST_MESSAGES:
             self.messages.append(message)
 
 

@@ -134,21 +134,21 @@ class Optimizer:
         return {
             f"{index}.{name}": value
             for index, parameter in enumerate(self.parameters)
-            for name, value in self._kept(parameter).items()
+            for name, value in self._state_of(parameter).items()
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` returned."""
         for index, parameter in enumerate(self.parameters):
             prefix = f"{index}."
-            kept = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            values = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             master = self._masters.get(parameter, parameter)
-            if "master" in kept:
-                master.copy_(kept.pop("master"))
-            if kept:
-                self._adamw.state[master] = {name: value.to(master.device) for name, value in kept.items()}
+            if "master" in values:
+                master.copy_(values.pop("master"))
+            if values:
+                self._adamw.state[master] = {name: value.to(master.device) for name, value in values.items()}
 
-    def _kept(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         master = self._masters.get(parameter)
         if master is None:
             return dict(self._adamw.state.get(parameter, {}))

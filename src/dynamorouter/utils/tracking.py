@@ -61,13 +61,13 @@ class Tracker:
         self._file = self.path.open("w" if resume_at is None else "a", encoding="utf-8", buffering=1)
 
     def _cut(self, size: int) -> None:
-        found = self.path.stat().st_size if self.path.exists() else 0
-        if found < size:
+        present = self.path.stat().st_size if self.path.exists() else 0
+        if present < size:
             raise DataError(
-                f"{str(self.path)!r} holds {found} bytes, but the checkpoint was made when it held {size}; "
+                f"{str(self.path)!r} holds {present} bytes, but the checkpoint was made when it held {size}; "
                 "put the log back, or start again in another folder"
             )
-        if found > size:
+        if present > size:
             with self.path.open("r+b") as file:
                 file.truncate(size)
 

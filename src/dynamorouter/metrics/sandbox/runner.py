@@ -180,7 +180,7 @@ def _run_job(
 ) -> tuple[dict[str, Any] | None, float, int | None]:
     """Run one job; return its report if it made one, the seconds it took, and its exit status unless time ran out."""
     if os.name != "posix":
-        raise ConfigError(f"the sandbox needs Linux or macOS, this is {sys.platform}; judge written code there")
+        raise ConfigError(f"the sandbox needs Linux or macOS, this is {sys.platform}; judge generated code there")
     word = secrets.token_hex(16)
     kernel_limits = {
         "seconds": limits.seconds,

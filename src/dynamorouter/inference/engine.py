@@ -20,7 +20,6 @@ from dynamorouter.inference.writing import Gates, GenerationBatch, stream_row, t
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import EncoderHead
-from dynamorouter.model.heads.language import LanguageModelHead
 from dynamorouter.model.lora.expert import Expert, install_experts
 from dynamorouter.model.lora.fusion import Fusion
 from dynamorouter.model.lora.gates import FusionGate, RowGate
@@ -30,11 +29,6 @@ from dynamorouter.model.text.tokenize import Batch, TextPair, Window
 from dynamorouter.routing.base import Route, Router, RouterInput
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-
-
-def writes(expert: Expert) -> bool:
-    """Tell whether an expert answers with a text of its own."""
-    return isinstance(expert.head, LanguageModelHead)
 
 
 @dataclass(slots=True)
@@ -121,7 +115,7 @@ class Engine:
             if expert.fusion is not None:
                 self._place_fusion(index, expert, expert.fusion)
         self.max_tokens = max((expert.task.max_tokens for expert in self.experts), default=128)
-        home = [e.task.generation.max_new_tokens for e in self.experts if e.base == router_base and writes(e)]
+        home = [e.task.generation.max_new_tokens for e in self.experts if e.base == router_base and e.is_generative]
         if home and self.bases[router_base].kind == "decoder":  # it has to hold the text beside the prompt
             self.max_tokens = max(1, min(self.max_tokens, self.bases[router_base].positions - max(home)))
         self.stride = max((expert.task.stride for expert in self.experts), default=32)
@@ -130,12 +124,14 @@ class Engine:
     def use_router(self, router: Router | None, classes: Sequence[str]) -> None:
         """Route by another router from now on; ``classes`` are the experts that it was fitted on, by its own index."""
         self.router = None if router is None else router.to(self.bases[self.router_base].device)
-        candidates = (Candidate(e.name, e.task.name, e.task.columns.pair is not None, writes(e)) for e in self.experts)
+        candidates = tuple(
+            Candidate(e.name, e.task.name, e.task.columns.pair is not None, e.is_generative) for e in self.experts
+        )
         if router is None:
-            self.policy = RoutePolicy(tuple(candidates), tuple(classes))
+            self.policy = RoutePolicy(candidates, tuple(classes))
         else:
             self.policy = RoutePolicy(
-                tuple(candidates),
+                candidates,
                 tuple(classes),
                 abstain_below=router.abstain_below,
                 respects_pairs=router.respects_pairs,
@@ -180,7 +176,7 @@ class Engine:
         windows: list[list[Window]] = [[] for _ in rows]
         for window in prompt_windows(base, rows, max_tokens=self.max_tokens, stride=self.stride):
             windows[window.row].append(window)
-        writing = any(e.base == self.router_base and writes(e) for e in self.experts)
+        writing = any(e.base == self.router_base and e.is_generative for e in self.experts)
         for group in token_batches([len(own[0]) for own in windows], budget=self.budget):
             batch = base.encoder.collate([windows[i][0].encoding for i in group], base.device)
             chunk = Chunk([rows[i] for i in group], [windows[i] for i in group], batch)
@@ -288,8 +284,8 @@ class Engine:
         written: dict[int, Answer] = {}
         for name, base in self.bases.items():
             mine = [i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name]
-            texts = [i for i in mine if writes(self.experts[experts[i]])]
-            mine = [i for i in mine if not writes(self.experts[experts[i]])]
+            texts = [i for i in mine if self.experts[experts[i]].is_generative]
+            mine = [i for i in mine if not self.experts[experts[i]].is_generative]
             written.update({i: text_answer("") for i in texts if i in skip_generation})
             wanted = self._wanted(
                 chunk, experts, [i for i in texts if i not in skip_generation], name, mixture, generation
@@ -340,9 +336,8 @@ class Engine:
         experts, mixture = assignment.experts, assignment.mixture
         found: list[tuple[float, int] | None] = [None] * len(records)
         for name, base in self.bases.items():
-            mine = [
-                i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name and writes(self.experts[e])
-            ]
+            generative = [e.base == name and e.is_generative for e in self.experts]
+            mine = [i for i, expert in enumerate(experts) if expert >= 0 and generative[expert]]
             if mine:
                 self._check_mounted(name)
                 own = {i: self.experts[experts[i]] for i in mine}

@@ -22,7 +22,6 @@ from dynamorouter.data.prepare import PreparedData, load_prepared
 from dynamorouter.data.prepare import prepare as prepare_data
 from dynamorouter.errors import DataError
 from dynamorouter.evaluation.score import score_system
-from dynamorouter.inference.engine import writes
 from dynamorouter.metrics.base import check_metrics
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.expert import Expert
@@ -161,7 +160,7 @@ def report(config: Config, out: Path) -> Path:
 
 def _truncation(records: Sequence[Record], base: Base, expert: Expert) -> dict[str, Any]:
     """Return how long an expert's rows are in tokens, and how many are cut."""
-    if writes(expert):
+    if expert.is_generative:
         return writing_report(base, expert.head, expert.task, records)
     return truncation_report(records, base.tokenizer, expert.task).to_json()
 

@@ -47,6 +47,11 @@ class Expert:
         """The head that answers: the fusion's where there is one."""
         return self.head if self.fusion is None else self.fusion.head
 
+    @property
+    def is_generative(self) -> bool:
+        """Whether it answers with a text that it writes token by token."""
+        return self.head.is_generative
+
     def parameters(self) -> int:
         """Count the numbers in factors and head, and in the fusion."""
         adapters = sum(f.a.numel() + f.b.numel() for f in self.factors.values())

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 from dynamorouter.registry import Registry
@@ -152,6 +153,7 @@ def head_kind(head: str) -> HeadKind:
     return head_kinds.get(head)()
 
 
+@cache  # asked for with every prediction that is written as JSON
 def kind_of_answer(answer_kind: str) -> HeadKind:
     """Return a kind whose heads answer so; those that share a kind of answer share its JSON form."""
     return next(kind() for _, kind in head_kinds.items() if kind.answer_kind == answer_kind)

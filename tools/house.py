@@ -25,7 +25,7 @@ PACKAGE = "dynamorouter"
 # measured against the contract in its own pyproject.toml.
 ROOMS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "testing"),
     ("bench", "serving", "scaling"),
     ("runs", "export"),
     ("evaluation",),

@@ -9,33 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamorouter.merging.merge import merge_factors
 from dynamorouter.merging.registry import merges
-from dynamorouter.merging.truncate import Output
 from dynamorouter.model.lora.factors import Factors
+from dynamorouter.testing import MergeContract
+from dynamorouter.testing.merges import SHAPES, Factored, apart, change, make_experts
 
-SHAPES = {"block.0.q": (9, 12), "block.0.up": (16, 12), "block.1.q": (9, 12), "block.1.down": (12, 16)}
-Factored = dict[str, dict[str, Factors]]
-
-
-def make_experts(
-    ranks: Mapping[str, int], *, seed: int = 0, skip: Mapping[str, Sequence[str]] | None = None
-) -> Factored:
-    """Draw experts of given ranks, float32, with scalings of their own; ``skip`` names layers that one leaves alone."""
-    generator = torch.Generator().manual_seed(seed)
-    made: Factored = {}
-    for i, (name, rank) in enumerate(ranks.items()):
-        shared = torch.Generator().manual_seed(seed + 100)
-        made[name] = {}
-        for layer, (out, width) in SHAPES.items():
-            common_a, common_b = torch.randn(1, width, generator=shared), torch.randn(out, 1, generator=shared)
-            a = torch.randn(rank, width, generator=generator) * torch.linspace(2, 0.5, rank)[:, None]
-            b = torch.randn(out, rank, generator=generator)
-            a[:1] += 2 * common_a  # something that all experts have in common
-            b[:, :1] += 2 * common_b
-            if layer not in (skip or {}).get(name, ()):
-                made[name][layer] = Factors(a, b, 0.5 + 0.25 * i)
-    return made
+__all__ = ["SHAPES", "Case", "Factored", "apart", "change", "dense", "make_experts", "needed"]
 
 
 def dense(experts: Factored, layer: str) -> Tensor:
@@ -44,11 +23,6 @@ def dense(experts: Factored, layer: str) -> Tensor:
     zero = Factors(torch.zeros(1, width), torch.zeros(out, 1), 1.0)
     found = [factors.get(layer, zero) for factors in experts.values()]
     return torch.stack([f.scaling * f.b.double() @ f.a.double() for f in found])
-
-
-def change(factors: Factors) -> Tensor:
-    """Return what factors stand for, ``(O, D)`` in float64."""
-    return factors.scaling * factors.b.double() @ factors.a.double()
 
 
 def needed(method: str, experts: Factored) -> dict[str, Any]:
@@ -92,18 +66,14 @@ class Case:
     def __str__(self) -> str:
         return "-".join([self.method, *(f"{k}={v}" for k, v in self.options.items())])
 
+    def contract(self) -> MergeContract:
+        """Return the laws of this case."""
+        return MergeContract.of(
+            method=merges.get(self.method),
+            options=self.options,
+            needed=lambda contract, experts: needed(contract.method.name, experts),
+        )()
+
     def merge(self, experts: Factored, *, weights: Sequence[float] | None = None, **options: Any) -> dict[str, Tensor]:
         """Merge and return the changes by layer."""
-        method = merges.get(self.method)
-        given = {**needed(self.method, experts), **self.options, **options}
-        seed = given.pop("seed", 0)
-        mean = 1.0 if method.weights == "ones" else 1 / len(experts)
-        vector = torch.tensor(weights or [mean] * len(experts), dtype=torch.float64)
-        written, _ = merge_factors(experts, method, vector, Output(), seed=seed, options=given)
-        return {layer: change(each.factors) for layer, each in written.items()}
-
-
-def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Return the largest relative difference of two sets of changes over the layers."""
-    assert set(one) == set(other)
-    return max(float((one[k] - other[k]).norm() / other[k].norm().clamp_min(1e-12)) for k in one)
+        return self.contract().merge(experts, weights=weights, **options)

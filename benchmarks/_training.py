@@ -21,8 +21,10 @@ from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.split import draw
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head, build_head
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.mount import mount
+from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.kinds import head_kind
@@ -108,7 +110,6 @@ class Packed:
     @staticmethod
     def of(base: Base, own: list[ExpertPlan], rows: Rows, *, seed: int = 0) -> Packed:
         """Tokenise the rows."""
-        base.uninstall()
         experts = [fresh_expert(base, plan, seed=seed) for plan in own]
         examples = [
             make_examples(base, expert.head, plan.task, rows[plan.task.name], expert=i)
@@ -124,18 +125,18 @@ class Packed:
         """Train all experts at once, from the same start each time; the trunk's outputs are computed within."""
         if fresh:
             self.experts = [fresh_expert(self.base, plan, seed=seed) for plan in self.plans]
-        install_experts(self.base, self.experts)
+        mounted = mount(self.base, self.experts, trainable=True)
         flat = [example for own in self.examples for example in own]
         learners, first = [], 0
         for i, (plan, expert) in enumerate(zip(self.plans, self.experts, strict=True)):
             places = range(first, first + len(self.examples[i]))
-            learners.append(ExpertLearner(i, plan, expert.head.to(DEVICE), self.base, places, seed=seed))
+            learners.append(ExpertLearner(i, plan, expert.head.to(DEVICE), mounted, places, seed=seed))
             first += len(self.examples[i])
         depth = min(plan.lora.trunk_depth for plan in self.plans)
         cache = TrunkCache(self.base, flat, depth=depth, limit=4 << 30, budget=BUDGET)
         cache.fill()
         PackedLoop(
-            self.base,
+            mounted,
             learners,
             flat,
             cache,
@@ -200,7 +201,7 @@ def by_trainer(
     model.pooler = None
     if layers != "full":
         depth = 0 if layers == "all" else plan.lora.trunk_depth
-        names = packed.base.targets("all-linear", trunk_depth=depth)
+        names = target_layers(packed.base, "all-linear", trunk_depth=depth)
         model = get_peft_model(
             model, LoraConfig(r=plan.lora.rank, lora_alpha=int(plan.lora.alpha), lora_dropout=0.0, target_modules=names)
         )

@@ -20,12 +20,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from _common import arguments, finish, in_turn, row
+from _experts import copy_to_peft, mount_random
 from dynamorouter.config.compose import compose
 from dynamorouter.inference.generation.decoding import read_prompts
 from dynamorouter.inference.generation.generate import generate
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.tasks.task import Generation
 
 TARGETS = {"all-linear": ["c_attn", "c_proj", "c_fc"], "attention": ["c_attn", "attn.c_proj"]}
@@ -73,19 +75,7 @@ def mini_model() -> tuple[str, GPT2LMHeadModel]:
     return "random 6x256", random_model(6, 256, 8, 4096)
 
 
-def install(base: Base, targets: list[str], *, trunk: int = 0) -> None:
-    """Put random experts into the banks."""
-    layers = base.targets(targets, trunk_depth=trunk)
-    generator = torch.Generator().manual_seed(1)
-    for bank in base.install(dict.fromkeys(layers, RANK), experts=EXPERTS).values():
-        with torch.no_grad():
-            bank.a.copy_(0.02 * torch.randn(bank.a.shape, generator=generator))
-            bank.b.copy_(0.02 * torch.randn(bank.b.shape, generator=generator))
-            bank.scaling.fill_(SCALING)
-        bank.requires_grad_(False)
-
-
-def theirs(model: Any, base: Base, targets: list[str]) -> Any:
+def theirs(model: Any, mounted: Mounted, targets: list[str]) -> Any:
     """Return a PEFT model with the same experts."""
     config = LoraConfig(
         r=RANK,
@@ -98,13 +88,7 @@ def theirs(model: Any, base: Base, targets: list[str]) -> Any:
     peft = get_peft_model(model, config, adapter_name="e0")
     for i in range(1, EXPERTS):
         peft.add_adapter(f"e{i}", config)
-    modules = dict(peft.base_model.model.named_modules())
-    with torch.no_grad():
-        for name, bank in base.banks.items():
-            for i in range(EXPERTS):
-                factors = bank.get(i, RANK)
-                modules[base.prefix + name].lora_A[f"e{i}"].weight.copy_(factors.a)
-                modules[base.prefix + name].lora_B[f"e{i}"].weight.copy_(factors.b)
+    copy_to_peft(mounted, peft, prefix=mounted.base.prefix)
     return peft.eval().to(DEVICE)
 
 
@@ -128,9 +112,9 @@ def written(peft: Any, prompts: list[list[int]], tokens: int, **options: Any) ->
 def case(name: str, model: Callable[[], Any], targets: str, tokens: int, rounds: int) -> dict[str, Any]:
     """Time one base all ways, after a look at how many tokens all ways agree on."""
     base = Base(BaseSpec(name=name, path=name), model().to(DEVICE), NoText())
-    install(base, TARGETS[targets])
+    mounted = mount_random(base, TARGETS[targets], experts=EXPERTS, rank=RANK, scaling=SCALING)
     prompts, chosen = make_prompts(base)
-    peft, bare = theirs(model(), base, TARGETS[targets]), model().to(DEVICE)
+    peft, bare = theirs(model(), mounted, TARGETS[targets]), model().to(DEVICE)
     names = [f"e{i}" for i in chosen]
     options = Generation(max_new_tokens=tokens, min_new_tokens=tokens)
 
@@ -181,7 +165,7 @@ def reading(name: str, model: Callable[[], Any], rounds: int) -> dict[str, Any]:
     """Time the prompts alone when a router looks at the middle of the base, and the experts begin there."""
     base = Base(BaseSpec(name=name, path=name), model().to(DEVICE), NoText())
     middle = base.depth // 2
-    install(base, TARGETS["all-linear"], trunk=middle)
+    _mounted = mount_random(base, TARGETS["all-linear"], experts=EXPERTS, rank=RANK, scaling=SCALING, trunk=middle)
     prompts, chosen = make_prompts(base)
     gate = RowGate(torch.tensor(chosen, device=DEVICE))
     first = Generation(max_new_tokens=1)

@@ -15,7 +15,8 @@ from _common import arguments, finish
 from _training import minilm, sample, tasks_of_seven
 from dynamorouter.config.compose import compose
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.routing.config import RouterSettings
 from dynamorouter.runs.build import expert_plan
 from dynamorouter.system.library import Library
@@ -37,10 +38,9 @@ def grow(base: Base, expert: Expert, counts: tuple[int, int]) -> float:
     sizes = []
     for count in counts:
         experts = [dataclasses.replace(expert, name=f"{expert.name}{i}") for i in range(count)]
-        install_experts(base, experts)
         heads = count * sum(p.nbytes for p in expert.head.parameters())
-        sizes.append(memory_of(base) + heads)
-    base.uninstall()
+        with mount(base, experts):
+            sizes.append(memory_of(base) + heads)
     return (sizes[1] - sizes[0]) / (counts[1] - counts[0])
 
 

@@ -14,10 +14,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertModel
 
 from _common import arguments, finish, in_turn, row
+from _experts import copy_to_peft, mount_random
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
-from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.tokenize import Batch
 
 SHAPES = {"6x384": (6, 384, 12, 1536), "12x768": (12, 768, 12, 3072)}
@@ -49,41 +50,27 @@ def make_model(shape: str) -> BertModel:
     return BertModel(config, add_pooling_layer=False).eval()
 
 
-def ours(shape: str, targets: str, experts: int) -> Base:
-    """Return the base with random experts in its banks."""
+def ours(shape: str, targets: str, experts: int) -> Mounted:
+    """Return random experts over a base."""
     base = Base(BaseSpec(name=shape, path=shape), make_model(shape).to(DEVICE), NoTokenizer())
-    layers = base.targets(TARGETS[targets], trunk_depth=0)
-    base.install(dict.fromkeys(layers, RANK), experts=experts)
-    generator = torch.Generator().manual_seed(1)
-    for bank in base.banks.values():
-        with torch.no_grad():
-            bank.a.copy_(0.02 * torch.randn(bank.a.shape, generator=generator))
-            bank.b.copy_(0.02 * torch.randn(bank.b.shape, generator=generator))
-            bank.scaling.fill_(SCALING)
-        bank.requires_grad_(False)
-    return base
+    return mount_random(base, TARGETS[targets], experts=experts, rank=RANK, scaling=SCALING)
 
 
-def theirs(shape: str, targets: str, base: Base) -> Any:
+def theirs(shape: str, targets: str, mounted: Mounted) -> Any:
     """Return a PEFT model with the same experts."""
     config = LoraConfig(r=RANK, lora_alpha=RANK * SCALING, target_modules=TARGETS[targets], init_lora_weights=False)
-    experts = next(iter(base.banks.values())).experts
     model = get_peft_model(make_model(shape), config, adapter_name="e0")
-    for i in range(1, experts):
+    for i in range(1, mounted.capacity):
         model.add_adapter(f"e{i}", config)
-    modules = dict(model.base_model.model.named_modules())
-    with torch.no_grad():
-        for name, bank in base.banks.items():
-            for i in range(experts):
-                factors: Factors = bank.get(i, RANK)
-                modules[name].lora_A[f"e{i}"].weight.copy_(factors.a)
-                modules[name].lora_B[f"e{i}"].weight.copy_(factors.b)
+    copy_to_peft(mounted, model)
     return model.eval().to(DEVICE)
 
 
-def case(shape: str, targets: str, base: Base, peft: Any | None, rows: int, size: int, rounds: int) -> dict[str, Any]:
+def case(
+    shape: str, targets: str, mounted: Mounted, peft: Any | None, rows: int, size: int, rounds: int
+) -> dict[str, Any]:
     """Time one batch all ways, after checking that all ways give the same hidden states."""
-    experts = next(iter(base.banks.values())).experts
+    base, experts = mounted.base, mounted.capacity
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, 30000, (rows, size), generator=generator).to(DEVICE)
     batch = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids))
@@ -124,12 +111,12 @@ def main() -> None:
             for experts, sizes in BATCHES.items():
                 if args.quick and experts != 16:
                     continue
-                base = ours(shape, targets, experts)
-                peft = theirs(shape, targets, base)
+                mounted = ours(shape, targets, experts)
+                peft = theirs(shape, targets, mounted)
                 for size in sizes[: 1 if args.quick or (experts == 16 and targets == "query-value") else 2]:
-                    rows.append(case(shape, targets, base, peft, *size, rounds))
+                    rows.append(case(shape, targets, mounted, peft, *size, rounds))
                     print(rows[-1]["case"], f"{rows[-1]['over_base']:.3f}", flush=True)
-                del base, peft
+                del mounted, peft
     rows.append(many(9 if args.quick else 15))
     finish(args.out, rows)
 
@@ -143,7 +130,8 @@ def many(rounds: int) -> dict[str, Any]:
     gates = {n: RowGate(torch.randperm(n, generator=generator)[:16].to(DEVICE)) for n in (16, 1000)}
     with torch.inference_mode():
         times = in_turn(
-            {"base": lambda: few.full(batch, gates[16]), "ours": lambda: full.full(batch, gates[1000])}, rounds=rounds
+            {"base": lambda: few.base.forward(batch, gates[16]), "ours": lambda: full.base.forward(batch, gates[1000])},
+            rounds=rounds,
         )
     return row("6x384 all-linear 16x64: 1,000 experts loaded (base: 16 loaded)", times, limit=1.05)
 

@@ -24,6 +24,7 @@ from _training import BATCH, DEFAULT_DATA, RATE, Items, Packed, plans, sample, t
 from dynamorouter.config.compose import compose
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.devices import pick_device
 
@@ -63,7 +64,7 @@ def by_trainer(packed: Packed, index: int) -> float:
     plan = packed.plans[index]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(packed.base.spec.path)
-    names = [name.rsplit(".", 1)[-1] for name in packed.base.targets("all-linear", trunk_depth=0)]
+    names = [name.rsplit(".", 1)[-1] for name in target_layers(packed.base, "all-linear", trunk_depth=0)]
     lora = LoraConfig(
         r=plan.lora.rank,
         lora_alpha=int(plan.lora.alpha),

@@ -19,9 +19,11 @@ from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.tasks.task import Generation
 from dynamorouter.utils.explain import changed, checked
+from support.banks import random_change
 from support.tinylm import MODELS, VOCABULARY, add_experts, alone, load_lm, make_prompts
 
 SHARED = Path(os.environ.get("DYNAMOROUTER_SHARED", Path(__file__).parents[3] / "shared"))
@@ -39,7 +41,7 @@ def ids_of(base: Base, prompts: list[list[int]], experts: list[int], **options: 
 @pytest.mark.parametrize("architecture", list(MODELS))
 def test_mixed_batch_says_what_peft_says_row_by_row(lm_folder: Folder, tmp_path: Path, architecture: str) -> None:
     base = load_lm(lm_folder(architecture))
-    oracle = add_experts(base, tmp_path, architecture, 3)
+    oracle, _mounted = add_experts(base, tmp_path, architecture, 3)
     prompts = make_prompts()
     want = [alone(oracle, prompt, expert, tokens=TOKENS) for prompt, expert in zip(prompts, CHOSEN, strict=True)]
     assert ids_of(base, prompts, CHOSEN, max_new_tokens=TOKENS) == want
@@ -56,15 +58,11 @@ def test_a_trunk_that_routing_has_read_says_the_same(
     lm_folder: Folder, tmp_path: Path, architecture: str, depth: int
 ) -> None:
     base = load_lm(lm_folder(architecture))
-    add_experts(base, tmp_path, architecture, 3, first_block=0 if base.kind == "seq2seq" else depth)
+    _, mounted = add_experts(base, tmp_path, architecture, 3, first_block=0 if base.kind == "seq2seq" else depth)
     if base.kind == "seq2seq":
-        low = [f"{base.blocks_name}.{i}." for i in range(depth)]
-        base.install({name: 3 for name in base.banks if not name.startswith(tuple(low))}, experts=3)
-        torch.manual_seed(2)
-        for bank in base.banks.values():
-            torch.nn.init.normal_(bank.a, std=0.3)
-            torch.nn.init.normal_(bank.b, std=0.3)
-            bank.scaling.fill_(1.0)
+        low = tuple(f"{base.blocks_name}.{i}." for i in range(depth))
+        layers = {name: 3 for name in mounted.banks if not name.startswith(low)}
+        mounted = mount(base, [random_change(base, f"x{i}", layers) for i in range(3)])
     prompts = make_prompts()
     want = ids_of(base, prompts, CHOSEN, max_new_tokens=TOKENS)
     options = Generation(max_new_tokens=TOKENS)
@@ -88,7 +86,7 @@ def test_a_trunk_that_routing_has_read_says_the_same(
 @pytest.mark.parametrize("architecture", list(MODELS))
 def test_padding_and_neighbours_change_no_logits(lm_folder: Folder, tmp_path: Path, architecture: str) -> None:
     base = load_lm(lm_folder(architecture))
-    add_experts(base, tmp_path, architecture, 3)
+    _mounted = add_experts(base, tmp_path, architecture, 3)
     prompts, forced = make_prompts(), torch.randint(4, VOCABULARY, (len(CHOSEN), 6))
 
     def logits(rows: list[int]) -> torch.Tensor:
@@ -107,7 +105,7 @@ def test_padding_and_neighbours_change_no_logits(lm_folder: Folder, tmp_path: Pa
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "t5"])
 def test_mixtures_are_weighed_sums_of_experts(lm_folder: Folder, tmp_path: Path, architecture: str) -> None:
     base = load_lm(lm_folder(architecture))
-    add_experts(base, tmp_path, architecture, 3)
+    _mounted = add_experts(base, tmp_path, architecture, 3)
     prompts = make_prompts([4, 7])
     weights = torch.tensor([[0.25, 0.75], [0.6, 0.4]])
     sparse = RowGate(torch.tensor([[0, 2], [1, -1]]), weights)
@@ -121,7 +119,7 @@ def test_mixtures_are_weighed_sums_of_experts(lm_folder: Folder, tmp_path: Path,
 def test_rows_that_are_done_leave_and_change_nothing(lm_folder: Folder, tmp_path: Path) -> None:
     for architecture in ("gpt2", "llama", "bart"):
         base = load_lm(lm_folder(architecture))
-        add_experts(base, tmp_path / architecture, architecture, 3)
+        _mounted = add_experts(base, tmp_path / architecture, architecture, 3)
         prompts, sizes = make_prompts(), [2, 20, 9, 1, 14, 5]
         options = [Generation(max_new_tokens=size) for size in sizes]
         got = generate(base, prompts, RowGate(torch.tensor(CHOSEN)), options)
@@ -132,7 +130,7 @@ def test_rows_that_are_done_leave_and_change_nothing(lm_folder: Folder, tmp_path
 
 def test_a_text_ends_by_itself_but_not_before_its_least_length(lm_folder: Folder, tmp_path: Path) -> None:
     base = load_lm(lm_folder("gpt2"))
-    add_experts(base, tmp_path, "gpt2", 3)
+    _mounted = add_experts(base, tmp_path, "gpt2", 3)
     prompts = make_prompts()
     long = ids_of(base, prompts, CHOSEN, max_new_tokens=TOKENS)
     base.eos_ids = frozenset({long[0][4], long[1][2]})
@@ -149,7 +147,7 @@ def test_a_text_ends_by_itself_but_not_before_its_least_length(lm_folder: Folder
 @pytest.mark.parametrize("architecture", ["llama", "pegasus"])
 def test_pieces_make_the_whole_and_hold_whole_characters(lm_folder: Folder, tmp_path: Path, architecture: str) -> None:
     base = load_lm(lm_folder(architecture))
-    add_experts(base, tmp_path, architecture, 3)
+    _mounted = add_experts(base, tmp_path, architecture, 3)
     prompts = make_prompts()
     gate, options = RowGate(torch.tensor(CHOSEN)), Generation(max_new_tokens=30)
     want = generate(base, prompts, gate, options)
@@ -166,7 +164,7 @@ def test_pieces_make_the_whole_and_hold_whole_characters(lm_folder: Folder, tmp_
 
 def test_a_stop_text_ends_a_row_wherever_tokens_part(lm_folder: Folder, tmp_path: Path) -> None:
     base = load_lm(lm_folder("gpt2"))
-    add_experts(base, tmp_path, "gpt2", 3)
+    _mounted = add_experts(base, tmp_path, "gpt2", 3)
     base.eos_ids = frozenset()
     prompts, gate = make_prompts(), RowGate(torch.tensor(CHOSEN))
     long = generate(base, prompts, gate, Generation(max_new_tokens=24))
@@ -202,7 +200,7 @@ def test_text_stream_waits_for_characters_and_for_stop_texts() -> None:
 
 def test_sampling_repeats_and_does_not_see_its_neighbours(lm_folder: Folder, tmp_path: Path) -> None:
     base = load_lm(lm_folder("llama"))
-    add_experts(base, tmp_path, "llama", 3)
+    _mounted = add_experts(base, tmp_path, "llama", 3)
     prompts = make_prompts()
     kinds = [
         Generation(max_new_tokens=TOKENS, temperature=3.0),
@@ -274,7 +272,7 @@ def test_penalties_are_those_of_transformers_on_what_is_written(size: int) -> No
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
 def test_no_run_of_tokens_is_written_twice(architecture: str, lm_folder: Folder, tmp_path: Path) -> None:
     base = load_lm(lm_folder(architecture))
-    add_experts(base, tmp_path, architecture, 3)
+    _mounted = add_experts(base, tmp_path, architecture, 3)
     prompts, gate = make_prompts(), RowGate(torch.tensor(CHOSEN))
     free = generate(base, prompts, gate, Generation(max_new_tokens=30))
     assert any(_repeats(each.ids, 2) for each in free)
@@ -346,7 +344,7 @@ def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
 def test_a_real_decoder_tells_its_story_in_a_mixed_batch(tmp_path: Path) -> None:
     base = load_lm(STORIES)
     tokenizer = AutoTokenizer.from_pretrained(STORIES)
-    oracle = add_experts(base, tmp_path, "llama", 3)
+    oracle, _mounted = add_experts(base, tmp_path, "llama", 3)
     texts = ["", "The dog", "Lily and Tom went to the park. They", "One day, a"]
     prompts = [[base.tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     experts = [-1, 0, 2, 1]

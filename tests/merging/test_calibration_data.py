@@ -16,9 +16,10 @@ from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.lora.expert import Expert, fresh_factors, install_experts
+from dynamorouter.model.lora.expert import Expert, fresh_factors
 from dynamorouter.model.lora.factors import Factors, LoraSettings
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.examples import batch_of, make_examples
 from dynamorouter.utils.seeding import seeded
 from support.builders import ASK, CONFIGS, MOOD, NAMES, make_rows
@@ -41,7 +42,6 @@ def make(base: Base, *, trunk: int = 0) -> list[Expert]:
 
 def folded(base: Base, expert: Expert, coefficients: dict[str, float], experts: list[Expert]) -> None:
     """Put the experts' changes into the bare base's own weights."""
-    base.uninstall()
     for layer in expert.factors:
         weight = base.model.get_parameter(f"{layer}.weight")
         for other in experts:
@@ -54,7 +54,7 @@ def test_second_moments_are_those_of_the_inputs(tiny_base: Callable[..., Base]) 
     experts = make(base)
     with observed("grams", base, experts, ROWS) as seen:
         pass
-    assert not base.banks  # as before
+    assert not base.context.mounts  # as before
     folded(base, experts[0], {"mood": 1.0}, experts)
     layer = "encoder.layer.2.intermediate.dense"
     inputs: list[Tensor] = []
@@ -94,7 +94,7 @@ def test_the_loss_of_coefficients_is_that_of_the_merge(tiny_base: Callable[..., 
         vector = torch.tensor([weights[name] for name in sorted(weights)], dtype=torch.float64)
         got = judge(dict.fromkeys(experts[0].factors, vector))
     merged = merge_experts(experts, method="linear", weights=weights)
-    install_experts(base, [dataclasses.replace(experts[0], factors=merged.factors)])
+    _mounted = mount(base, [dataclasses.replace(experts[0], factors=merged.factors)])
     losses = []
     for expert in experts:
         examples = make_examples(base, expert.head, expert.task, ROWS[expert.name], expert=0)
@@ -147,7 +147,7 @@ def test_missing_rows_and_writing_heads_are_refused(tiny_base: Callable[..., Bas
     experts = make(base)
     with pytest.raises(MergeError, match="no rows of 'ask'"), observed("grams", base, experts, {**ROWS, "ask": []}):
         pass
-    assert not base.banks
+    assert not base.context.mounts
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))

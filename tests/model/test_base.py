@@ -19,8 +19,11 @@ from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.peft import load_adapter, save_adapter
+from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.model.text.tokenize import Batch
+from support.banks import Change, random_change
 
 ARCHITECTURES = ["bert", "roberta", "distilbert", "gpt2", "llama"]
 ROWS = [("the film was dull", None), ("who won", "the team won the match in paris"), ("joy", None)]
@@ -55,7 +58,7 @@ def test_bank_equals_peft_for_the_same_adapter(
     tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, architecture: str, rslora: bool
 ) -> None:
     base = tiny_base(architecture)
-    names = {name.rsplit(".", 1)[-1] for name in base.targets("all-linear", trunk_depth=0)}
+    names = {name.rsplit(".", 1)[-1] for name in target_layers(base, "all-linear", trunk_depth=0)}
     config = LoraConfig(
         r=3,
         lora_alpha=7,
@@ -71,9 +74,10 @@ def test_bank_equals_peft_for_the_same_adapter(
     oracle.save_pretrained(str(tmp_path))
     adapter = load_adapter(tmp_path, base)
     assert {change.a.shape[0] for change in adapter.factors.values()} == {3, 5}
-    base.install(dict.fromkeys(adapter.factors, 6), experts=3)
-    for layer, change in adapter.factors.items():
-        base.banks[layer].put(1, change)
+    layers = dict.fromkeys(adapter.factors, 6)
+    others = [random_change(base, name, layers) for name in ("before", "after")]
+    mounted = mount(base, [others[0], Change("theirs", adapter.factors), others[1]])
+    assert {bank.rank for bank in mounted.banks.values()} == {6}
     batch = batch_of(base)
     extra = {} if batch.types is None else {"token_type_ids": batch.types}
     with torch.inference_mode():
@@ -102,9 +106,7 @@ def test_saved_adapter_is_loaded_by_peft_and_by_us(
         assert torch.equal(again.factors[layer].a, change.a) and torch.equal(again.factors[layer].b, change.b)
         assert again.factors[layer].scaling == pytest.approx(change.scaling)
     oracle = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_folder(architecture)), tmp_path).eval()
-    base.install(dict.fromkeys(factors, 2), experts=1)
-    for layer, change in factors.items():
-        base.banks[layer].put(0, change)
+    _mounted = mount(base, [Change("x", factors)])
     batch = batch_of(base)
     extra = {} if batch.types is None else {"token_type_ids": batch.types}
     with torch.inference_mode():
@@ -176,15 +178,15 @@ def test_unmatched_keys_and_other_bases_are_refused(
 
 def test_targets_by_group_regex_and_ending(tiny_base: Loader) -> None:
     base = tiny_base("bert")
-    assert len(base.targets("all-linear", trunk_depth=0)) == 24
-    assert len(base.targets("all-linear", trunk_depth=3)) == 6
-    assert len(base.targets("attention", trunk_depth=0)) == 8
-    assert base.targets(r".*layer\.0\..*key", trunk_depth=0) == ["encoder.layer.0.attention.self.key"]
-    assert len(base.targets(["query", "output.dense"], trunk_depth=2)) == 6
+    assert len(target_layers(base, "all-linear", trunk_depth=0)) == 24
+    assert len(target_layers(base, "all-linear", trunk_depth=3)) == 6
+    assert len(target_layers(base, "attention", trunk_depth=0)) == 8
+    assert target_layers(base, r".*layer\.0\..*key", trunk_depth=0) == ["encoder.layer.0.attention.self.key"]
+    assert len(target_layers(base, ["query", "output.dense"], trunk_depth=2)) == 6
     with pytest.raises(ConfigError, match=r"match no linear layer.*query"):
-        base.targets(["quary"], trunk_depth=0)
+        target_layers(base, ["quary"], trunk_depth=0)
     with pytest.raises(ConfigError, match=r"trunk_depth is 4.*0 to 3"):
-        base.targets("all-linear", trunk_depth=4)
+        target_layers(base, "all-linear", trunk_depth=4)
 
 
 def test_a_base_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:

@@ -41,25 +41,25 @@ def test_a_toy_gate_runs_through_a_bank() -> None:
     bank, experts = make_bank(), torch.tensor([1, 0, 4])
     x = torch.randn(3, 2, WIDTH, dtype=torch.float64)
     for shape in (x, x[:, 0]):
-        with torch.no_grad(), bank.slot.hold(TwiceGate(experts)):
+        with torch.no_grad(), bank.context.hold(TwiceGate(experts)):
             got = bank(shape)
-        with torch.no_grad(), bank.slot.hold(twice(experts)):
+        with torch.no_grad(), bank.context.hold(twice(experts)):
             torch.testing.assert_close(got, bank(shape))
 
 
 def test_a_toy_gate_trains_and_generates(lm_folder: Callable[[str], Path], tmp_path: Path) -> None:
     base = load_lm(lm_folder("gpt2"))
-    add_experts(base, tmp_path, "gpt2", 3)
+    _, mounted = add_experts(base, tmp_path, "gpt2", 3)
     prompts = make_prompts()
     experts = torch.tensor([0, 1, 2, 2, 1, 0])
     batch = base.encoder.pad(prompts, [[0] * len(prompt) for prompt in prompts], base.device)
     gradients = []
     direction = torch.randn(base.width, generator=torch.Generator().manual_seed(0))
     for gate in (TwiceGate(experts), twice(experts)):
-        for bank in base.banks.values():
+        for bank in mounted.banks.values():
             bank.zero_grad()
         base.forward(batch, gate)[batch.mask.bool()].matmul(direction).sum().backward()
-        gradients.append([bank.b.grad for bank in base.banks.values()])
+        gradients.append([bank.b.grad for bank in mounted.banks.values()])
     for own, row in zip(*gradients, strict=True):
         torch.testing.assert_close(own, row, rtol=5e-3, atol=5e-3)
     options = [Generation(max_new_tokens=size) for size in (2, 9, 9, 2, 2, 9)]  # rows leave the batch early

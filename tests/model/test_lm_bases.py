@@ -18,6 +18,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.base.kinds import check_logits
 from dynamorouter.model.lora.peft import load_adapter, save_adapter
+from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.model.text.tokenize import Batch
 from support.tinylm import (
     DECODERS,
@@ -81,7 +82,7 @@ def test_kind_parts_and_logits_are_the_models_own(lm_folder: Folder, architectur
             hidden = base.decode_hidden(base.encode(batch, None), batch.mask, labels, None)
             got, want = base.logits(hidden), model(batch.ids, attention_mask=batch.mask, labels=labels).logits
     torch.testing.assert_close(got, want)
-    names = base.targets("all-linear", trunk_depth=1)
+    names = target_layers(base, "all-linear", trunk_depth=1)
     assert not [name for name in names if "head" in name or "embed" in name or f"{base.blocks_name}.0." in name]
     assert any("decoder" in name for name in names) == (architecture in SEQ2SEQ)
     assert (base.parts.decoder is None) == (base.decoder_name is None) == (architecture in DECODERS)
@@ -90,7 +91,7 @@ def test_kind_parts_and_logits_are_the_models_own(lm_folder: Folder, architectur
 @pytest.mark.parametrize("architecture", list(MODELS))
 def test_adapters_pass_between_peft_and_us(lm_folder: Folder, tmp_path: Path, architecture: str) -> None:
     base = load_lm(lm_folder(architecture))
-    oracle = add_experts(base, tmp_path / "theirs", architecture, 1, first_block=2)
+    oracle, _mounted = add_experts(base, tmp_path / "theirs", architecture, 1, first_block=2)
     adapter = load_adapter(tmp_path / "theirs" / "e0", base)
     assert adapter.lora.trunk_depth == 2
     save_adapter(tmp_path / "ours", adapter.factors, adapter.lora, base)

@@ -31,7 +31,9 @@ from transformers import (
 
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.lora.peft import load_adapter
+from support.banks import Change
 
 PAD, BOS, EOS, VOCABULARY = 0, 1, 2, 260
 SHAPE: dict[str, Any] = {
@@ -137,8 +139,8 @@ def write_lm(folder: Path, architecture: str, *, seed: int = 0) -> Path:
             for name, parameter in model.named_parameters():
                 if parameter.dim() == 2:
                     torch.nn.init.normal_(parameter, std=0.1 if "shared" in name else 0.6)
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    model.save_pretrained(str(folder))
+    byte_tokenizer().save_pretrained(str(folder))
     return folder
 
 
@@ -152,8 +154,10 @@ def loader(base: Base) -> Any:
     return AutoModelForCausalLM if base.kind == "decoder" else AutoModelForSeq2SeqLM
 
 
-def add_experts(base: Base, folder: Path, architecture: str, count: int, *, first_block: int = 0) -> PeftModel:
-    """Make random adapters with PEFT, put them into the base's banks, and return PEFT's model, the oracle.
+def add_experts(
+    base: Base, folder: Path, architecture: str, count: int, *, first_block: int = 0
+) -> tuple[PeftModel, Mounted]:
+    """Make random adapters with PEFT and mount them; returns PEFT's model, the oracle, and the mount, to be held.
 
     Args:
         base: loaded from ``base.spec.path``.
@@ -178,12 +182,8 @@ def add_experts(base: Base, folder: Path, architecture: str, count: int, *, firs
             if "lora_" in name:
                 parameter.normal_(std=0.3)
     oracle.eval().save_pretrained(str(folder))
-    adapters = [load_adapter(folder / f"e{i}", base) for i in range(count)]
-    base.install(dict.fromkeys(adapters[0].factors, 3), experts=count)
-    for i, adapter in enumerate(adapters):
-        for layer, factors in adapter.factors.items():
-            base.banks[layer].put(i, factors)
-    return oracle
+    experts = [Change(f"e{i}", load_adapter(folder / f"e{i}", base).factors) for i in range(count)]
+    return oracle, mount(base, experts, trainable=True)
 
 
 @torch.inference_mode()

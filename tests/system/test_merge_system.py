@@ -36,7 +36,7 @@ def test_a_merge_is_added_with_a_head_for_each_task(system: Path) -> None:
     assert after.names == [*before.names, "both.mood", "both.names"] and after.classes == before.classes
     mood, names = after.experts[-2:]
     assert mood.factors is names.factors  # held once in memory
-    bank = next(iter(after.bases["tiny"].banks.values()))
+    bank = next(iter(after.engine.mounted["tiny"].banks.values()))
     assert bank.experts == len(before.experts) + 1
     assert mood.task == before.experts[before.index("mood")].task
     head = before.experts[before.index("mood")].head.state_dict()

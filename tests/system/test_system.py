@@ -17,12 +17,12 @@ import torch
 from dynamorouter.errors import ConfigError, DataError, LibraryError, RouterError
 from dynamorouter.evaluation.score import answer_all, score_system
 from dynamorouter.inference.prediction import Prediction
-from dynamorouter.merging.calibration import borrowed
 from dynamorouter.metrics.base import score
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.routing.base import Route, Router, RouterInput
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
@@ -225,16 +225,18 @@ def test_a_system_whose_experts_were_displaced_says_so(tiny_base: Loader) -> Non
     first = untrained(base)
     texts, tasks = ["the film was dull"], ["mood"]
     before = first.predict(texts, tasks=tasks)
-    with borrowed(base, first.experts[::-1]):
+    with mount(base, first.experts[::-1]):
         with pytest.raises(LibraryError, match=r"no longer mounted on base 'tiny': ask.*System.load"):
             first.predict(texts, tasks=tasks)
-        with borrowed(base, first.experts[:1]):
+        with mount(base, first.experts[:1]):
             pass
-    same(first.predict(texts, tasks=tasks)[0], before[0])  # what was borrowed is given back
+    same(first.predict(texts, tasks=tasks)[0], before[0])  # what was covered comes back
     second = untrained(base, seed=1)
     assert second.predict(texts, tasks=tasks)[0].answer is not None
     with pytest.raises(LibraryError, match="no longer mounted"):
         first.predict(texts, tasks=tasks)
+    del second
+    same(first.predict(texts, tasks=tasks)[0], before[0])
 
 
 def test_experts_learn_and_the_router_finds_them(system: System) -> None:

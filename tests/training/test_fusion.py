@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.fusion import FusionLayer
 from dynamorouter.model.lora.gates import FusionGate, SoftGate
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.runs import phases as pipeline
 from dynamorouter.runs.run import open_run
 from dynamorouter.system import edit
@@ -71,7 +73,7 @@ def test_it_equals_the_dense_reference_with_its_gradients(kind: str, sources: li
     x = torch.randn(3, 4, WIDTH, dtype=torch.float64, requires_grad=True)
     out = torch.randn(3, 4, OUT, dtype=torch.float64)
     gate = FusionGate({"": layer}, torch.tensor(sources), rows=3)
-    with bank.slot.hold(gate):
+    with bank.context.hold(gate):
         got = bank(x)
     want = slow(bank, layer, x, sources)
     torch.testing.assert_close(got, want)
@@ -80,7 +82,7 @@ def test_it_equals_the_dense_reference_with_its_gradients(kind: str, sources: li
         torch.autograd.grad((got * out).sum(), wanted), torch.autograd.grad((want * out).sum(), wanted), strict=True
     ):
         torch.testing.assert_close(mine, plain)
-    with torch.no_grad(), bank.slot.hold(gate):
+    with torch.no_grad(), bank.context.hold(gate):
         torch.testing.assert_close(bank(x[:, 0]), want[:, 0])
 
 
@@ -89,9 +91,9 @@ def test_it_starts_as_the_uniform_mixture() -> None:
     x = torch.randn(3, 4, WIDTH, dtype=torch.float64)
     weights = torch.zeros(3, EXPERTS, dtype=torch.float64)
     weights[:, [1, 4]] = 0.5
-    with bank.slot.hold(FusionGate({"": layer}, torch.tensor([4, 1]), rows=3)):
+    with bank.context.hold(FusionGate({"": layer}, torch.tensor([4, 1]), rows=3)):
         got = bank(x)
-    with bank.slot.hold(SoftGate(weights)):
+    with bank.context.hold(SoftGate(weights)):
         torch.testing.assert_close(got, bank(x))
 
 
@@ -101,9 +103,9 @@ def test_a_bank_of_larger_rank_changes_nothing_and_other_layers_are_the_bases() 
     with torch.no_grad():
         bank.a[:2, -1] = 0
         bank.b[:2, :, -1] = 0
-        with bank.slot.hold(FusionGate({"": layer}, torch.tensor([0, 1]), rows=2)):
+        with bank.context.hold(FusionGate({"": layer}, torch.tensor([0, 1]), rows=2)):
             torch.testing.assert_close(bank(x), slow(bank, layer, x, [0, 1]))
-        with bank.slot.hold(FusionGate({"other": layer}, torch.tensor([0, 1]), rows=2)):
+        with bank.context.hold(FusionGate({"other": layer}, torch.tensor([0, 1]), rows=2)):
             assert torch.equal(bank(x), bank.base(x))
 
 
@@ -111,7 +113,7 @@ def test_a_bank_of_larger_rank_changes_nothing_and_other_layers_are_the_bases() 
 def test_wrong_gates_are_named(sources: list[int], rows: int, words: str) -> None:
     bank = make_bank()
     gate = FusionGate({"": make_layer(2)}, torch.tensor(sources), rows=rows)
-    with pytest.raises(BankShapeError, match=words), bank.slot.hold(gate):
+    with pytest.raises(BankShapeError, match=words), bank.context.hold(gate):
         bank(torch.ones(2, 1, WIDTH, dtype=torch.float64))
 
 
@@ -162,8 +164,15 @@ def system(tiny_folder: Callable[[str], Path]) -> System:
 
 
 def test_training_changes_nothing_frozen_and_is_the_same_every_time(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mounts: list[Mounted] = []
+
+    def watched(*args: Any, **options: Any) -> Mounted:
+        mounts.append(mount(*args, **options))
+        return mounts[-1]
+
+    monkeypatch.setattr("dynamorouter.training.fusion.mount", watched)
     base = tiny(tiny_folder)
     experts = train(base)
     frozen = {name: value.clone() for name, value in base.model.state_dict().items() if ".a" != name[-2:] != ".b"}
@@ -187,7 +196,7 @@ def test_training_changes_nothing_frozen_and_is_the_same_every_time(
     now = base.model.state_dict()
     assert all(torch.equal(value, now[name]) for name, value in frozen.items())
     for index, expert in enumerate(experts):
-        for layer, bank in base.banks.items():
+        for layer, bank in mounts[-1].banks.items():
             back = bank.get(index, 2)
             assert torch.equal(back.a, factors[expert.name, layer, "a"])
             assert torch.equal(back.b, factors[expert.name, layer, "b"])

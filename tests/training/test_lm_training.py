@@ -16,8 +16,9 @@ from dynamorouter.errors import ConfigError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.heads.language import LOGITS, end_id
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.packing import Layout, plan_passes
 from dynamorouter.model.text.prompts import encode_prompts
@@ -93,28 +94,28 @@ def lively(base: Base, plans: list[ExpertPlan]) -> list[Expert]:
 def loop_over(
     base: Base, plans: list[ExpertPlan], experts: list[Expert], *, packing: bool, depth: int = 0
 ) -> PackedLoop:
-    install_experts(base, experts)
+    mounted = mount(base, experts, trainable=True)
     examples: list[TrainingExample] = []
     learners = []
     for index, (one, expert) in enumerate(zip(plans, experts, strict=True)):
         own = make_examples(base, expert.head, one.task, ROWS[one.task.name], expert=index)
         places = range(len(examples), len(examples) + len(own))
         examples += own
-        learners.append(ExpertLearner(index, one, expert.head, base, places, seed=0))
+        learners.append(ExpertLearner(index, one, expert.head, mounted, places, seed=0))
     cache = TrunkCache(base, examples, depth=depth, limit=1 << 20, budget=128)
     cache.fill()
     options = LoopOptions(tokens_per_batch=128, packing=packing)
     return PackedLoop(
-        base, learners, examples, cache, evaluate=lambda t: 0.0, options=options, log=lambda step, values: None
+        mounted, learners, examples, cache, evaluate=lambda t: 0.0, options=options, log=lambda step, values: None
     )
 
 
 def gradients(loop: PackedLoop, learners: list[ExpertLearner]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    for bank in loop.base.banks.values():
+    for bank in loop.mounted.banks.values():
         bank.requires_grad_(True).base.requires_grad_(False)
     losses = loop._accumulate(learners)
     found = {}
-    for name, bank in loop.base.banks.items():
+    for name, bank in loop.mounted.banks.items():
         assert bank.a.grad is not None and bank.b.grad is not None
         found[f"{name}.a"], found[f"{name}.b"] = bank.a.grad.clone(), bank.b.grad.clone()
         bank.a.grad = bank.b.grad = None
@@ -231,9 +232,9 @@ def test_training_lowers_the_held_out_loss_on_every_kind_of_base(lm_folder: Fold
             options=LoopOptions(tokens_per_batch=128),
             log=lambda step, values: None,
         )
-        install_experts(base, [expert])
-        assert held(expert.head, 0) > before + 0.1
-        assert expert.card["training"]["select_score"] == pytest.approx(held(expert.head, 0), abs=1e-5)
+        with mount(base, [expert]):
+            assert held(expert.head, 0) > before + 0.1
+            assert expert.card["training"]["select_score"] == pytest.approx(held(expert.head, 0), abs=1e-5)
 
 
 def test_a_large_vocabulary_is_told_in_parts_with_the_same_gradient(

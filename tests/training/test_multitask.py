@@ -15,6 +15,7 @@ from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.training.multitask import (
     AdapterBackbone,
     FrozenBackbone,
@@ -26,6 +27,7 @@ from dynamorouter.training.multitask import (
 )
 from dynamorouter.utils.optim import Optimizer
 from dynamorouter.utils.seeding import seeded
+from support.banks import Change
 from support.builders import MOOD, NAMES, make_rows
 
 
@@ -37,13 +39,11 @@ def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
         head = build_head(task, base.width).initialise(seeded(0, task.name))
         task_heads.append(TaskHead(task, head, make_rows(task, 24)))
     factors = fresh_factors(base, lora, seed=0, name="one")
-    banks = base.install(dict.fromkeys(factors, lora.rank), experts=1)
-    for layer, bank in banks.items():
-        bank.put(0, factors[layer], name=layer)
+    mounted = mount(base, [Change("one", factors)])
     examples = shared_examples(base, task_heads)
     assert {example.expert for example in examples} == {0, 1}
     options = SharedOptions(epochs=4, batch_rows=8, learning_rate=0.01, head_learning_rate=0.01)
-    body = AdapterBackbone(base, examples, depth=2, limit=1 << 24, budget=256)
+    body = AdapterBackbone(mounted, examples, depth=2, limit=1 << 24, budget=256)
     before = [p.detach().clone() for p in body.parameters()]
     scores = iter([0.1, 0.9, 0.3, 0.2])
     kept: list[list[torch.Tensor]] = []

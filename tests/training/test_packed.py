@@ -17,8 +17,9 @@ from transformers import AutoModel
 from dynamorouter.errors import LibraryError, TrainingError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.peft import save_adapter
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
@@ -78,14 +79,14 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
         )
         for e in experts
     ]
-    install_experts(base, experts)
+    mounted = mount(base, experts, trainable=True)
     own = make_examples(base, experts[0].head, MOOD, ROWS["mood"][:6], expert=0)
     learners = [
-        ExpertLearner(0, plans[0], experts[0].head, base, range(len(own)), seed=0),
-        ExpertLearner(1, plans[1], experts[1].head, base, [0], seed=0),
+        ExpertLearner(0, plans[0], experts[0].head, mounted, range(len(own)), seed=0),
+        ExpertLearner(1, plans[1], experts[1].head, mounted, [0], seed=0),
     ]
     loop = PackedLoop(
-        base,
+        mounted,
         learners,
         own,
         TrunkCache(base, own, depth=0, limit=0, budget=96),
@@ -93,7 +94,7 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
         options=LoopOptions(tokens_per_batch=64),
         log=lambda step, values: None,
     )
-    for bank in base.banks.values():
+    for bank in mounted.banks.values():
         bank.requires_grad_(True).base.requires_grad_(False)
     loop._accumulate(learners[:1])
 
@@ -106,8 +107,8 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
     experts[0].head.zero_grad()
     experts[0].head.loss(hidden, batch.mask, [e.target for e in own]).mean().backward()
     want = {name: p.grad for name, p in oracle.named_parameters() if p.grad is not None}
-    assert len(want) == 2 * len(base.banks)
-    for name, bank in base.banks.items():
+    assert len(want) == 2 * len(mounted.banks)
+    for name, bank in mounted.banks.items():
         assert bank.a.grad is not None and bank.b.grad is not None
         for side, grad in (("A", bank.a.grad), ("B", bank.b.grad)):
             theirs = want[f"base_model.model.{name}.lora_{side}.default.weight"]
@@ -120,7 +121,6 @@ def test_frozen_weights_stay_to_the_bit(tiny_base: Loader) -> None:
     base = tiny_base()
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     train(base, [plan(task) for task in TASKS])
-    base.uninstall()
     after = base.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -208,13 +208,13 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
     base = tiny_base()
     scores: dict[str, list[float]] = {"mood": [0.5, 0.4, 0.3], "names": [0.1, 0.2, 0.3, 0.4]}
     experts = [fresh_expert(base, plan(task, epochs=4, patience=2), seed=0) for task in (MOOD, NAMES)]
-    install_experts(base, experts)
+    mounted = mount(base, experts, trainable=True)
     examples: list[TrainingExample] = []
     learners: list[ExpertLearner] = []
     for i, expert in enumerate(experts):
         own = make_examples(base, expert.head, expert.task, ROWS[expert.name], expert=i)
         places = range(len(examples), len(examples) + len(own))
-        learners.append(ExpertLearner(i, plan(expert.task, epochs=4, patience=2), expert.head, base, places, seed=0))
+        learners.append(ExpertLearner(i, plan(expert.task, epochs=4, patience=2), expert.head, mounted, places, seed=0))
         examples += own
     seen: dict[str, list[Tensor]] = {}
 
@@ -225,7 +225,7 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
         return score
 
     PackedLoop(
-        base,
+        mounted,
         learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=96),
@@ -261,8 +261,8 @@ def test_adam_equals_the_same_steps_by_hand_under_peft(tiny_base: Loader) -> Non
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     own = make_examples(base, head, MOOD, ROWS["mood"], expert=0)
-    install_experts(base, [start])
-    learner = ExpertLearner(0, one, start.head, base, range(len(own)), seed=0)
+    mounted = mount(base, [start], trainable=True)
+    learner = ExpertLearner(0, one, start.head, mounted, range(len(own)), seed=0)
     total = math.ceil(len(own) / 5)
     for step in range(total):
         chosen = [own[i] for i in learner.next_batch()]

@@ -19,8 +19,9 @@ from dynamorouter.metrics.base import get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import Factors
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.text.trunk_cache import CacheOptions
 from dynamorouter.runs.run import Run
 from dynamorouter.system.library import Library
@@ -54,6 +55,7 @@ class Experiment:
     _rows: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     _validators: dict[tuple[str, str, int], Validator] = field(default_factory=dict)
     _installed: object = None
+    _mounted: Mounted | None = None
 
     @staticmethod
     def open(config: Config, run: Path, data: PreparedData) -> Experiment:
@@ -95,10 +97,15 @@ class Experiment:
         """Put experts into the banks of the second base, unless those of this key are there."""
         there = self._installed is key or (isinstance(key, str) and self._installed == key)
         if not there:
-            install_experts(self.base, experts)
-            for bank in self.base.banks.values():
-                bank.requires_grad_(False)
-            self._installed = key
+            if self._mounted is not None:
+                self._mounted.close()
+            self._mounted, self._installed = mount(self.base, experts), key
+
+    @property
+    def mounted(self) -> Mounted:
+        """What was put over the second base last."""
+        assert self._mounted is not None, "an arm asked for what is mounted before it mounted anything"
+        return self._mounted
 
     def install_factors(self, factors: Mapping[str, Factors], *, key: object = None) -> None:
         """Put one change of the base into the banks, whichever expert it comes from."""
@@ -189,9 +196,9 @@ def headline(task: Task, answers: Sequence[Answer | None], records: Sequence[Rec
 
 def factor_work(experiment: Experiment, experts: Sequence[Expert]) -> float:
     """Return the multiplications of experts' factors for a token over those of the base's blocks."""
-    lying = sum(bank.a.numel() + bank.b.numel() for bank in experiment.base.banks.values())
-    blocks = sum(p.numel() for p in experiment.base.blocks.parameters() if p.dim() > 1) - lying
-    return factor_count(experts) / blocks
+    base = experiment.base
+    weights = [p for name, p in base.weights.items() if name.startswith(f"{base.blocks_name}.") and p.dim() > 1]
+    return factor_count(experts) / sum(p.numel() for p in weights)
 
 
 def factor_count(experts: Sequence[Expert]) -> int:

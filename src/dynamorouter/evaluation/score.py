@@ -267,7 +267,7 @@ def cost(system: System, *, rows: int, seconds: Mapping[str, float]) -> dict[str
     base = system.bases[system.router_base]
     numbers = base.parameters()
     experts = {expert.name: expert.parameters() for expert in system.experts}
-    banks = [bank for each in system.bases.values() for bank in each.banks.values()]
+    banks = [bank for mounted in system.engine.mounted.values() for bank in mounted.banks.values()]
     held = sum(bank.a.numel() + bank.b.numel() for bank in banks) * 4
     disk = {} if system.library is None else {name: system.library.bytes(name) for name in system.names}
     share = {e.name: e.parameters() / system.bases[e.base].parameters() for e in system.experts}

@@ -20,9 +20,10 @@ from dynamorouter.inference.writing import Gates, GenerationBatch, stream_row, t
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import EncoderHead
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.fusion import Fusion
 from dynamorouter.model.lora.gates import FusionGate, RowGate
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.model.text.tokenize import Batch, TextPair, Window
@@ -63,7 +64,7 @@ class Engine:
     """Experts placed in the banks of their bases, the router, and the passes that answer rows through them.
 
     Args:
-        bases: by name; their banks are replaced.
+        bases: by name; the experts are mounted on them.
         experts: in the order of their indices.
         router: chooses among ``classes``; ``None`` where the task of every row will be named.
         classes: names of the experts that the router was fitted on, by its own index.
@@ -74,7 +75,7 @@ class Engine:
         LibraryError: an expert sits on a base, or a fusion mixes an expert, that is not there.
 
     Attributes:
-        banks: what it put over the layers of each base; it answers as long as they are there.
+        mounted: its experts on each base, by name; it answers as long as they are at work.
     """
 
     def __init__(
@@ -91,23 +92,18 @@ class Engine:
         self.experts = experts
         self.router_base = router_base
         self.budget = budget
-        self._slots: list[int] = []
+        self.mounted: dict[str, Mounted] = {}
         for name, base in self.bases.items():
-            own = {id(expert.factors): expert for expert in self.experts if expert.base == name}
-            install_experts(base, list(own.values()))  # factors that several share, as after a merge, are held once
-            for bank in base.banks.values():
-                bank.requires_grad_(False)
-        self.banks = {name: base.banks for name, base in self.bases.items()}
-        places: dict[str, dict[int, int]] = {name: {} for name in self.bases}
+            experts_here = [expert for expert in self.experts if expert.base == name]
+            self.mounted[name] = mount(base, experts_here, share=True)
         for expert in self.experts:
             if expert.base not in self.bases:
                 raise LibraryError(
                     f"expert {expert.name!r} sits on base {expert.base!r}, which the system has not; "
                     f"it has: {one_of(self.bases)}"
                 )
-            known = places[expert.base]
-            self._slots.append(known.setdefault(id(expert.factors), len(known)))
             expert.head.to(self.bases[expert.base].device).eval()
+        self._slots = [self.mounted[expert.base].slots[expert.name] for expert in self.experts]
         self._heads = [expert.answering_head for expert in self.experts]
         self._depths = [expert.lora.trunk_depth for expert in self.experts]
         self._sources: dict[int, Tensor] = {}
@@ -137,18 +133,10 @@ class Engine:
                 respects_pairs=router.respects_pairs,
             )
 
-    def _check_mounted(self, name: str) -> None:
-        """Refuse to answer through the experts of somebody else.
-
-        Raises:
-            LibraryError: other banks lie over the base's layers.
-        """
-        if self.bases[name].banks is not self.banks[name]:
-            own = (expert.name for expert in self.experts if expert.base == name)
-            raise LibraryError(
-                f"these experts are no longer mounted on base {name!r}: {one_of(own)}; another system or training put "
-                "others in their place; load the system again (System.load), or give each system a base of its own"
-            )
+    def close(self) -> None:
+        """Take the experts off their bases; what they covered comes back."""
+        for mounted in self.mounted.values():
+            mounted.close()
 
     def _place_fusion(self, index: int, expert: Expert, fusion: Fusion) -> None:
         """Find a fusion's sources; its rows leave the trunk where the first of them does."""
@@ -291,7 +279,7 @@ class Engine:
                 chunk, experts, [i for i in texts if i not in skip_generation], name, mixture, generation
             )
             if mine or wanted.rows:
-                self._check_mounted(name)
+                self.mounted[name].check()
             if wanted.rows:
                 home = name == self.router_base
                 read = {i: chunk.windows[i][0].encoding.ids for i in wanted.rows} if home else {}
@@ -301,7 +289,7 @@ class Engine:
                 self._finish(chunk, experts, rows, mixture, parts)
             self._full(base, later, experts, mixture, parts, chunk)
             if mine or wanted.rows:  # nobody has put others there meanwhile
-                self._check_mounted(name)
+                self.mounted[name].check()
         return [
             self._reader(e).merge(part, row) if part else written.get(i)
             for i, (e, part, row) in enumerate(zip(experts, parts, chunk.rows, strict=True))
@@ -323,9 +311,9 @@ class Engine:
         name = self.experts[expert].base
         wanted = self._wanted(chunk, [expert], [0], name, assignment.mixture, generation)
         home = name == self.router_base
-        self._check_mounted(name)
+        self.mounted[name].check()
         for piece in stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids):
-            self._check_mounted(name)
+            self.mounted[name].check()
             yield piece
 
     def losses(self, records: Sequence[Record], assignment: Assignment) -> list[tuple[float, int] | None]:
@@ -339,7 +327,7 @@ class Engine:
             generative = [e.base == name and e.is_generative for e in self.experts]
             mine = [i for i, expert in enumerate(experts) if expert >= 0 and generative[expert]]
             if mine:
-                self._check_mounted(name)
+                self.mounted[name].check()
                 own = {i: self.experts[experts[i]] for i in mine}
                 gates = self._gates(experts, mixture, base)
                 costs = target_losses(base, {i: records[i] for i in mine}, own, gates, budget=self.budget)

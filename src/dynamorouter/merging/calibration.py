@@ -3,7 +3,8 @@
     with observed("grams", base, experts, rows) as seen:
         result = merge_experts(experts, method="regmean", grams=seen)
 
-``rows`` are by name of expert. The base's banks are lent to the passes, and are as before afterwards.
+``rows`` are by name of expert. The experts are mounted meanwhile, and what they cover
+is as before afterwards.
 
 Letters: B examples, S positions, D in, O out, E experts.
 """
@@ -22,8 +23,9 @@ from dynamorouter.merging.entropy import entropy_of
 from dynamorouter.merging.registry import NEEDS, Need
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.bank import LoraBank
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.packing import Layout, last_states
@@ -74,31 +76,18 @@ def observed(
         "objective": mean_loss,
         "entropy": mean_entropy,
     }
-    with borrowed(base, ordered):
-        yield makers[need](base, ordered, chosen, budget=budget)
+    with base.context.lock, mount(base, ordered, trainable=True) as mounted:  # the passes of other threads wait
+        yield makers[need](mounted, ordered, chosen, budget=budget)
 
 
-@contextmanager
-def borrowed(base: Base, experts: Sequence[Expert]) -> Iterator[None]:
-    """Put experts into banks of their own for a ``with`` block, for whose end other threads' passes wait."""
-    with base.slot.lock:
-        before = base.banks
-        try:
-            install_experts(base, experts)
-            yield
-        finally:
-            base.uninstall()
-            for name, bank in before.items():
-                path, _, leaf = name.rpartition(".")
-                setattr(base.model.get_submodule(path), leaf, bank)
-            base.banks = before
-
-
-def second_moments(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int) -> dict[str, dict[str, Tensor]]:
+def second_moments(
+    mounted: Mounted, experts: Sequence[Expert], rows: Rows, *, budget: int
+) -> dict[str, dict[str, Tensor]]:
     """Return the mean of x x^T over the inputs of each layer, ``(D, D)`` float64, by expert and layer.
 
     Each expert is at work on its own rows; padding is left out.
     """
+    base = mounted.base
     moments_by_expert = {}
     for index, expert in enumerate(experts):
         moments = _Moments()
@@ -106,7 +95,7 @@ def second_moments(base: Base, experts: Sequence[Expert], rows: Rows, *, budget:
             layout = Layout.of(examples, [[i] for i in range(len(examples))])
             batch = layout.batch(base)
             moments.mask = batch.mask.bool()
-            with torch.inference_mode(), _watched(base.banks, moments.note):
+            with torch.inference_mode(), _watched(mounted.banks, moments.note):
                 last_states(base, layout, batch, _row_gate(index, len(examples), base))
         moments_by_expert[expert.name] = {
             name: (total / moments.counts[name]).cpu() for name, total in moments.sums.items()
@@ -131,25 +120,26 @@ class _Moments:
 
 
 def squared_gradients(
-    base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int
+    mounted: Mounted, experts: Sequence[Expert], rows: Rows, *, budget: int
 ) -> dict[str, dict[str, Tensor]]:
     """Return the mean square of the loss's gradient by each entry of each layer, ``(O, D)`` float32.
 
     By expert and layer; each example's gradient is squared by itself. The labels are those of the rows (the empirical
     Fisher information).
     """
+    base = mounted.base
     squares_by_expert = {}
     for index, expert in enumerate(experts):
         squares = _Squares()
         count = 0
         for examples in _batches(base, expert, rows[expert.name], budget):
             layout = Layout.of(examples, [[i] for i in range(len(examples))])
-            with torch.enable_grad(), _watched(base.banks, squares.keep, squares.square):
+            with torch.enable_grad(), _watched(mounted.banks, squares.keep, squares.square):
                 gate = _row_gate(index, len(examples), base)
                 hidden, mask = last_states(base, layout, layout.batch(base), gate)
                 loss = expert.head.loss(hidden, mask, [example.target for example in examples]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
-            _clear_gradients(base, expert)
+            _clear_gradients(mounted, expert)
             count += len(examples)
         squares_by_expert[expert.name] = {name: (total / count).cpu() for name, total in squares.sums.items()}
     return squares_by_expert
@@ -172,8 +162,11 @@ class _Squares:
         self.sums[name] = self.sums[name] + squares if name in self.sums else squares
 
 
-def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int) -> Callable[[Coefficients], float]:
+def mean_loss(
+    mounted: Mounted, experts: Sequence[Expert], rows: Rows, *, budget: int
+) -> Callable[[Coefficients], float]:
     """Return a function from coefficients to the mean over tasks of each task's mean loss."""
+    base = mounted.base
     depth = min(expert.lora.trunk_depth for expert in experts)
     prepared = []
     for index, expert in enumerate(experts):
@@ -190,7 +183,7 @@ def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int)
 
     def loss_at(coefficients: Coefficients) -> float:
         losses = [0.0] * len(experts)
-        with torch.inference_mode(), mixing(base, coefficients):
+        with torch.inference_mode(), mixing(mounted, coefficients):
             for index, layout, batch, states in prepared:
                 gate = _mixture_gate(len(layout.examples), len(experts), base)
                 hidden, mask = last_states(base, layout, batch, gate, states=states, depth=depth)
@@ -202,12 +195,13 @@ def mean_loss(base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int)
 
 
 def mean_entropy(
-    base: Base, experts: Sequence[Expert], rows: Rows, *, budget: int, batch_rows: int = 16
+    mounted: Mounted, experts: Sequence[Expert], rows: Rows, *, budget: int, batch_rows: int = 16
 ) -> Callable[[Coefficients], Tensor]:
     """Return a function from coefficients to the mean over tasks of the entropy of the answers to a batch.
 
     It goes on to the next batch with every call.
     """
+    base = mounted.base
     depth = min(expert.lora.trunk_depth for expert in experts)
     prepared: list[list[Any]] = []
     for expert in experts:
@@ -228,7 +222,7 @@ def mean_entropy(
     def entropy_at(coefficients: Coefficients) -> Tensor:
         nonlocal calls
         values = []
-        with torch.enable_grad(), mixing(base, coefficients):
+        with torch.enable_grad(), mixing(mounted, coefficients):
             for batches in prepared:
                 entropy, windows, texts, mask, states = batches[calls % len(batches)]
                 gate = _mixture_gate(len(windows), len(experts), base)
@@ -240,16 +234,16 @@ def mean_entropy(
 
 
 @contextmanager
-def mixing(base: Base, coefficients: Coefficients) -> Iterator[None]:
+def mixing(mounted: Mounted, coefficients: Coefficients) -> Iterator[None]:
     """Let every bank add up its experts with these coefficients; they may be differentiated."""
-    before = {name: bank.scaling for name, bank in base.banks.items()}
-    for name, bank in base.banks.items():
+    before = {name: bank.scaling for name, bank in mounted.banks.items()}
+    for name, bank in mounted.banks.items():
         bank.scaling = before[name] * coefficients[name].to(before[name])
         bank.requires_grad_(False)
     try:
         yield
     finally:
-        for name, bank in base.banks.items():
+        for name, bank in mounted.banks.items():
             bank.scaling = before[name]
 
 
@@ -293,9 +287,9 @@ def _mixture_gate(rows: int, experts: int, base: Base) -> SoftGate:
     return SoftGate(torch.ones(rows, experts, device=base.device))
 
 
-def _clear_gradients(base: Base, expert: Expert) -> None:
+def _clear_gradients(mounted: Mounted, expert: Expert) -> None:
     """Drop gradients that a pass has left behind."""
-    for bank in base.banks.values():
+    for bank in mounted.banks.values():
         bank.zero_grad(set_to_none=True)
     expert.head.zero_grad(set_to_none=True)
 

@@ -16,8 +16,9 @@ from dynamorouter.data.complexity.record import complexities
 from dynamorouter.data.prepare import PreparedData
 from dynamorouter.evaluation.complexity import ONE, arm_losses, compare, route_rows, routing_scores, row_losses
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.runs.build import cache_options, expert_plan, load_bases, loop_options, run_tasks
 from dynamorouter.system.library import Library
 from dynamorouter.system.system import System
@@ -64,9 +65,9 @@ def complexity_report(
     losses = arm_losses(system, rows, tiers, found)
     base = load_bases(config)[config.base.name]
     one = one_lora(config, out, base, data, names, progress=progress)
-    install_experts(base, [one])
     alone = torch.zeros(len(rows), dtype=torch.int64, device=base.device)
-    losses[ONE] = row_losses(base, one.task, rows, lambda at: RowGate(alone[at]))
+    with mount(base, [one]):
+        losses[ONE] = row_losses(base, one.task, rows, lambda at: RowGate(alone[at]))
     parameters = {"tiers": sum(expert.parameters() for expert in system.experts), ONE: one.parameters()}
     options = {"seed": config.seed, "resamples": config.evaluation.bootstrap}
     return {**report, "parameters": parameters, **compare(losses, tiers, names, **options)}

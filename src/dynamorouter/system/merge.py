@@ -24,8 +24,9 @@ from dynamorouter.merging.merge import MergeResult, check_experts, merge_experts
 from dynamorouter.merging.registry import NEEDS, merges
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.system.edit import changing
 from dynamorouter.system.library import Library
@@ -317,11 +318,10 @@ def verify(system: Path, name: str) -> list[dict[str, Any]]:
 
 def _compare(base: Base, other: Base, expert: Expert) -> dict[str, Any]:
     """Compare our pass through an expert with a pass over a base that PEFT has put the adapter into."""
-    install_experts(base, [expert])
     windows = base.encoder.windows([(text, None) for text in TEXTS], max_tokens=32, stride=8)
     batch = base.encoder.collate([window.encoding for window in windows], base.device)
     gate = RowGate(torch.zeros(len(windows), dtype=torch.long, device=base.device))
-    with torch.inference_mode():
+    with torch.inference_mode(), mount(base, [expert]):
         ours, bare, theirs = (_outputs(which, batch, own) for which, own in ((base, gate), (base, None), (other, None)))
     size = float(theirs.abs().max())
     difference = float((ours - theirs).abs().max()) / size

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.lora.expert import Expert, fresh_factors, install_experts
+from dynamorouter.model.lora.expert import Expert, fresh_factors
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
@@ -38,7 +39,7 @@ def fit_experts(
     """Train one expert per plan, packed, and return them.
 
     Args:
-        base: the frozen base; its banks are replaced.
+        base: the frozen base; the experts are mounted on it meanwhile.
         plans: one per task, all with the same trunk depth.
         train: rows by task.
         select: held-out rows by task, for early stopping and the choice of the best pass.
@@ -53,7 +54,8 @@ def fit_experts(
     cache = cache or CacheOptions()
     depth = min(plan.lora.trunk_depth for plan in plans)
     experts = list(start) if start else [fresh_expert(base, plan, seed=options.seed) for plan in plans]
-    learners, examples = make_learners(base, experts, plans, train, seed=options.seed)
+    mounted = mount(base, experts, trainable=True)
+    learners, examples = make_learners(mounted, experts, plans, train, seed=options.seed)
     budget = options.tokens_per_batch
     validators = [
         Validator(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
@@ -63,7 +65,7 @@ def fit_experts(
     trunk = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
     trunk.fill()
     loop = PackedLoop(
-        base,
+        mounted,
         learners,
         examples,
         trunk,
@@ -77,19 +79,21 @@ def fit_experts(
     loop.run(label=f"experts of {base.spec.name}" if len(plans) > 1 else f"expert {plans[0].task.name}")
     for held in (trunk, *(validator.cache for validator in validators)):
         held.close()
-    return [collect(base, expert, index, learners[index]) for index, expert in enumerate(experts)]
+    trained = [collect(mounted, expert, learners[index]) for index, expert in enumerate(experts)]
+    mounted.close()
+    return trained
 
 
 def make_learners(
-    base: Base,
+    mounted: Mounted,
     experts: Sequence[Expert],
     plans: Sequence[ExpertPlan],
     train: Mapping[str, Sequence[Record]],
     *,
     seed: int,
 ) -> tuple[list[ExpertLearner], list[TrainingExample]]:
-    """Put experts into the banks, and return a trainee for each with the examples of all."""
-    install_experts(base, experts)
+    """Return a learner for each of the mounted experts, with the examples of all."""
+    base = mounted.base
     examples: list[TrainingExample] = []
     learners: list[ExpertLearner] = []
     for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
@@ -97,7 +101,7 @@ def make_learners(
         own = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
         positions = range(len(examples), len(examples) + len(own))
         examples += own
-        learners.append(ExpertLearner(index, plan, head, base, positions, seed=seed))
+        learners.append(ExpertLearner(index, plan, head, mounted, positions, seed=seed))
     return learners, examples
 
 
@@ -109,9 +113,9 @@ def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:
     return Expert(plan.task.name, plan.task, base.spec.name, factors, head, plan.lora)
 
 
-def collect(base: Base, expert: Expert, index: int, learner: ExpertLearner) -> Expert:
+def collect(mounted: Mounted, expert: Expert, learner: ExpertLearner) -> Expert:
     """Read a trained expert back out of the banks."""
-    factors = {layer: base.banks[layer].get(index, old.a.shape[0]) for layer, old in expert.factors.items()}
+    factors = mounted.factors(expert.name)
     progress = learner.progress
     training = {"steps": progress.step, "epochs": progress.epoch, "select_score": round(progress.best, 6)}
     head = learner.head.eval().requires_grad_(False)

@@ -19,9 +19,10 @@ from torch import Tensor
 from dynamorouter.errors import TrainingError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.lora.expert import Expert, install_experts
+from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.fusion import Fusion, FusionLayer
 from dynamorouter.model.lora.gates import FusionGate
+from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.examples import batch_of, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
@@ -72,7 +73,7 @@ def fit_fusions(
     """Train the planned fusions and return all experts, those with a fusion that is worth it having it.
 
     Args:
-        bases: by name; their banks are replaced.
+        bases: by name; the experts are mounted on them meanwhile.
         experts: all experts; fusions that they have are dropped.
         plans: one per task that gets a fusion.
         train: rows by task.
@@ -86,16 +87,12 @@ def fit_fusions(
         TrainingError: a loss is no number.
     """
     found = {expert.task.name: dataclasses.replace(expert, fusion=None) for expert in experts}
-    slots: dict[str, int] = {}
-    for name, base in bases.items():
-        own = [expert for expert in found.values() if expert.base == name]
-        install_experts(base, own)
-        for bank in base.banks.values():
-            bank.requires_grad_(False)
-        slots.update({expert.task.name: index for index, expert in enumerate(own)})
+    mounts = {
+        name: mount(base, [expert for expert in found.values() if expert.base == name]) for name, base in bases.items()
+    }
     trainings = [
         FusionTraining(
-            bases[found[plan.task].base], plan, found, slots, train[plan.task], options=options, log=log(plan.task)
+            mounts[found[plan.task].base], plan, found, train[plan.task], options=options, log=log(plan.task)
         )
         for plan in plans
     ]
@@ -103,14 +100,17 @@ def fit_fusions(
     for training in trainings:
         expert = training.run(select[training.plan.task], cache=cache or CacheOptions(), progress=progress)
         found[training.plan.task] = expert
+    for mounted in mounts.values():
+        mounted.close()
     return list(found.values())
 
 
-def fresh_fusion(base: Base, plan: FusionPlan, experts: Mapping[str, Expert], *, seed: int) -> Fusion:
+def fresh_fusion(mounted: Mounted, plan: FusionPlan, experts: Mapping[str, Expert], *, seed: int) -> Fusion:
     """Draw a new fusion over all layers that a source changes; it depends on the seed and the names alone."""
+    base = mounted.base
     sources, target = [experts[name] for name in plan.sources], experts[plan.task]
     layers = {}
-    for name in base.banks:
+    for name in mounted.banks:
         ranks = [source.factors[name].a.shape[0] for source in sources if name in source.factors]
         if ranks:
             layer = FusionLayer(base.shape(name)[1], experts=len(sources), rank=max(ranks), key_width=plan.key_width)
@@ -124,10 +124,9 @@ class FusionTraining:
     """One task's fusion in training.
 
     Args:
-        base: with the banks of its experts installed and frozen.
+        mounted: the experts of its base.
         plan: how it is trained.
         experts: by task.
-        slots: places of the experts in the banks, by task.
         records: the task's train rows.
         options: shared settings.
         log: where losses and scores go.
@@ -135,18 +134,19 @@ class FusionTraining:
 
     def __init__(
         self,
-        base: Base,
+        mounted: Mounted,
         plan: FusionPlan,
         experts: Mapping[str, Expert],
-        slots: Mapping[str, int],
         records: Sequence[Record],
         *,
         options: LoopOptions,
         log: Log,
     ) -> None:
+        base = mounted.base
+        slots = {task: mounted.slots[expert.name] for task, expert in experts.items() if expert.name in mounted.slots}
         self.base, self.plan, self.options, self.log = base, plan, options, log
         self.expert, self.slot = experts[plan.task], slots[plan.task]
-        self.fusion = fresh_fusion(base, plan, experts, seed=options.seed)
+        self.fusion = fresh_fusion(mounted, plan, experts, seed=options.seed)
         self.depth = min(experts[name].lora.trunk_depth for name in plan.sources)
         self.examples = make_examples(base, self.fusion.head, self.expert.task, records, expert=self.slot)
         self.steps = 0

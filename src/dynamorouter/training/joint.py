@@ -23,6 +23,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
@@ -214,13 +215,14 @@ def fit_joint(
     """
     depth, budget = _depth(base, experts), options.tokens_per_batch
     placed = [expert if expert.base == base.spec.name else placeholder(expert, base) for expert in experts]
-    learners, examples = make_learners(base, placed, plans, train, seed=options.seed)
+    mounted = mount(base, placed, trainable=True)
+    learners, examples = make_learners(mounted, placed, plans, train, seed=options.seed)
     validators = _validators(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
     for i, validator in validators.items():
         learners[i].progress.best = validator(learners[i].head, i)
     writers = [i for i in validators if learners[i].head.appends_target]
     loop = PackedLoop(
-        base,
+        mounted,
         learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=budget),
@@ -237,7 +239,9 @@ def fit_joint(
     router.module.eval()
     for validator in validators.values():
         validator.cache.close()
-    return [collect(base, e, i, learners[i]) if i in validators else e for i, e in enumerate(experts)]
+    trained = [collect(mounted, e, learners[i]) if i in validators else e for i, e in enumerate(experts)]
+    mounted.close()
+    return trained
 
 
 def _depth(base: Base, experts: Sequence[Expert]) -> int:

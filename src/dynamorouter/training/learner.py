@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head
 from dynamorouter.model.lora.factors import LoraSettings
+from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.validate import SelectBy
@@ -92,23 +92,23 @@ class ExpertLearner:
         index: its place in the banks.
         plan: how it is trained.
         head: its head, on the base's device.
-        base: the base with the banks installed.
+        mounted: the experts that learn.
         examples: positions of its examples in the common list.
         seed: fixes the order of its rows, by the task's name and nothing else.
     """
 
     def __init__(
-        self, index: int, plan: ExpertPlan, head: Head, base: Base, examples: Sequence[int], *, seed: int
+        self, index: int, plan: ExpertPlan, head: Head, mounted: Mounted, examples: Sequence[int], *, seed: int
     ) -> None:
-        head.attach(base)
+        head.attach(mounted.base)
         self.index = index
         self.plan = plan
         self.head = head
         self.examples = list(examples)
         self.seed = seed
         self.progress = LearnerProgress()
-        self.log_variance = nn.Parameter(torch.zeros((), device=base.device), requires_grad=plan.uncertainty)
-        self._banks = [bank for bank in base.banks.values() if bool(bank.scaling[index] != 0)]
+        self.log_variance = nn.Parameter(torch.zeros((), device=mounted.base.device), requires_grad=plan.uncertainty)
+        self._banks = [bank for bank in mounted.banks.values() if bool(bank.scaling[index] != 0)]
         self._slices = [side.detach()[index] for bank in self._banks for side in (bank.a, bank.b)]
         self.optimizer = Optimizer(
             [

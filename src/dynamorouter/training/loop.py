@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import LibraryError, TrainingError
-from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Dropout, Gate
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.batching import rows_of
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_passes
@@ -94,7 +94,7 @@ class PackedLoop:
     """Trains several experts of one base at once.
 
     Args:
-        base: with the banks of all trainees installed.
+        mounted: the experts that learn, in the order of their learners.
         learners: by expert index.
         examples: of all of them; each trainee knows its own positions.
         cache: the trunk's outputs for ``examples``.
@@ -109,7 +109,7 @@ class PackedLoop:
 
     def __init__(
         self,
-        base: Base,
+        mounted: Mounted,
         learners: Sequence[ExpertLearner],
         examples: Sequence[TrainingExample],
         cache: TrunkCache,
@@ -122,7 +122,7 @@ class PackedLoop:
         router: RouterLearner | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        self.base = base
+        self.mounted, self.base = mounted, mounted.base
         self.learners = list(learners)
         self.examples = examples
         self.cache = cache
@@ -134,9 +134,9 @@ class PackedLoop:
         self.router = router
         self.progress = progress
         self.round = 0
-        self.scale = LossScale.of(base.dtype)
+        self.scale = LossScale.of(self.base.dtype)
         drops = [learner.plan.lora.dropout for learner in self.learners]
-        self._dropout = torch.tensor(drops, device=base.device)
+        self._dropout = torch.tensor(drops, device=self.base.device)
         self._same_dropout = len(set(drops)) <= 1
 
     def run(self, label: str = "experts") -> None:
@@ -150,7 +150,7 @@ class PackedLoop:
         if self.checkpoint is not None and self.checkpoint.is_file():
             self._load(self.checkpoint)
         last = time.monotonic()
-        for bank in self.base.banks.values():
+        for bank in self.mounted.banks.values():
             bank.requires_grad_(True).base.requires_grad_(False)
         while active := [learner for learner in self.learners if not learner.progress.done]:
             self._one_round(active)
@@ -161,7 +161,7 @@ class PackedLoop:
         self._save()
         for learner in self.learners:
             learner.restore_best()
-        for bank in self.base.banks.values():
+        for bank in self.mounted.banks.values():
             bank.requires_grad_(False)
 
     def _one_round(self, active: Sequence[ExpertLearner]) -> None:
@@ -171,7 +171,7 @@ class PackedLoop:
         if self.router is not None:
             stepped = self.router.step(scale=self.scale.value) if router else self.router.skip()
             losses["router"], norms["router"] = stepped
-        for bank in self.base.banks.values():
+        for bank in self.mounted.banks.values():
             bank.a.grad = bank.b.grad = None
         self._check(losses, norms)
         self.round += 1

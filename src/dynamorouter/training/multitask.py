@@ -23,6 +23,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import Head
 from dynamorouter.model.lora.gates import RowGate, SoftGate
+from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.batching import rows_of, token_batches
 from dynamorouter.model.text.examples import TrainingExample, batch_of, make_examples
 from dynamorouter.model.text.packing import Layout, last_states
@@ -95,7 +96,7 @@ class FrozenBackbone:
     """The base under fixed gates; what it makes of the examples is computed once.
 
     Args:
-        base: with whatever banks are installed.
+        base: with whatever experts are mounted.
         examples: what will be asked for, by position.
         gates: makes the gate of a batch from the rows' positions; ``None`` is the bare base.
         limit: most bytes to keep.
@@ -130,24 +131,26 @@ class FrozenBackbone:
 
 
 class AdapterBackbone:
-    """The first expert of the base's banks, which every row goes through.
+    """The only expert that is mounted, which every row goes through.
 
     Args:
-        base: with banks of one expert installed.
+        mounted: the expert.
         examples: what will be asked for, by position.
         depth: blocks below this one hold no factors, and are computed once.
         limit: most bytes to keep.
         budget: most tokens in a pass.
     """
 
-    def __init__(self, base: Base, examples: Sequence[TrainingExample], *, depth: int, limit: int, budget: int) -> None:
-        self.base, self.examples, self.depth = base, examples, depth
-        self.cache = TrunkCache(base, examples, depth=depth, limit=limit, budget=budget)
+    def __init__(
+        self, mounted: Mounted, examples: Sequence[TrainingExample], *, depth: int, limit: int, budget: int
+    ) -> None:
+        self.mounted, self.base, self.examples, self.depth = mounted, mounted.base, examples, depth
+        self.cache = TrunkCache(self.base, examples, depth=depth, limit=limit, budget=budget)
         self.cache.fill()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the factors of all layers."""
-        return [side for bank in self.base.banks.values() for side in (bank.a, bank.b)]
+        return [side for bank in self.mounted.banks.values() for side in (bank.a, bank.b)]
 
     def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See ``Backbone``."""
@@ -162,7 +165,7 @@ class FullBackbone:
     """Every weight of a base that nobody else uses.
 
     Args:
-        base: without banks.
+        base: on which nothing is mounted.
         examples: what will be asked for, by position.
     """
 
@@ -171,7 +174,7 @@ class FullBackbone:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all weights but those of a pooler, which no head reads."""
-        return [p for name, p in self.base.model.named_parameters() if "pooler" not in name]
+        return [p for name, p in self.base.weights.items() if "pooler" not in name]
 
     def hidden(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See ``Backbone``."""

@@ -96,9 +96,8 @@ class FullFineTuning(Arm):
 
     def fit(self, experiment: Experiment) -> None:
         """Count what is stored; each task is trained when it is wanted."""
-        each = sum(p.numel() for name, p in experiment.base.model.named_parameters() if "pooler" not in name)
-        lying = sum(bank.a.numel() + bank.b.numel() for bank in experiment.base.banks.values())
-        self.facts.parameters = (each - lying) * len(experiment.names) + head_count(experiment.system.experts)
+        copy = sum(p.numel() for name, p in experiment.base.weights.items() if "pooler" not in name)
+        self.facts.parameters = copy * len(experiment.names) + head_count(experiment.system.experts)
         self.facts.train_rows = sum(len(experiment.rows("train", task)) for task in experiment.names)
         self.facts.options = {"learning_rate": experiment.config.bench.full_learning_rate}
 
@@ -148,10 +147,10 @@ def train_lora(
     task_heads = [TaskHead(task, head, rows[task.name]) for task, head in zip(experiment.tasks, heads, strict=True)]
     examples = shared_examples(base, task_heads)
     limit, budget = own.trunk_cache.limit_mb << 20, own.tokens_per_batch
-    body = AdapterBackbone(base, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
+    body = AdapterBackbone(experiment.mounted, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
     scores = fit_shared(body, task_heads, examples, options=options, judge=judge)
     body.cache.close()
-    return {layer: base.banks[layer].get(0, lora.rank) for layer in start}, scores
+    return {layer: experiment.mounted.banks[layer].get(0, lora.rank) for layer in start}, scores
 
 
 def wider(experiment: Experiment, rank: int) -> LoraSettings:

@@ -171,7 +171,7 @@ class DecodeState:
             if base.takes_positions:
                 inputs["position_ids"] = self.positions.clamp_max(base.positions - 1)[:, None]
         stack = base.parts.stack if base.parts.decoder is None else base.parts.decoder
-        with base.slot.hold(self.gate):
+        with base.context.hold(self.gate):
             output = stack(**inputs)
         self.positions = self.positions + 1
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]

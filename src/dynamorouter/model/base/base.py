@@ -6,7 +6,7 @@ Letters: B batch, S positions, D width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,16 @@ from transformers.utils import logging as transformers_logging
 from dynamorouter.errors import ConfigError
 from dynamorouter.model.base.blocks import Blocks, StopForward, name_inside
 from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.base.context import PassContext
 from dynamorouter.model.base.digest import weights_digest
-from dynamorouter.model.base.gate import Dropout, Gate, GateSlot
+from dynamorouter.model.base.gate import Dropout, Gate
 from dynamorouter.model.base.kinds import LOADERS, Kind, LanguageHead, Parts, check_logits, kind_of_config, special_ids
 from dynamorouter.model.base.probes import check_cut, check_packing
-from dynamorouter.model.lora.bank import LoraBank
-from dynamorouter.model.lora.targets import linear_layers, matches
 from dynamorouter.model.text.tokenize import Batch, TextEncoder
 
 
 class Base:
-    """A frozen model with its tokenizer, and the banks of the experts that sit on it.
+    """A frozen model with its tokenizer, over whose linear layers experts can be mounted (see ``model.lora.mount``).
 
     Args:
         spec: name and place.
@@ -43,6 +42,9 @@ class Base:
         kind: ``encoder``, ``decoder`` or ``seq2seq``.
         model: what experts' layers are named in: a decoder without its head, and all of an encoder-decoder.
         prefix: what PEFT puts before those names.
+        weights: the frozen parameters by name, and
+        linear: the frozen linear layers by name, whatever is mounted over them.
+        context: what belongs to the pass that is running, and what is mounted.
         blocks: the blocks that a trunk is cut from; those of the encoder, where there are two stacks.
         language_head: turns hidden states into words, where the model can.
         eos_ids: tokens that end a text.
@@ -62,8 +64,12 @@ class Base:
         self.digest = weights_digest(self.model, head=self.parts.untied_head())
         (model if dtype is None else model.to(dtype)).eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.slot = GateSlot()
-        self.banks: dict[str, LoraBank] = {}
+        self.context = PassContext()
+        self.linear: dict[str, nn.Linear | Conv1D] = {
+            name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+        }
+        self.weights = dict(self.model.named_parameters())
+        self._parameters = sum(p.numel() for p in (self.parts.language or self.model).parameters())
         config: Any = model.config
         self.config = config
         self._stack = self.parts.stack
@@ -142,74 +148,23 @@ class Base:
         return None if self.parts.decoder is None else name_inside(self.model, self.parts.decoder)
 
     def parameters(self) -> int:
-        """Count the frozen parameters, banks left out."""
-        adapters = {id(p) for bank in self.banks.values() for p in (bank.a, bank.b)}
-        whole = self.parts.language or self.model
-        return sum(p.numel() for p in whole.parameters() if id(p) not in adapters)
-
-    def targets(self, wanted: str | Sequence[str], *, trunk_depth: int) -> list[str]:
-        """List the linear layers above the trunk that ``wanted`` names, and those of the decoder of an encoder-decoder.
-
-        Args:
-            wanted: ``"all-linear"``, ``"attention"`` (query and value), a regular expression for whole names, or a
-                list of name endings, as PEFT takes them.
-            trunk_depth: blocks below this one are left alone.
-
-        Raises:
-            ConfigError: nothing matches, or the trunk is deeper than the base.
-        """
-        if not 0 <= trunk_depth < self.depth:
-            raise ConfigError(
-                f"trunk_depth is {trunk_depth}, but base {self.spec.name!r} has {self.depth} blocks; "
-                f"allowed are 0 to {self.depth - 1}"
-            )
-        linear = linear_layers(self.blocks_name, self.blocks, first=trunk_depth)
-        if self.parts.decoder is not None:
-            own = Blocks(self.parts.decoder)
-            linear += linear_layers(f"{self.decoder_name}.{own.name}", own.list)
-        found = [name for name in linear if matches(name, wanted)]
-        if not found:
-            endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
-            raise ConfigError(
-                f"targets={wanted!r} match no linear layer of base {self.spec.name!r} from block {trunk_depth} up; "
-                f"there are {', '.join(endings)}, or say 'all-linear' or 'attention'"
-            )
-        return found
+        """Count the frozen parameters; those of experts do not belong to them."""
+        return self._parameters
 
     def shape(self, layer: str) -> tuple[int, int]:
-        """Return (O, D) of a linear layer, whether or not a bank lies over it.
+        """Return (O, D) of a linear layer.
 
         Raises:
-            AttributeError: the base has no module of that name.
+            KeyError: the base has no linear layer of that name.
         """
-        module = self.model.get_submodule(layer)
-        module = module.base if isinstance(module, LoraBank) else module
-        weight: Any = module.weight
-        return (weight.shape[1], weight.shape[0]) if isinstance(module, Conv1D) else tuple(weight.shape)
+        frozen = self.linear[layer]
+        weight = frozen.weight
+        return (weight.shape[1], weight.shape[0]) if isinstance(frozen, Conv1D) else (weight.shape[0], weight.shape[1])
 
-    def install(self, layers: Mapping[str, int], *, experts: int) -> dict[str, LoraBank]:
-        """Put fresh banks over the named layers, replacing those that are there.
-
-        Args:
-            layers: name of a linear layer to the largest rank on it.
-            experts: number of experts E.
-        """
-        with self.slot.lock:
-            self.uninstall()
-            for name, rank in layers.items():
-                parent, leaf = self._parent(name)
-                bank = LoraBank(getattr(parent, leaf), self.slot, experts=experts, rank=rank, name=name)
-                setattr(parent, leaf, bank)
-                self.banks[name] = bank
-            return self.banks
-
-    def uninstall(self) -> None:
-        """Give the frozen layers their places back."""
-        with self.slot.lock:
-            for name, bank in self.banks.items():
-                parent, leaf = self._parent(name)
-                setattr(parent, leaf, bank.base)
-            self.banks = {}
+    def cover(self, layer: str, module: nn.Module) -> None:
+        """Put a module in the place of a linear layer; the layer itself, to uncover it."""
+        path, _, leaf = layer.rpartition(".")
+        setattr(self.model.get_submodule(path), leaf, module)
 
     def forward_to(
         self, batch: Batch, depth: int, *, keep: Collection[int] = (), cache: Cache | None = None
@@ -229,7 +184,7 @@ class Base:
         self._admit(batch.positions)
         states: dict[int, Tensor] = {}
         recorded = self._cut.capture({*keep, depth}, states)
-        with self.slot.hold(None), self._cut.slice(0, max(depth, 1)), recorded, suppress(StopForward):
+        with self.context.hold(None), self._cut.slice(0, max(depth, 1)), recorded, suppress(StopForward):
             self._forward(batch, cache)
         return states
 
@@ -263,13 +218,13 @@ class Base:
         self._admit(positions)
         types = torch.zeros_like(mask) if self.encoder.segments else None
         batch = Batch(ids=torch.zeros_like(mask), types=types, mask=mask, positions=positions)
-        with self.slot.hold(gate, dropout=dropout):
+        with self.context.hold(gate, dropout=dropout):
             return self._upper(batch, hidden, depth, cache)
 
     def forward(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0, cache: Cache | None = None) -> Tensor:
         """Run the whole base, or the encoder of two stacks, on a batch through the gated experts: ``(B, S, D)``."""
         self._admit(batch.positions)
-        with self.slot.hold(gate, dropout=dropout):
+        with self.context.hold(gate, dropout=dropout):
             return self._forward(batch, cache)
 
     def encode(self, batch: Batch, gate: Gate | None, *, dropout: Dropout = 0.0) -> Tensor:
@@ -293,7 +248,7 @@ class Base:
         begin = torch.full_like(labels[:, :1], self.start_id if self.start_id is not None else self.encoder.pad_id)
         shifted = torch.cat([begin, labels[:, :-1]], dim=1)
         shifted = shifted.masked_fill(shifted < 0, self.encoder.pad_id)
-        with self.slot.hold(gate, dropout=dropout):
+        with self.context.hold(gate, dropout=dropout):
             inputs = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
             output = decoder(input_ids=shifted, use_cache=False, **inputs)
         return output.last_hidden_state  # type: ignore[no-any-return]
@@ -345,14 +300,10 @@ class Base:
 
     def _probe(self, what: int | str, check: Callable[[Base, Any], None], value: object) -> None:
         """Check once whether the architecture can do something; the check itself does it, too."""
-        with self.slot.lock:
+        with self.context.lock:
             self._probed.add(what)
             try:
                 check(self, value)
             except ConfigError:
                 self._probed.remove(what)
                 raise
-
-    def _parent(self, name: str) -> tuple[nn.Module, str]:
-        path, _, leaf = name.rpartition(".")
-        return self.model.get_submodule(path), leaf

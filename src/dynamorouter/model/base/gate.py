@@ -1,13 +1,10 @@
-"""What a gate is, and where the layers of a base find the gate of the pass that is running.
+"""What a gate is: how the rows of a batch use the experts.
 
 Letters: B batch, S positions, D in, O out, N some of the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import RLock
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -47,28 +44,3 @@ class Gate(Protocol):
     def cached(self) -> Gate:
         """Return the same gate for many passes of one position each: what they share may be kept between them."""
         return self
-
-
-class GateSlot:
-    """Where the banks of one base find the gate of the forward pass that is running.
-
-    Attributes:
-        lock: held by the thread whose pass runs, since gate, hooks and the blocks that are shown belong to one pass.
-    """
-
-    def __init__(self) -> None:
-        self.lock = RLock()
-        self.gate: Gate | None = None
-        self.dropout: Dropout = 0.0
-
-    @contextmanager
-    def hold(self, gate: Gate | None, *, dropout: Dropout = 0.0) -> Iterator[None]:
-        """Set the gate, and the dropout on the experts' input, for a ``with`` block that other threads wait for."""
-        with self.lock:
-            before = self.gate, self.dropout
-            self.gate = None if gate is None or gate.is_empty else gate
-            self.dropout = dropout
-            try:
-                yield
-            finally:
-                self.gate, self.dropout = before

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dynamorouter.errors import BankShapeError
-from dynamorouter.model.base.gate import GateSlot
+from dynamorouter.model.base.context import PassContext
 from dynamorouter.model.lora.factors import Factors
 
 Linear = nn.Linear | Conv1D
@@ -26,20 +26,20 @@ class LoraBank(nn.Module):
 
     Args:
         base: the frozen ``nn.Linear`` or GPT-2 ``Conv1D``.
-        slot: where the gate of the running pass is found.
+        context: where the gate of the running pass is found.
         experts: number of experts E.
         rank: the largest rank R; smaller ones are padded with zeros.
         name: the layer's name in its base.
     """
 
-    def __init__(self, base: Linear, slot: GateSlot, *, experts: int, rank: int, name: str = "") -> None:
+    def __init__(self, base: Linear, context: PassContext, *, experts: int, rank: int, name: str = "") -> None:
         super().__init__()
         self.name = name
         self.base = base
         self.transposed = isinstance(base, Conv1D)
         shape = base.weight.shape
         self.out_features, self.in_features = (shape[1], shape[0]) if self.transposed else (shape[0], shape[1])
-        self.slot = slot
+        self.context = context
         place: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
         self.a = nn.Parameter(torch.zeros(experts, rank, self.in_features, **place))
         self.b = nn.Parameter(torch.zeros(experts, self.out_features, rank, **place))
@@ -90,6 +90,34 @@ class LoraBank(nn.Module):
             self.b[index, :, :rank] = factors.b
             self.scaling[index] = factors.scaling
 
+    def clear(self, index: int) -> None:
+        """Make a slot empty: zeros, which change nothing."""
+        with torch.no_grad():
+            for stacked in (self.a, self.b, self.scaling):
+                stacked[index].zero_()
+
+    def resize(self, *, experts: int | None = None, rank: int | None = None) -> None:
+        """Make room for more experts or a higher rank, or cut off what holds zeros only; nothing is lost or moved.
+
+        Args:
+            experts: number of experts E from now on.
+            rank: the padded rank R from now on.
+        """
+        size = (self.experts if experts is None else experts, self.rank if rank is None else rank)
+        if size == (self.experts, self.rank):
+            return
+        kept, width = min(size[0], self.experts), min(size[1], self.rank)
+        a = self.a.new_zeros(*size, self.in_features)
+        b = self.b.new_zeros(size[0], self.out_features, size[1])
+        scaling = self.scaling.new_zeros(size[0])
+        with torch.no_grad():
+            a[:kept, :width] = self.a[:kept, :width]
+            b[:kept, :, :width] = self.b[:kept, :, :width]
+            scaling[:kept] = self.scaling[:kept]
+        self.a = nn.Parameter(a, requires_grad=self.a.requires_grad)
+        self.b = nn.Parameter(b, requires_grad=self.b.requires_grad)
+        self.scaling = scaling
+
     def get(self, index: int, rank: int) -> Factors:
         """Return a copy of one expert's factors at its own rank, on the CPU."""
         a = self.a[index, :rank].detach().cpu().clone()
@@ -98,7 +126,7 @@ class LoraBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, S, D)`` (or ``(B, D)``) to ``(B, S, O)`` through the frozen layer and the gated experts."""
-        gate = self.slot.gate
+        gate = self.context.gate
         if gate is None:
             return self.base(x)  # type: ignore[no-any-return]
         if x.shape[0] != gate.rows:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head
 from dynamorouter.model.lora.factors import Factors, LoraSettings
 from dynamorouter.model.lora.fusion import Fusion
+from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.seeding import seeded
 
@@ -62,7 +62,7 @@ class Expert:
 def fresh_factors(base: Base, lora: LoraSettings, *, seed: int, name: str) -> dict[str, Factors]:
     """Draw new factors as PEFT does: A from Kaiming's uniform, B zero, so that the expert begins as the base."""
     factors = {}
-    for layer in base.targets(lora.targets, trunk_depth=lora.trunk_depth):
+    for layer in target_layers(base, lora.targets, trunk_depth=lora.trunk_depth):
         out, width = base.shape(layer)
         bound = 1 / math.sqrt(width)
         a = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=seeded(seed, name, layer))
@@ -92,27 +92,3 @@ def _same(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> bool:
             for layer, f in one.items()
         )
     )
-
-
-def install_experts(base: Base, experts: Sequence[Expert]) -> None:
-    """Build banks over all layers that any of the experts changes, and write the factors into them.
-
-    Raises:
-        AdapterError: an expert names a layer that the base has not.
-    """
-    base.uninstall()
-    linear = dict(base.model.named_modules())
-    ranks: dict[str, int] = {}
-    for expert in experts:
-        for layer, factors in expert.factors.items():
-            if layer not in linear:
-                raise AdapterError(
-                    f"expert {expert.name!r} changes layer {layer!r}, which base {base.spec.name!r} has not; "
-                    "it belongs to another base: name that base when you add it"
-                )
-            ranks[layer] = max(ranks.get(layer, 1), factors.a.shape[0])
-    banks = base.install(ranks, experts=len(experts))
-    for layer, bank in banks.items():
-        for index, expert in enumerate(experts):
-            if layer in expert.factors:
-                bank.put(index, expert.factors[layer], name=layer)

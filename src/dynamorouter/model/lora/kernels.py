@@ -75,7 +75,7 @@ class RowLinear(torch.autograd.Function):
 
 def inner_states(bank: LoraBank, x: Tensor, a: Tensor) -> Tensor:
     """Return the inner states ``(B, S, E, R)`` of experts with A ``(E, R, D)``, after dropout on their input."""
-    dropped = drop(x, bank.slot.dropout)
+    dropped = drop(x, bank.context.dropout)
     read = x if dropped is None else dropped
     h = functional.linear(read, a.flatten(0, 1).to(x.dtype))  # (B, S, E*R)
     return h.unflatten(-1, (-1, a.shape[1]))  # type: ignore[no-any-return,no-untyped-call]

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.kinds import TASK_TYPES
-from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.factors import Factors, LoraSettings
 from dynamorouter.utils.files import read_json, read_tensors, write_json, write_tensors
 
@@ -78,7 +77,7 @@ def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraSetting
             "target_modules": sorted(base.prefix + layer for layer in factors),
             "rank_pattern": ranks,
             "alpha_pattern": alphas,
-            "fan_in_fan_out": any(isinstance(_plain(base, layer), Conv1D) for layer in factors),
+            "fan_in_fan_out": any(isinstance(base.linear[layer], Conv1D) for layer in factors),
             "bias": "none",
             "use_dora": False,
             "inference_mode": True,
@@ -158,19 +157,10 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _plain(base: Base, layer: str) -> nn.Module:
-    module = base.model.get_submodule(layer)
-    return module.base if isinstance(module, LoraBank) else module
-
-
 def _layer(name: str, base: Base, folder: Path) -> str:
     """Find the base's own name of a layer, which may carry a task model's prefix such as ``bert.``."""
     for candidate in (name, name.partition(".")[2]):
-        try:
-            module = _plain(base, candidate) if candidate else None
-        except AttributeError:
-            continue
-        if isinstance(module, nn.Linear | Conv1D):
+        if candidate in base.linear:
             return candidate
     raise AdapterError(
         f"the adapter in {folder} changes {name!r}, which is no linear layer of base {base.spec.name!r} "

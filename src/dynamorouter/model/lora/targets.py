@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
-
-from dynamorouter.model.lora.bank import LoraBank
+from dynamorouter.errors import ConfigError
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.blocks import find_blocks
 
 ATTENTION_NAMES = {
     *("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "query_proj", "value_proj", "q", "v"),
@@ -17,22 +16,43 @@ ATTENTION_NAMES = {
 """Names that the supported architectures give to their query and value projections."""
 
 
-def linear_layers(stack: str, blocks: nn.ModuleList, *, first: int = 0) -> list[str]:
-    """Name the linear layers of blocks ``first`` and up; a bank stands for the layer that it lies over."""
-    return [
-        f"{stack}.{index}.{name}"
-        for index in range(first, len(blocks))
-        for name, module in blocks[index].named_modules()
-        if isinstance(module, nn.Linear | Conv1D | LoraBank) and not name.endswith(".base")
-    ]
+def target_layers(base: Base, targets: str | Sequence[str], *, trunk_depth: int) -> list[str]:
+    """List the linear layers above the trunk that ``targets`` name, and those of the decoder of an encoder-decoder.
+
+    Args:
+        base: whose layers they are.
+        targets: ``"all-linear"``, ``"attention"`` (query and value), a regular expression for whole names, or a list of
+            name endings, as PEFT takes them.
+        trunk_depth: blocks below this one are left alone.
+
+    Raises:
+        ConfigError: nothing matches, or the trunk is deeper than the base.
+    """
+    if not 0 <= trunk_depth < base.depth:
+        raise ConfigError(
+            f"trunk_depth is {trunk_depth}, but base {base.spec.name!r} has {base.depth} blocks; "
+            f"allowed are 0 to {base.depth - 1}"
+        )
+    blocks = [f"{base.blocks_name}.{index}." for index in range(trunk_depth, base.depth)]
+    if base.parts.decoder is not None:
+        blocks.append(f"{base.decoder_name}.{find_blocks(base.parts.decoder)[0]}.")
+    candidates = [name for name in base.linear if name.startswith(tuple(blocks))]
+    layers = [name for name in candidates if matches(name, targets)]
+    if not layers:
+        endings = sorted({name.rsplit(".", 1)[-1] for name in candidates})
+        raise ConfigError(
+            f"targets={targets!r} match no linear layer of base {base.spec.name!r} from block {trunk_depth} up; "
+            f"there are {', '.join(endings)}, or say 'all-linear' or 'attention'"
+        )
+    return layers
 
 
-def matches(name: str, wanted: str | Sequence[str]) -> bool:
-    """Tell whether ``wanted`` names a layer: a group, a regular expression for whole names, or name endings."""
-    if wanted == "all-linear":
+def matches(name: str, targets: str | Sequence[str]) -> bool:
+    """Tell whether ``targets`` name a layer: a group, a regular expression for whole names, or name endings."""
+    if targets == "all-linear":
         return True
-    if wanted == "attention":
+    if targets == "attention":
         return name.rsplit(".", 1)[-1] in ATTENTION_NAMES
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
-    return any(name == ending or name.endswith("." + ending) for ending in wanted)
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == ending or name.endswith("." + ending) for ending in targets)

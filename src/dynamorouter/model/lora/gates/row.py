@@ -77,7 +77,7 @@ class RowGate(Gate):
         bank.check_expert(self.largest)
         if torch.is_grad_enabled():
             a, b, c = self._gather(bank, x.dtype)
-            dropped = drop(x, bank.slot.dropout)
+            dropped = drop(x, bank.context.dropout)
             weight = bank.weight.t() if bank.transposed else bank.weight
             return RowLinear.apply(x, dropped, weight, bank.bias, a, b, c)  # type: ignore[no-any-return,no-untyped-call]
         if self.single is not None:

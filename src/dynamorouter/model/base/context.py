@@ -1,0 +1,45 @@
+"""What belongs to the pass that is running over a base, and to the experts that lie over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from dynamorouter.model.base.gate import Dropout, Gate
+
+if TYPE_CHECKING:
+    from weakref import ref
+
+    from dynamorouter.model.lora.mount import Mounted
+
+
+class PassContext:
+    """What the layers of one base share while a pass runs over them.
+
+    Attributes:
+        lock: held by the thread whose pass runs, since gate, hooks, the blocks that are shown and the experts that are
+            mounted belong to one pass.
+        gate: of the pass that is running; ``None`` for the bare base.
+        dropout: on the experts' input.
+        mounts: what has been mounted, the last of them being at work.
+    """
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.gate: Gate | None = None
+        self.dropout: Dropout = 0.0
+        self.mounts: list[ref[Mounted]] = []
+
+    @contextmanager
+    def hold(self, gate: Gate | None, *, dropout: Dropout = 0.0) -> Iterator[None]:
+        """Set the gate, and the dropout on the experts' input, for a ``with`` block that other threads wait for."""
+        with self.lock:
+            before = self.gate, self.dropout
+            self.gate = None if gate is None or gate.is_empty else gate
+            self.dropout = dropout
+            try:
+                yield
+            finally:
+                self.gate, self.dropout = before

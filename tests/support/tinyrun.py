@@ -32,9 +32,9 @@ defaults:
   - override /task: [mood, names, ask]
 
 recipe: tiny
-experts: {rank: 2, alpha: 8, dropout: 0.1, trunk_depth: 2, train_rows: 24, epochs: 3, batch_rows: 8,
+experts: {rank: 2, alpha: 8, dropout: 0.1, trunk_depth: 2, train_rows: 24, epochs: 2, batch_rows: 8,
   tokens_per_batch: 256, learning_rate: 0.01, checkpoint_every: 1}
-router: {hidden: 16, epochs: 20, batch_rows: 8, learning_rate: 0.01, train_rows: 16}
+router: {hidden: 16, epochs: 10, batch_rows: 8, learning_rate: 0.01, train_rows: 16}
 joint: {enabled: true, train_rows: 12, epochs: 1, batch_rows: 9}
 evaluation: {select_rows: 8, calibrate_rows: 8, report_rows: 12, bootstrap: 20}
 device: cpu

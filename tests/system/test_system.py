@@ -35,29 +35,45 @@ from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import read_metadata, read_tensors
 from support.builders import ASK, MOOD, NAMES, TASKS
+from support.shared import made_once
 from support.systems import HELD, ROWS, SETTINGS, mounted_again, questions, same
 from support.tinylm import load_lm
 
 Loader = Callable[..., Base]
 
 
-def make_system(base: Base, *, depth: int = 2, router: str | None = "mlp", **settings: object) -> System:
-    lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=depth)
+def write_system(base: Base, folder: Path) -> None:
+    """Train an expert per tiny task and the router between them, and save the system."""
+    lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=2)
     plans = [
         ExpertPlan(task, lora, epochs=8, batch_rows=8, learning_rate=1e-2, head_learning_rate=1e-2) for task in TASKS
     ]
     options = LoopOptions(tokens_per_batch=256)
     experts = fit_experts(base, plans, ROWS, HELD, options=options, log=lambda step, values: None)
     system = System({"tiny": base}, experts, None, router_base="tiny", tokens_per_batch=256)
-    if router:
-        fit_system_router(system, {**SETTINGS, "kind": router, **settings}, RouterRows(ROWS, HELD), seed=0)
-    return system
+    fit_system_router(system, SETTINGS, RouterRows(ROWS, HELD), seed=0)
+    system.save(folder)
 
 
 @pytest.fixture(scope="module")
-def system(tiny_folder: Callable[[str], Path]) -> System:
-    base = Base.load(BaseSpec(name="tiny", path=str(tiny_folder("bert"))), device=torch.device("cpu"))
-    return make_system(base)
+def trained(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a system whose experts and router were trained, which no test may change."""
+
+    def make(folder: Path) -> None:
+        spec = BaseSpec(name="tiny", path=str(tiny_folder("bert")))
+        write_system(Base.load(spec, device=torch.device("cpu")), folder / "system")
+
+    return made_once(tmp_path_factory, "trained", make) / "system"
+
+
+def load_trained(folder: Path) -> System:
+    """Load what ``write_system`` saved."""
+    return System.load(folder, device="cpu", tokens_per_batch=256)
+
+
+@pytest.fixture(scope="module")
+def system(trained: Path) -> System:
+    return load_trained(trained)
 
 
 def test_a_mixed_batch_equals_each_row_alone_in_any_order(system: System) -> None:
@@ -72,7 +88,8 @@ def test_a_mixed_batch_equals_each_row_alone_in_any_order(system: System) -> Non
 
 @pytest.mark.parametrize("depth", [0, 2])
 def test_routed_equals_the_expert_given_and_the_route_alone(tiny_base: Loader, depth: int) -> None:
-    system = make_system(tiny_base(), depth=depth)
+    system = untrained(tiny_base(), depth=depth)
+    fit_system_router(system, SETTINGS, RouterRows(ROWS, HELD), seed=0)
     texts, pairs = questions()
     routed = system.predict(texts, pairs)
     given = system.predict(texts, pairs, [prediction.task for prediction in routed])
@@ -140,9 +157,9 @@ def stored(folder: Path) -> dict[str, object]:
     return said
 
 
-def untrained(base: Base, *, seed: int = 0) -> System:
+def untrained(base: Base, *, seed: int = 0, depth: int = 2) -> System:
     """Return a system whose experts and heads are drawn at random and whose router sends rows anywhere."""
-    plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=2)) for task in TASKS]
+    plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=depth)) for task in TASKS]
     experts = []
     for place, plan in enumerate(plans):
         expert = fresh_expert(base, plan, seed=seed)
@@ -333,11 +350,12 @@ def test_renamed_and_removed_experts_permute_and_renormalise_the_route(system: S
     system.engine = mounted_again(system)
 
 
-def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_experts_on_several_bases_answer_one_batch(
+    trained: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     device = torch.device("cpu")
-    first = Base.load(BaseSpec(name="tiny", path=str(tiny_folder("bert"))), device=device)
     second = Base.load(BaseSpec(name="other", path=str(tiny_folder("roberta"))), device=device)
-    here = make_system(first)
+    here = load_trained(trained)
     lora = LoraSettings(rank=3, alpha=8, dropout=0.0, trunk_depth=1)
     (names,) = fit_experts(
         second,
@@ -349,7 +367,7 @@ def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], 
     )
     experts: list[Expert] = [here.experts[0], names, here.experts[2]]
     system = System(
-        {"tiny": first, "other": second},
+        {**here.bases, "other": second},
         experts,
         here.router,
         router_base="tiny",
@@ -367,8 +385,9 @@ def test_experts_on_several_bases_answer_one_batch(tiny_folder: Callable[[str], 
 
 
 @pytest.mark.parametrize("kind", ["centroids", "knn", "arrow", "tfidf", "uniform", "static", "random"])
-def test_other_routers_serve_and_are_saved(tiny_base: Loader, tmp_path: Path, kind: str) -> None:
-    system = make_system(tiny_base(), router=kind)
+def test_other_routers_serve_and_are_saved(trained: Path, tmp_path: Path, kind: str) -> None:
+    system = load_trained(trained)
+    fit_system_router(system, {**SETTINGS, "kind": kind}, RouterRows(ROWS, HELD), seed=0)
     texts, pairs = questions()
     before = system.predict(texts, pairs)
     system.save(tmp_path / "s")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Count, Options, Rate, Size, Weight
+from dynamorouter.utils.options import Alias, Count, Number, Options, Rate, Size, Weight
 
 ARMS = ("*",)
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -17,7 +17,7 @@ class StudySettings(Options):
 
     coefficients: tuple[Weight, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     """Coefficients of task arithmetic that are swept; empty for no sweep."""
-    densities: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    densities: tuple[Annotated[Number, Field(gt=0.0, le=1.0)], ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
     """Densities of TIES that are swept."""
     ranks: tuple[Count, ...] = (1, 2, 4, 8, 16, 32)
     """Ranks to which the mean of the experts' changes is cut."""
@@ -48,11 +48,11 @@ class BenchSettings(Options):
     """What is kept of a merged change: ``exact``, ``rank=K`` or ``energy=P``."""
     full_learning_rate: Rate = 5e-5
     """Peak learning rate of full fine-tuning; the heads take that of the experts."""
-    resamples: Count = 2000
+    resamples: Annotated[Count, Alias("n_resamples")] = 2000
     """Resamples of the bootstrap."""
-    permutations: Count = 10000
+    permutations: Annotated[Count, Alias("n_permutations")] = 10000
     """Random exchanges of a paired test."""
-    level: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    level: Annotated[Number, Field(gt=0.0, lt=1.0), Alias("confidence_level")] = 0.95
     """Level of intervals; tests are called significant below one minus it."""
     diagram: Names = (
         "oracle",

@@ -24,7 +24,7 @@ from dynamorouter.config.schema import ROOT, Config, RunTask
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.routing.registry import routers
 from dynamorouter.tasks.task import Task
-from dynamorouter.utils.explain import Branch, Tree, explain
+from dynamorouter.utils.explain import Branch, Tree, explain, own_path, own_tree
 
 __all__ = ["GROUPS", "Config", "compose", "find_task", "list_names", "load"]
 
@@ -83,6 +83,7 @@ def compose(
     _take_overrides(request, overrides)
     _take_search_path(request)
     _take_file_choices(request)
+    request.tree = _own_tree(request.tree, request)
     if recipe is not None:
         if request.choices.get("recipe", recipe) != recipe and any(o.startswith("recipe=") for o in overrides):
             request.mistakes.append(f"recipe: named twice, {recipe!r} and {request.choices['recipe']!r}; name it once")
@@ -90,7 +91,7 @@ def compose(
     elif "recipe" not in request.choices:
         request.mistakes.append(f"recipe: none is named; allowed: {one_of(list_names('recipes', request.folders))}")
     _check_choices(request)
-    tree = _hydra(request)
+    tree = _own_tree(_hydra(request), request)
     _merge(tree, request.tree, ROOT)
     _apply(tree, request)
     _fill_bases(tree, request)
@@ -104,9 +105,9 @@ def load(path: str | Path) -> Config:
     Raises:
         ConfigError: the file is unreadable, incomplete or wrong; the message names every mistake.
     """
-    tree = _read(Path(path))
+    tree, mistakes = own_tree(_read(Path(path)), ROOT)
     rows = tree.get("experts", {}).get("train_rows") if isinstance(tree.get("experts"), dict) else None
-    return _validate(tree, [], tasks=rows if isinstance(rows, dict) else [])
+    return _validate(tree, mistakes, tasks=rows if isinstance(rows, dict) else [])
 
 
 def list_names(kind: str, folders: Iterable[Path] = (CONF,)) -> dict[str, str]:
@@ -155,6 +156,7 @@ def _take_overrides(request: _Request, overrides: Sequence[str]) -> None:
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
+    written: dict[str, str] = {}
     for text in overrides:
         try:
             parsed = parser.parse_override(text)
@@ -167,14 +169,28 @@ def _take_overrides(request: _Request, overrides: Sequence[str]) -> None:
         if parsed.is_sweep_override():
             request.mistakes.append(f"override {text!r} names several values; write one, or a list as key=[a,b]")
             continue
-        key, value = parsed.key_or_group, parsed.value()
+        key, value = ".".join(own_path(parsed.key_or_group.split("."), ROOT)), parsed.value()
+        name = written.setdefault(key, parsed.key_or_group)
+        if name != parsed.key_or_group:
+            twice = f"{name!r} and {parsed.key_or_group!r} are two names of one setting; give one of them"
+            request.mistakes.append(f"{key}: {twice}")
         if parsed.is_delete():
             request.values.append((key, _DELETE))
         elif key in GROUPS and not isinstance(value, dict):
             names = value if isinstance(value, list) else [value]
             request.choices[key] = [str(n) for n in names] if key == "task" else str(value)
         else:
+            branch = _branch_at(key.split("."))
+            if isinstance(value, dict) and branch is not None:
+                value = _own_tree(value, request, branch, key)
             request.values.append((key, value))
+
+
+def _own_tree(tree: Tree, request: _Request, branch: Branch = ROOT, path: str = "") -> Tree:
+    """Return a tree by the own names of its settings, and note settings that are given by two names."""
+    renamed, mistakes = own_tree(tree, branch, f"{path}." if path else "")
+    request.mistakes += mistakes
+    return renamed
 
 
 def _take_search_path(request: _Request) -> None:

@@ -21,18 +21,18 @@ from dynamorouter.routing.config import RouterSettings
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertOverrides, ExpertSettings, JointSettings
 from dynamorouter.utils.explain import Branch, Inside
-from dynamorouter.utils.options import FOR_DIGEST, Count, Options, Rows, Size
+from dynamorouter.utils.options import FOR_DIGEST, Alias, Count, Options, Rows, Size
 from dynamorouter.utils.tracking import TrackingSettings
 
 
 class EvaluationSettings(Options):
     """Held-out rows per task and what they decide."""
 
-    select_rows: Count = 500
+    select_rows: Annotated[Count, Alias("max_eval_samples"), Alias("validation_rows")] = 500
     """Rows for early stopping and choices."""
-    calibrate_rows: Count = 500
+    calibrate_rows: Annotated[Count, Alias("calibration_rows")] = 500
     """Rows for the router's temperature."""
-    report_rows: Rows = 1000
+    report_rows: Annotated[Rows, Alias("max_predict_samples"), Alias("test_rows")] = 1000
     """Rows for the report; ``null`` is all."""
     bootstrap: Count = 1000
     """Resamples for confidence intervals."""

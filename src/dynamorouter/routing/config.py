@@ -8,7 +8,21 @@ from pydantic import Field, field_validator
 
 from dynamorouter.errors import one_of, suggest
 from dynamorouter.routing.registry import ATTENTION, poolings
-from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight
+from dynamorouter.utils.options import (
+    PATIENCE,
+    TRAIN_SAMPLES,
+    Alias,
+    BatchRows,
+    Count,
+    Epochs,
+    Number,
+    Options,
+    Rate,
+    Rows,
+    Share,
+    Size,
+    Weight,
+)
 
 
 class RouterSettings(Options):
@@ -23,23 +37,23 @@ class RouterSettings(Options):
     ``mean_sum`` (two joined), ``attention`` (learned), or one that a plugin brings."""
     hidden: Size = 128
     """Width of the hidden layer; 0 for none, a linear router."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.3
     """Dropout on the features and on the hidden layer while fitting."""
-    epochs: Count = 20
+    epochs: Epochs = 20
     """Most passes over the rows."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
     weight_decay: Weight = 0.5
     """Decoupled weight decay."""
-    batch_rows: Count = 128
+    batch_rows: BatchRows = 128
     """Rows per step."""
-    patience: Count = 5
+    patience: Annotated[Count, PATIENCE] = 5
     """Epochs without improvement after which fitting stops."""
-    train_rows: Rows = 1000
+    train_rows: Annotated[Rows, TRAIN_SAMPLES] = 1000
     """Rows per task; ``null`` is all."""
     expert_rows: Size = 2000
     """Rows per task of the experts' own train rows that the router learns from as well; 0 for none."""
-    join_pairs: Share = 0.5
+    join_pairs: Annotated[Share, Alias("concat_pair_ratio")] = 0.5
     """Share of the pair rows that are also given as one run of text, so that such pairs are routed well too."""
     top_k: Count = 1
     """Experts that answer each row."""

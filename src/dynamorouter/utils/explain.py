@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,6 +68,29 @@ def _branch_in(annotation: Any, inside: Mapping[str, type[Options]] | None = Non
         entry = _branch_in(arguments[1])
         return None if entry is None else Branch(entry.model, named=True, inside=entry.inside)
     return None
+
+
+def own_path(path: Sequence[str], root: Branch) -> list[str]:
+    """Return the path of a key by the own names of the settings on its way."""
+    branch: Branch | None = root
+    parts = []
+    for part in path:
+        own = part if branch is None or branch.named else branch.model.aliases().get(part, part)
+        parts.append(own)
+        branch = None if branch is None else branch.below(own)
+    return parts
+
+
+def own_tree(tree: Mapping[str, Any], branch: Branch, prefix: str = "") -> tuple[Tree, list[str]]:
+    """Return a tree by the own names of its settings, and what is wrong: settings that are given twice."""
+    values, clashes = (dict(tree), []) if branch.named else own_names(tree, branch.model)
+    mistakes = [f"{prefix.removesuffix('.') or 'settings'}: {clash}" for clash in clashes]
+    for key, value in values.items():
+        below = branch.below(str(key))
+        if below is not None and isinstance(value, dict):
+            values[key], more = own_tree(value, below, f"{prefix}{key}.")
+            mistakes += more
+    return values, mistakes
 
 
 def checked(model: type[T], values: Mapping[str, Any], *, what: str) -> T:

@@ -47,6 +47,13 @@ class Alias:
     name: str
 
 
+Epochs = Annotated[Count, Alias("num_train_epochs")]
+BatchRows = Annotated[Count, Alias("per_device_train_batch_size"), Alias("batch_size")]
+TRAIN_SAMPLES = Alias("max_train_samples")
+WARMUP = Alias("warmup_ratio")
+PATIENCE = Alias("early_stopping_patience")
+
+
 @dataclass(frozen=True)
 class Later:
     """Marks a setting that came after digests were kept: while it has its default, digests stay what they were."""

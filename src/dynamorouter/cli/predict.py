@@ -5,20 +5,66 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from functools import cache
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from dynamorouter.errors import ConfigError
 
 
+class GenerationCommand(TyperCommand):
+    """A command with an option for every setting of ``Generation``; those that are given are its context's ``obj``.
+
+    They are made when the command is used, so that ``--help`` of the others need not import the settings.
+    """
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """Return the command's own options, and those of generation."""
+        return [*super().get_params(ctx), *_generation_options()]
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Call the command, with what is given of generation apart."""
+        given = {option.name: ctx.params.pop(option.name) for option in _generation_options()}
+        ctx.obj = {name: value for name, value in given.items() if value not in (None, (), [])}
+        return super().invoke(ctx)
+
+
+@cache
+def _generation_options() -> list[Any]:
+    """Return an option for every setting of ``Generation``, by its own name and its others."""
+    from dynamorouter.tasks.task import Generation
+
+    def options(**values: Any) -> None:
+        """Stand for a command that has these options and no others."""
+
+    aliases = Generation.aliases()
+    parameters = []
+    for name, setting in Generation.model_fields.items():
+        several = get_origin(setting.annotation) is tuple
+        words = (name, *(other for other, own in aliases.items() if own == name))
+        option = typer.Option(
+            *(f"--{word.replace('_', '-')}" for word in words), help=str(setting.description).replace("``", "")
+        )
+        kind: Any = list[str] if several else setting.annotation
+        annotation = Annotated[kind | None, option]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    options.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command()(options)
+    return list(typer.main.get_command(app).params)
+
+
 def add_predict(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command(name="predict")(predict)
+    app.command(name="predict", cls=GenerationCommand)(predict)
 
 
 def predict(
+    context: typer.Context,
     system: Annotated[Path, typer.Argument(metavar="SYSTEM", help="A saved system, such as runs/quickstart/system.")],
     text: Annotated[str | None, typer.Argument(help="The text, or the question.", show_default=False)] = None,
     pair: Annotated[str | None, typer.Option("--pair", help="The second text, or the context of the question.")] = None,
@@ -32,46 +78,13 @@ def predict(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="JSONL", help="Write the answers to this file.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Write one text, and show it as it is written.")] = False,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest written answer, in tokens.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy; above, tokens are drawn.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", metavar="P", help="Draw among the likeliest tokens of this share.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="K", min=0, help="Draw among so many of the likeliest tokens.")
-    ] = None,
-    no_repeat_ngram: Annotated[
-        int | None, typer.Option("--no-repeat-ngram", metavar="N", min=0, help="Write no run of N tokens twice.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", metavar="F", help="Above 1: repeat less.")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="A text that ends the writing; may be repeated.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of what is drawn.")] = None,
 ) -> None:
     """Answer a text, or each row of a file: chosen expert, confidence, answer."""
     _check_words(text, file, pair, stream=stream, elsewhere=as_json or out is not None)
     from dynamorouter.system.system import System
     from dynamorouter.utils.files import writing
 
-    asked: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "no_repeat_ngram": no_repeat_ngram,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    generation = {key: value for key, value in asked.items() if value is not None}
-    if stop:
-        generation["stop"] = tuple(stop)
+    generation: dict[str, Any] = context.obj
     loaded = System.load(system)
     with ExitStack() as stack:
         where = sys.stdout

@@ -220,8 +220,7 @@ class System:
             prompts: texts or instructions.
             pairs: inputs that go with them; ``None`` where there is none.
             tasks: names of experts to use instead of routing.
-            **generation: ``max_new_tokens``, ``temperature``, ``top_k``, ``top_p``, ``no_repeat_ngram``,
-                ``repetition_penalty``, ``stop``, ``seed``.
+            **generation: what differs from the tasks' own, by the names of ``tasks.task.Generation`` or their aliases.
 
         Raises:
             ConfigError: no expert of the system generates, or a task names one that does not.

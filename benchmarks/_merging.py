@@ -21,7 +21,8 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def write_work(folder: Path, *, blocks: int, width: int, experts: int, rank: int) -> None:
     """Write a random Llama in float32 and adapters of it, as PEFT writes them."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -38,7 +39,7 @@ def write_work(folder: Path, *, blocks: int, width: int, experts: int, rank: int
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder / "base")
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS)
+    lora = PeftConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS)
     for i in range(experts):
         adapted = get_peft_model(model, lora, adapter_name="default")
         for name, value in adapted.named_parameters():
@@ -58,7 +59,7 @@ def ours(work: Path, out: Path, rank: int) -> dict[str, float]:
     from dynamorouter.merging.truncate import Output
     from dynamorouter.model.base.base import Base
     from dynamorouter.model.base.config import BaseSpec
-    from dynamorouter.model.lora.factors import LoraSettings
+    from dynamorouter.model.lora.config import LoraConfig
     from dynamorouter.model.lora.peft import load_adapter, save_adapter
 
     method = merges.get("linear")  # all methods are imported here
@@ -72,7 +73,7 @@ def ours(work: Path, out: Path, rank: int) -> dict[str, float]:
         written, _ = merge_factors(loaded, method, weights, Output("rank", rank))
         taken = {"merge_ms": _since(start), "merge_cpu_ms": _since(used, cpu=True)}
         factors = {layer: each.factors for layer, each in written.items()}
-        save_adapter(out, factors, LoraSettings(rank=rank, alpha=rank, dropout=0.0), base)
+        save_adapter(out, factors, LoraConfig(rank=rank, alpha=rank, dropout=0.0), base)
         return taken
 
     return _timed(work_on)

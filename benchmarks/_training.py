@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModel, Trainer, TrainingArguments
 
@@ -22,7 +23,6 @@ from dynamorouter.data.split import draw
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.model.text.examples import TrainingExample, make_examples
@@ -30,6 +30,7 @@ from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import CacheOptions, Validator, fresh_expert
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
@@ -72,23 +73,17 @@ def sample(tasks: Sequence[Task], data: Path, split: str, rows: int, *, seed: in
 
 def plans(tasks: Sequence[Task], *, depth: int, epochs: int, rank: int = 8) -> list[ExpertPlan]:
     """Plan one expert per task, dropout off, so that all ways train the same thing."""
-    lora = LoraSettings(rank=rank, alpha=2 * rank, dropout=0.0, trunk_depth=depth)
-    options = {"dropout": 0.0}
-    return [
-        ExpertPlan(
-            task,
-            lora,
-            options,
-            epochs=epochs,
-            batch_rows=BATCH,
-            learning_rate=RATE,
-            head_learning_rate=RATE,
-            weight_decay=0.01,
-            warmup=WARMUP,
-            patience=0,
-        )
-        for task in tasks
-    ]
+    config = ExpertConfig(
+        rank=rank,
+        alpha=2 * rank,
+        trunk_depth=depth,
+        epochs=epochs,
+        batch_rows=BATCH,
+        learning_rate=RATE,
+        warmup=WARMUP,
+        patience=0,
+    )
+    return [ExpertPlan(task, config, {"dropout": 0.0}) for task in tasks]
 
 
 @dataclasses.dataclass
@@ -132,7 +127,7 @@ class Packed:
             places = range(first, first + len(self.examples[i]))
             learners.append(ExpertLearner(i, plan, expert.head.to(DEVICE), mounted, places, seed=seed))
             first += len(self.examples[i])
-        depth = min(plan.lora.trunk_depth for plan in self.plans)
+        depth = min(plan.config.trunk_depth for plan in self.plans)
         cache = TrunkCache(self.base, flat, depth=depth, limit=4 << 30, budget=BUDGET)
         cache.fill()
         PackedLoop(
@@ -200,10 +195,11 @@ def by_trainer(
     )
     model.pooler = None
     if layers != "full":
-        depth = 0 if layers == "all" else plan.lora.trunk_depth
+        depth = 0 if layers == "all" else plan.config.trunk_depth
         names = target_layers(packed.base, "all-linear", trunk_depth=depth)
         model = get_peft_model(
-            model, LoraConfig(r=plan.lora.rank, lora_alpha=int(plan.lora.alpha), lora_dropout=0.0, target_modules=names)
+            model,
+            PeftConfig(r=plan.config.rank, lora_alpha=int(plan.config.alpha), lora_dropout=0.0, target_modules=names),
         )
     head = build_head(plan.task, packed.base.width, plan.head_options)
     head.load_state_dict(fresh_expert(packed.base, plan, seed=seed).head.state_dict())
@@ -224,7 +220,7 @@ def by_trainer(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=whole,
-            args=trainer_arguments(folder, epochs=plan.epochs, rate=rate, seed=seed, grouped=grouped),
+            args=trainer_arguments(folder, epochs=plan.config.epochs, rate=rate, seed=seed, grouped=grouped),
             train_dataset=Items(packed.examples[index]),
             data_collator=collate,
         )
@@ -259,7 +255,7 @@ def trainer_arguments(folder: str, *, epochs: int, rate: float, seed: int, group
 def examine(base: Base, task: Task, records: Sequence[Record], trained: WithHead | ExpertLearner) -> float:
     """Score one trained expert on held-out rows by the task's headline metric."""
     if isinstance(trained, ExpertLearner):
-        depth = trained.plan.lora.trunk_depth
+        depth = trained.plan.config.trunk_depth
         validator = Validator(base, task, records, depth=depth, budget=BUDGET, cache=CacheOptions())
         trained.head.eval()
         return validator(trained.head, trained.index)

@@ -66,8 +66,8 @@ def by_trainer(packed: Packed, index: int) -> float:
     model = AutoModelForCausalLM.from_pretrained(packed.base.spec.path)
     names = [name.rsplit(".", 1)[-1] for name in target_layers(packed.base, "all-linear", trunk_depth=0)]
     lora = LoraConfig(
-        r=plan.lora.rank,
-        lora_alpha=int(plan.lora.alpha),
+        r=plan.config.rank,
+        lora_alpha=int(plan.config.alpha),
         lora_dropout=0.0,
         target_modules=sorted(set(names)),
         fan_in_fan_out=True,
@@ -86,7 +86,7 @@ def by_trainer(packed: Packed, index: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=get_peft_model(model, lora),
-            args=trainer_arguments(folder, epochs=plan.epochs, rate=RATE, seed=0),
+            args=trainer_arguments(folder, epochs=plan.config.epochs, rate=RATE, seed=0),
             train_dataset=Items(packed.examples[index]),
             data_collator=collate,
         )

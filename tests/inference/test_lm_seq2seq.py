@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from dynamorouter.inference.policy import Assignment
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.system.merge import verify
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Generation, Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import fit_experts
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
@@ -39,7 +39,7 @@ SHORT = Task(
 def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_lm(write_lm(tmp_path / architecture, architecture))
     tasks = [SHORT, SHORT.model_copy(update={"name": "other"})]
-    plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0), epochs=2, batch_rows=4) for task in tasks]
+    plans = [ExpertPlan(task, ExpertConfig(rank=2, alpha=8, trunk_depth=0, epochs=2, batch_rows=4)) for task in tasks]
     rows = {task.name: ROWS for task in tasks}
     options = LoopOptions(tokens_per_batch=128)
     experts = fit_experts(base, plans, rows, rows, options=options, log=lambda step, values: None)

@@ -16,8 +16,9 @@ from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import Expert, fresh_factors
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.examples import batch_of, make_examples
@@ -30,7 +31,7 @@ ROWS = {task.name: make_rows(task, 10) for task in (MOOD, NAMES, ASK)}
 def make(base: Base, *, trunk: int = 0) -> list[Expert]:
     experts = []
     for task in (MOOD, NAMES, ASK):
-        lora = LoraSettings(rank=2, alpha=4, trunk_depth=trunk)
+        lora = LoraConfig(rank=2, alpha=4, trunk_depth=trunk)
         factors = {
             layer: Factors(f.a, 0.2 * torch.randn(f.b.shape, generator=seeded(1, task.name, layer)), f.scaling)
             for layer, f in fresh_factors(base, lora, seed=0, name=task.name).items()

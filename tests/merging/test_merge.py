@@ -19,8 +19,9 @@ from dynamorouter.merging.merge import MergeResult, check_experts, merge_experts
 from dynamorouter.merging.registry import merges
 from dynamorouter.merging.truncate import Output, singular, to_factors, truncated
 from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.fusion import Fusion
 from support.builders import MOOD
 from support.mergecases import SHAPES, Case, change, dense, make_experts, needed
@@ -30,7 +31,7 @@ HEAD = build_head(MOOD, 12)
 
 def experts_of(ranks: dict[str, int], **options: Any) -> list[Expert]:
     made = make_experts(ranks, **options)
-    return [Expert(name, MOOD, "tiny", factors, HEAD, LoraSettings(rank=ranks[name])) for name, factors in made.items()]
+    return [Expert(name, MOOD, "tiny", factors, HEAD, LoraConfig(rank=ranks[name])) for name, factors in made.items()]
 
 
 EXPERTS = experts_of({"one": 3, "two": 2, "three": 4})
@@ -113,7 +114,7 @@ def test_a_merge_of_nothing_is_nothing() -> None:
 
 def test_full_rank_and_unlike_depths_are_noted() -> None:
     assert any("full rank" in note for note in merge_experts(EXPERTS, method="ties", density=0.9).notes)
-    deeper = [dataclasses.replace(EXPERTS[1], lora=LoraSettings(trunk_depth=2)), EXPERTS[0]]
+    deeper = [dataclasses.replace(EXPERTS[1], lora=LoraConfig(trunk_depth=2)), EXPERTS[0]]
     result = merge_experts(deeper)
     assert result.lora.trunk_depth == 0 and any("begin at blocks [0, 2]" in note for note in result.notes)
 
@@ -189,7 +190,7 @@ def test_the_span_is_every_experts_change() -> None:
 
 def test_rslora_and_alphas_are_folded_in() -> None:
     a, b = torch.randn(4, 12), torch.randn(9, 4)
-    for lora in (LoraSettings(rank=4, alpha=8), LoraSettings(rank=4, alpha=8, rslora=True)):
+    for lora in (LoraConfig(rank=4, alpha=8), LoraConfig(rank=4, alpha=8, rslora=True)):
         expert = Expert("x", MOOD, "tiny", {"q": Factors(a, b, lora.scaling)}, HEAD, lora)
         merged: MergeResult = merge_experts([expert])
         torch.testing.assert_close(

@@ -12,8 +12,9 @@ from dynamorouter.merging.calibration import observed
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import Expert, fresh_factors
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.peft import save_adapter
 from dynamorouter.model.text.examples import batch_of, make_examples
 from dynamorouter.system.merge import _compare
@@ -43,7 +44,7 @@ def rows(name: str, count: int) -> list[Record]:
 def make(base: Base, head: str) -> list[Expert]:
     experts = []
     for name in ("one", "two"):
-        lora = LoraSettings(rank=2, alpha=4)
+        lora = LoraConfig(rank=2, alpha=4)
         factors = {
             layer: Factors(f.a, 0.2 * torch.randn(f.b.shape, generator=seeded(1, name, layer)), f.scaling)
             for layer, f in fresh_factors(base, lora, seed=0, name=name).items()

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from dynamorouter.errors import AdapterError, ConfigError, LibraryError, MissingExtraError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import fresh_factors
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.peft import load_adapter, save_adapter
@@ -59,7 +60,7 @@ def test_bank_equals_peft_for_the_same_adapter(
 ) -> None:
     base = tiny_base(architecture)
     names = {name.rsplit(".", 1)[-1] for name in target_layers(base, "all-linear", trunk_depth=0)}
-    config = LoraConfig(
+    config = PeftConfig(
         r=3,
         lora_alpha=7,
         use_rslora=rslora,
@@ -96,7 +97,7 @@ def test_saved_adapter_is_loaded_by_peft_and_by_us(
     tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, architecture: str
 ) -> None:
     base = tiny_base(architecture)
-    lora = LoraSettings(rank=2, alpha=5, trunk_depth=1)
+    lora = LoraConfig(rank=2, alpha=5, trunk_depth=1)
     factors = fresh_factors(base, lora, seed=3, name="x")
     factors = {layer: type(f)(f.a, 0.1 * torch.randn_like(f.b), f.scaling * 1.5) for layer, f in factors.items()}
     save_adapter(tmp_path, factors, lora, base)
@@ -125,7 +126,7 @@ def test_adapter_of_a_task_model_brings_its_head(
         ("QUESTION_ANS", AutoModelForQuestionAnswering, "qa_outputs.weight"),
     ):
         model = get_peft_model(
-            cls.from_pretrained(tiny_folder("bert")), LoraConfig(task_type=kind, r=2, target_modules=["query"])
+            cls.from_pretrained(tiny_folder("bert")), PeftConfig(task_type=kind, r=2, target_modules=["query"])
         )
         model.save_pretrained(str(tmp_path / kind))
         adapter = load_adapter(tmp_path / kind, base)
@@ -144,7 +145,7 @@ def test_adapter_of_a_task_model_brings_its_head(
 def test_what_cannot_be_exact_is_refused_by_name(
     tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path, options: dict[str, Any], word: str
 ) -> None:
-    config = LoraConfig(r=2, target_modules=["query"], **options)
+    config = PeftConfig(r=2, target_modules=["query"], **options)
     get_peft_model(AutoModel.from_pretrained(tiny_folder("bert")), config).save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     saved.update(options)  # PEFT itself rewrites pissa when it saves
@@ -157,7 +158,7 @@ def test_unmatched_keys_and_other_bases_are_refused(
     tiny_base: Loader, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = tiny_base()
-    lora = LoraSettings(rank=2, targets=("query",))
+    lora = LoraConfig(rank=2, targets=("query",))
     save_adapter(tmp_path, fresh_factors(base, lora, seed=0, name="x"), lora, base)
     path = tmp_path / "adapter_model.safetensors"
     whole = load_file(path)

@@ -26,7 +26,6 @@ from dynamorouter.metrics.base import Metric, metrics, score
 from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import EncoderHead, WindowTarget, build_head, choosing_heads, heads
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.registry import Registry
 from dynamorouter.system.router import RouterRows, fit_system_router
@@ -36,6 +35,7 @@ from dynamorouter.tasks.kinds import HeadKind, RowProblem, head_kind, head_kinds
 from dynamorouter.tasks.kinds.base import AnswerValue, NativeRow, kind_of_answer
 from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.task import Columns, Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import fit_experts
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
@@ -271,20 +271,9 @@ def test_a_kind_of_head_that_is_defined_here_alone_is_trained_answers_and_is_sav
         "money": 4,
         "sport,money": 4,
     }
-    lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=2)
-    plans = [
-        ExpertPlan(
-            task,
-            lora,
-            head_options={"threshold": 0.4},
-            epochs=40,
-            batch_rows=8,
-            learning_rate=1e-2,
-            head_learning_rate=1e-2,
-            patience=0,
-        ),
-        ExpertPlan(MOOD, lora, epochs=2),
-    ]
+    short = ExpertConfig(rank=2, alpha=8, trunk_depth=2, epochs=2)
+    long = short.model_copy(update={"epochs": 40, "batch_rows": 8, "learning_rate": 1e-2, "patience": 0})
+    plans = [ExpertPlan(task, long, {"threshold": 0.4}), ExpertPlan(MOOD, short)]
     rows, held = {"topics": splits["train"], "mood": ROWS["mood"]}, {"topics": splits["test"], "mood": HELD["mood"]}
     experts = fit_experts(base, plans, rows, held, options=LoopOptions(), log=lambda step, values: None)
     system = System({"tiny": base}, experts, None, router_base="tiny")

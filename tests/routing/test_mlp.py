@@ -11,7 +11,7 @@ from dynamorouter.routing.base import RouterData, RouterInput
 from dynamorouter.routing.calibration import ece
 from dynamorouter.routing.mlp import TaskMLP
 from dynamorouter.routing.neural import split_rows
-from dynamorouter.training.router import make_skill, remember
+from dynamorouter.training.router import from_features, make_skill
 
 LAYERS, WIDTH, EXPERTS = (1, 2), 8, 4
 
@@ -86,7 +86,7 @@ def test_a_kept_skill_is_routed_like_its_rows(pooling: str) -> None:
     skill = make_skill(router, inputs, [3, 20, 0])
     assert skill is not None and skill.pooling == pooling
     expected = torch.cat([router.route(batch).probabilities for batch in inputs])[[3, 20, 0]]
-    again = router.route(remember(skill, torch.device("cpu"))).probabilities
+    again = router.route(from_features(skill, torch.device("cpu"))).probabilities
     torch.testing.assert_close(again, expected, rtol=2e-2, atol=2e-3)  # kept in float16
 
 

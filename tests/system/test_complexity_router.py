@@ -12,14 +12,14 @@ from torch import Tensor
 
 from dynamorouter.errors import RouterError, TrainingError
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.routing.base import RouterData, RouterInput
 from dynamorouter.routing.complexity import TierRouter, balance_loss, squared_error
 from dynamorouter.routing.serialization import load, save
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Generation, Task
+from dynamorouter.training.config import ExpertConfig, JointConfig, JointOrder
 from dynamorouter.training.experts import fresh_expert
-from dynamorouter.training.joint import JointOptions, JointRouter, Order, fit_joint
+from dynamorouter.training.joint import JointRouter, fit_joint
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
 from support.tinylm import load_lm, write_lm
@@ -146,16 +146,12 @@ def records(name: str) -> list[Record]:
     ]
 
 
-def learn(base: Base, *, order: Order, rate: float = 1e-3, router_rate: float = 1e-2) -> tuple[list[Tensor], ...]:
+def learn(base: Base, *, order: JointOrder, rate: float = 1e-3, router_rate: float = 1e-2) -> tuple[list[Tensor], ...]:
     """Go through a joint phase; returns the router's and the experts' weights before and after."""
-    plans = [
-        ExpertPlan(task, LoraSettings(rank=2, targets=("c_attn",), trunk_depth=1), epochs=2, batch_rows=4)
-        for task in TASKS
-    ]
-    plans = [
-        ExpertPlan(p.task, p.lora, epochs=2, batch_rows=4, learning_rate=rate, head_learning_rate=rate, patience=0)
-        for p in plans
-    ]
+    config = ExpertConfig(
+        rank=2, targets=("c_attn",), trunk_depth=1, epochs=2, batch_rows=4, learning_rate=rate, patience=0
+    )
+    plans = [ExpertPlan(task, config) for task in TASKS]
     experts = [fresh_expert(base, plan, seed=0) for plan in plans]
     router = TierRouter(layers=(0, 1), hidden=8)
     states = {layer: torch.randn(8, 3, base.width) for layer in (0, 1)}
@@ -171,8 +167,9 @@ def learn(base: Base, *, order: Order, rate: float = 1e-3, router_rate: float = 
         plans,
         train,
         train,
-        joint=JointOptions(learning_rate=router_rate, order=order, scores={0: [0.1] * 8, 1: [0.9] * 8}),
+        joint=JointConfig(order=order).model_copy(update={"router_learning_rate": router_rate}),  # 0 is no setting
         options=LoopOptions(),
+        scores={0: [0.1] * 8, 1: [0.9] * 8},
         log=lambda step, values: None,
     )
     new = [change.b for expert in found for change in expert.factors.values()]
@@ -184,7 +181,7 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("order", ["together", "alternating"])
-def test_the_joint_phase_trains_router_and_experts_and_nothing_else(base: Base, order: Order) -> None:
+def test_the_joint_phase_trains_router_and_experts_and_nothing_else(base: Base, order: JointOrder) -> None:
     frozen = {name: value.clone() for name, value in base.model.state_dict().items() if "bank" not in name}
     before, after, old, new = learn(base, order=order)
     assert not same(before, after) and not same(old, new)
@@ -203,7 +200,7 @@ def test_a_router_whose_gradient_overflows_leaves_the_step_out(base: Base) -> No
     states = {layer: torch.randn(8, 3, base.width) for layer in (0, 1)}
     batch = RouterInput(states, torch.ones(8, 3), [("", None)] * 8)
     router.fit(RouterData([batch], torch.arange(8) % 2, generator=torch.Generator().manual_seed(0)))
-    learner = JointRouter(base, router, JointOptions(), depth=1)
+    learner = JointRouter(base, router, JointConfig(), depth=1)
     before = [value.detach().clone() for value in learner.parameters]
     for parameter in learner.parameters:
         parameter.grad = torch.full_like(parameter, torch.inf)

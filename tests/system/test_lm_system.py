@@ -254,7 +254,7 @@ def test_a_mixture_begins_where_the_lowest_of_its_experts_does(alone: Path) -> N
     system = System.load(alone / "system")
     say, shout = system.experts
     base = system.bases[say.base]
-    deep = dataclasses.replace(say.lora, trunk_depth=0)
+    deep = say.lora.model_copy(update={"trunk_depth": 0})
     factors = fresh_factors(base, deep, seed=1, name="deep")
     torch.manual_seed(0)
     factors = {layer: dataclasses.replace(own, b=torch.randn_like(own.b)) for layer, own in factors.items()}

@@ -21,7 +21,6 @@ from dynamorouter.metrics.base import score
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.routing.base import Route, Router, RouterInput
 from dynamorouter.routing.pooling import FeatureSample
@@ -30,6 +29,7 @@ from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
 from dynamorouter.tasks.kinds.tagging import entity_list
 from dynamorouter.tasks.task import Columns, Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
@@ -44,10 +44,8 @@ Loader = Callable[..., Base]
 
 def write_system(base: Base, folder: Path) -> None:
     """Train an expert per tiny task and the router between them, and save the system."""
-    lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=2)
-    plans = [
-        ExpertPlan(task, lora, epochs=8, batch_rows=8, learning_rate=1e-2, head_learning_rate=1e-2) for task in TASKS
-    ]
+    config = ExpertConfig(rank=2, alpha=8, trunk_depth=2, epochs=8, batch_rows=8, learning_rate=1e-2)
+    plans = [ExpertPlan(task, config) for task in TASKS]
     options = LoopOptions(tokens_per_batch=256)
     experts = fit_experts(base, plans, ROWS, HELD, options=options, log=lambda step, values: None)
     system = System({"tiny": base}, experts, None, router_base="tiny", tokens_per_batch=256)
@@ -159,7 +157,7 @@ def stored(folder: Path) -> dict[str, object]:
 
 def untrained(base: Base, *, seed: int = 0, depth: int = 2) -> System:
     """Return a system whose experts and heads are drawn at random and whose router sends rows anywhere."""
-    plans = [ExpertPlan(task, LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=depth)) for task in TASKS]
+    plans = [ExpertPlan(task, ExpertConfig(rank=2, alpha=8, trunk_depth=depth)) for task in TASKS]
     experts = []
     for place, plan in enumerate(plans):
         expert = fresh_expert(base, plan, seed=seed)
@@ -219,9 +217,9 @@ def test_a_stream_that_rests_keeps_nobody_waiting(lm_folder: Callable[[str], Pat
         max_tokens=32,
         stride=0,
     )
-    lora = LoraSettings(rank=2, targets=("c_attn",), trunk_depth=1)
+    config = ExpertConfig(rank=2, targets=("c_attn",), trunk_depth=1)
     tasks = [task.model_copy(update={"name": name}) for name in ("say", "tell")]
-    experts = [fresh_expert(base, ExpertPlan(task, lora), seed=0) for task in tasks]
+    experts = [fresh_expert(base, ExpertPlan(task, config), seed=0) for task in tasks]
     for place, expert in enumerate(experts):
         for change in expert.factors.values():
             change.b.normal_(std=0.5, generator=torch.Generator().manual_seed(place))
@@ -356,10 +354,10 @@ def test_experts_on_several_bases_answer_one_batch(
     device = torch.device("cpu")
     second = Base.load(BaseSpec(name="other", path=str(tiny_folder("roberta"))), device=device)
     here = load_trained(trained)
-    lora = LoraSettings(rank=3, alpha=8, dropout=0.0, trunk_depth=1)
+    config = ExpertConfig(rank=3, alpha=8, trunk_depth=1, epochs=3, batch_rows=8, learning_rate=1e-2)
     (names,) = fit_experts(
         second,
-        [ExpertPlan(NAMES, lora, epochs=3, batch_rows=8, learning_rate=1e-2)],
+        [ExpertPlan(NAMES, config)],
         ROWS,
         HELD,
         options=LoopOptions(tokens_per_batch=256),

@@ -18,7 +18,6 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.fusion import FusionLayer
 from dynamorouter.model.lora.gates import FusionGate, SoftGate
 from dynamorouter.model.lora.mount import Mounted, mount
@@ -27,8 +26,9 @@ from dynamorouter.runs.run import open_run
 from dynamorouter.system import edit
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
+from dynamorouter.training.config import ExpertConfig, FusionConfig
 from dynamorouter.training.experts import CacheOptions, fit_experts
-from dynamorouter.training.fusion import FusionPlan, fit_fusions
+from dynamorouter.training.fusion import fit_fusions
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import read_json, read_tensors, write_tensors
@@ -38,7 +38,7 @@ from support.systems import HELD, ROWS, SETTINGS, mounted_again, questions, same
 from support.tinyrun import lines, settings, weights
 
 OPTIONS = LoopOptions(tokens_per_batch=256, log_every=2)
-PLAN = FusionPlan("mood", ("names", "mood"), epochs=2, learning_rate=0.01, key_width=4, batch_rows=8)
+CONFIG = FusionConfig(sources=("names", "mood"), epochs=2, learning_rate=0.01, key_width=4, batch_rows=8)
 FUSION = "experts.fusion={mood: {epochs: 2, learning_rate: 0.02, batch_rows: 8}, names: {sources: [ask, names]}}"
 
 
@@ -125,21 +125,24 @@ def tiny(folder: Callable[[str], Path], name: str = "tiny", kind: str = "bert") 
 
 
 def train(base: Base, *, depth: int = 2, epochs: int = 4) -> list[Expert]:
-    lora = LoraSettings(rank=2, alpha=8, dropout=0.0, trunk_depth=depth)
-    plans = [
-        ExpertPlan(task, lora, epochs=epochs, batch_rows=8, learning_rate=1e-2, head_learning_rate=1e-2)
-        for task in TASKS
-    ]
+    config = ExpertConfig(rank=2, alpha=8, trunk_depth=depth, epochs=epochs, batch_rows=8, learning_rate=1e-2)
+    plans = [ExpertPlan(task, config) for task in TASKS]
     return fit_experts(base, plans, ROWS, HELD, options=OPTIONS, log=lambda step, values: None)
 
 
 def fuse(
-    base: Base, experts: list[Expert], *plans: FusionPlan, log: list[Mapping[str, float]] | None = None, **more: object
+    base: Base,
+    experts: list[Expert],
+    fusions: Mapping[str, FusionConfig] | None = None,
+    *,
+    log: list[Mapping[str, float]] | None = None,
+    **more: object,
 ) -> list[Expert]:
     def note(task: str) -> Callable[[int, Mapping[str, float]], None]:
         return lambda step, values: (log if log is not None else []).append(values)
 
-    return fit_fusions({"tiny": base}, experts, plans or [PLAN], ROWS, HELD, options=OPTIONS, log=note, **more)  # type: ignore[arg-type]
+    fusions = fusions or {"mood": CONFIG}
+    return fit_fusions({"tiny": base}, experts, fusions, ROWS, HELD, options=OPTIONS, log=note, **more)  # type: ignore[arg-type]
 
 
 def held_back(expert: Expert) -> Expert:
@@ -155,8 +158,7 @@ def system(tiny_folder: Callable[[str], Path]) -> System:
     """A system over two tasks of which each has a fusion."""
     base = tiny(tiny_folder)
     experts = [held_back(expert) if expert.name != "ask" else expert for expert in train(base)]
-    plans = [PLAN, dataclasses.replace(PLAN, task="names", sources=("mood", "names", "ask"))]
-    fused = fuse(base, experts, *plans)
+    fused = fuse(base, experts, {"mood": CONFIG, "names": CONFIG.model_copy(update={"sources": None})})
     assert [expert.fusion is not None for expert in fused] == [True, True, False]
     found = System({"tiny": base}, fused, None, router_base="tiny", tokens_per_batch=256)
     fit_system_router(found, SETTINGS, RouterRows(ROWS, HELD), seed=0)
@@ -188,7 +190,7 @@ def test_training_changes_nothing_frozen_and_is_the_same_every_time(
     (first, *others) = fuse(base, experts, log=log)
     torch.manual_seed(99)
     disk = CacheOptions(limit=1 << 22, folder=tmp_path)
-    both = fuse(base, experts, dataclasses.replace(PLAN, task="names"), PLAN, cache=disk)
+    both = fuse(base, experts, {"names": CONFIG, "mood": CONFIG}, cache=disk)
     assert first.fusion is not None and both[0].fusion is not None
     for key, value in first.fusion.state().items():
         assert torch.equal(value, both[0].fusion.state()[key]), key
@@ -211,7 +213,7 @@ def test_training_changes_nothing_frozen_and_is_the_same_every_time(
 def test_a_fusion_that_is_worse_is_not_kept(tiny_folder: Callable[[str], Path]) -> None:
     base = tiny(tiny_folder)
     experts = train(base, depth=0, epochs=8)
-    found = fuse(base, experts, dataclasses.replace(PLAN, task="names", epochs=1, learning_rate=1e-9))[1]
+    found = fuse(base, experts, {"names": CONFIG.model_copy(update={"epochs": 1, "learning_rate": 1e-9})})[1]
     notes = found.card["training"]["fusion"]
     assert found.fusion is None and not notes["kept"] and notes["select_score"] < notes["plain_select_score"]
 
@@ -219,7 +221,7 @@ def test_a_fusion_that_is_worse_is_not_kept(tiny_folder: Callable[[str], Path]) 
 def test_a_loss_that_is_no_number_is_an_error(tiny_folder: Callable[[str], Path]) -> None:
     base = tiny(tiny_folder)
     with pytest.raises(TrainingError, match=r"fusion of task 'mood'.*experts.fusion.mood.learning_rate"):
-        fuse(base, train(base, epochs=1), dataclasses.replace(PLAN, learning_rate=1e36, epochs=4))
+        fuse(base, train(base, epochs=1), {"mood": CONFIG.model_copy(update={"learning_rate": 1e36, "epochs": 4})})
 
 
 def test_a_mixed_batch_equals_rows_alone(system: System) -> None:
@@ -308,9 +310,9 @@ def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> Non
     """A new expert of larger rank in the first place, on more layers: sources are found by name."""
     texts = [row.text for row in HELD["names"]]
     before = system.predict(texts, tasks=["names"] * len(texts))
-    lora = LoraSettings(rank=5, alpha=8, trunk_depth=0)
-    new = dataclasses.replace(NAMES, name="more")
-    plan = ExpertPlan(new, lora, epochs=1, batch_rows=8)
+    config = ExpertConfig(rank=5, alpha=8, trunk_depth=0, epochs=1, batch_rows=8)
+    new = NAMES.model_copy(update={"name": "more"})
+    plan = ExpertPlan(new, config)
     base = system.bases["tiny"]
     rows = {"more": make_rows(NAMES, 8)}
     (expert,) = fit_experts(base, [plan], rows, rows, options=OPTIONS, log=lambda step, values: None)
@@ -323,7 +325,7 @@ def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> Non
 def test_experts_are_added_and_removed_on_disk(system: System, home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     system.save(folder)
-    new = dataclasses.replace(NAMES, sources={"local": {}})
+    new = NAMES.model_copy(update={"sources": {"local": {}}})
     edit.add_expert(folder, folder / "experts" / "ask", name="more", task=new, data=home / "rows")
     grown = System.load(folder)
     texts = [row.text for row in HELD["mood"]]

@@ -17,14 +17,14 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.heads.language import LOGITS, end_id
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.text.examples import TrainingExample, make_examples
-from dynamorouter.model.text.packing import Layout, plan_passes
+from dynamorouter.model.text.packing import Layout, plan_micro_batches
 from dynamorouter.model.text.prompts import encode_prompts
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Generation, Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
@@ -63,8 +63,8 @@ HELD = {"one": rows(ONE, 5, start=100), "two": rows(TWO, 5, start=140)}
 
 
 def plan(task: Task, *, depth: int = 0, **changes: object) -> ExpertPlan:
-    lora = LoraSettings(rank=2, alpha=4, dropout=0.0, trunk_depth=depth)
-    return dataclasses.replace(ExpertPlan(task, lora, epochs=2, batch_rows=4), **changes)  # type: ignore[arg-type]
+    settings = {"rank": 2, "alpha": 4, "trunk_depth": depth, "epochs": 2, "batch_rows": 4, **changes}
+    return ExpertPlan(task, ExpertConfig(**settings))  # type: ignore[arg-type]
 
 
 def train(base: Base, plans: list[ExpertPlan], **options: object) -> list[Expert]:
@@ -169,7 +169,7 @@ def test_packed_rows_give_the_same_loss_and_gradients(lm_folder: Folder, archite
         loop = loop_over(base, plans, lively(base, plans), packing=packing, depth=depth)
         found.append(gradients(loop, loop.learners))
     lengths = [len(example) for example in loop.examples]
-    passes = plan_passes(loop.examples, range(len(lengths)), budget=128, packing=True)
+    passes = plan_micro_batches(loop.examples, range(len(lengths)), budget=128, packing=True)
     laid = [row for rows_ in passes for row in rows_]
     assert sorted(i for row in laid for i in row) == list(range(len(lengths)))
     assert len(laid) <= len(lengths) / 1.5  # rows are shared

@@ -13,8 +13,8 @@ from dynamorouter.errors import TrainingError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import fresh_factors
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.training.multitask import (
     AdapterBackbone,
@@ -33,7 +33,7 @@ from support.builders import MOOD, NAMES, make_rows
 
 def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
     base = tiny_base()
-    lora = LoraSettings(rank=4, alpha=8, trunk_depth=2, dropout=0.0)
+    lora = LoraConfig(rank=4, alpha=8, trunk_depth=2, dropout=0.0)
     task_heads = []
     for task in (MOOD, NAMES):
         head = build_head(task, base.width).initialise(seeded(0, task.name))
@@ -48,11 +48,11 @@ def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
     scores = iter([0.1, 0.9, 0.3, 0.2])
     kept: list[list[torch.Tensor]] = []
 
-    def judge() -> float:
+    def validate() -> float:
         kept.append([p.detach().clone() for p in body.parameters()])
         return next(scores)
 
-    assert fit_shared(body, task_heads, examples, options=options, judge=judge) == [0.1, 0.9, 0.3, 0.2]
+    assert fit_shared(body, task_heads, examples, options=options, validate=validate) == [0.1, 0.9, 0.3, 0.2]
     after = body.parameters()
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(kept[1], after, strict=True))  # the best pass is put back

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModel
 
@@ -18,12 +19,12 @@ from dynamorouter.errors import LibraryError, TrainingError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.peft import save_adapter
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.task import Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import CacheOptions, fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
@@ -35,9 +36,8 @@ HELD = {task.name: make_rows(task, 9, start=100) for task in TASKS}
 
 
 def plan(task: Task, *, depth: int = 0, **changes: Any) -> ExpertPlan:
-    lora = LoraSettings(rank=2, alpha=4, dropout=0.0, trunk_depth=depth)
-    whole = ExpertPlan(task, lora, {"dropout": 0.0}, epochs=2, batch_rows=8)
-    return dataclasses.replace(whole, **changes)
+    settings = {"rank": 2, "alpha": 4, "trunk_depth": depth, "epochs": 2, "batch_rows": 8, **changes}
+    return ExpertPlan(task, ExpertConfig(**settings), {"dropout": 0.0})
 
 
 def train(base: Base, plans: list[ExpertPlan], **options: Any) -> list[Expert]:
@@ -132,8 +132,8 @@ class KilledError(Exception):
 @pytest.mark.parametrize("stop", [1, 3, 5])
 @pytest.mark.parametrize("depth", [0, 2])
 def test_resumed_equals_uninterrupted_to_the_bit(tiny_base: Loader, tmp_path: Path, stop: int, depth: int) -> None:
-    plans = [plan(task, depth=depth, head_options={"dropout": 0.3}, uncertainty=True) for task in (MOOD, NAMES)]
-    plans = [dataclasses.replace(p, lora=dataclasses.replace(p.lora, dropout=0.2)) for p in plans]
+    plans = [plan(task, depth=depth, dropout=0.2, loss_weights="uncertainty") for task in (MOOD, NAMES)]
+    plans = [dataclasses.replace(p, head_options={"dropout": 0.3}) for p in plans]
     options = LoopOptions(tokens_per_batch=96, checkpoint_every=1)
     whole = train(tiny_base(), plans, options=options)
     count = 0
@@ -245,7 +245,7 @@ def test_adam_equals_the_same_steps_by_hand_under_peft(tiny_base: Loader) -> Non
     start = fresh_expert(base, one, seed=0)
     oracle = get_peft_model(
         AutoModel.from_pretrained(base.spec.path),
-        LoraConfig(r=2, lora_alpha=4, target_modules=sorted(start.factors), lora_dropout=0.0),
+        PeftConfig(r=2, lora_alpha=4, target_modules=sorted(start.factors), lora_dropout=0.0),
     ).eval()
     with torch.no_grad():
         for name, parameter in oracle.named_parameters():

@@ -19,7 +19,7 @@ from dynamorouter.data.config import DataSettings
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.routing.config import RouterSettings
 from dynamorouter.tasks.task import Task
-from dynamorouter.training.config import ExpertOverrides, ExpertSettings, JointSettings
+from dynamorouter.training.config import ExpertConfig, ExpertOverrides, JointConfig
 from dynamorouter.utils.explain import Branch, Inside
 from dynamorouter.utils.options import FOR_DIGEST, Alias, Count, Options, Rows, Size
 from dynamorouter.utils.tracking import TrackingSettings
@@ -71,11 +71,11 @@ class Config(Options):
     """Further bases by name."""
     data: DataSettings = DataSettings()
     """Where rows come from."""
-    experts: ExpertSettings = ExpertSettings()
+    experts: ExpertConfig = ExpertConfig()
     """The expert phase."""
     router: RouterSettings = RouterSettings()
     """The router and its phase."""
-    joint: JointSettings = JointSettings()
+    joint: JointConfig = JointConfig()
     """The joint phase."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out rows."""
@@ -97,10 +97,10 @@ class Config(Options):
                 raise ValueError(f"task.{key}.name is {task.name!r}; a task's name is its key, {key!r}")
         return self
 
-    def expert(self, task: str) -> ExpertSettings:
+    def expert(self, task: str) -> ExpertConfig:
         """Return the expert phase as ``task`` sees it: its ``hyper`` applied, ``train_rows`` one number or ``None``."""
         changes = {"train_rows": self.experts.rows_for(task), **self.task[task].hyper}
-        return ExpertSettings.model_validate({**self.experts.model_dump(), **changes})
+        return ExpertConfig.model_validate({**self.experts.model_dump(), **changes})
 
     def to_json(self) -> dict[str, Any]:
         """Return the tree as plain JSON values."""

@@ -19,8 +19,9 @@ from dynamorouter.errors import ConfigError, MergeError, one_of
 from dynamorouter.merging.deltas import Layers
 from dynamorouter.merging.registry import Method, merges
 from dynamorouter.merging.truncate import MergedLayer, Output, to_factors
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.factors import Factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class MergeResult:
     weights: Mapping[str, float]
     base: str
     factors: Mapping[str, Factors]
-    lora: LoraSettings
+    lora: LoraConfig
     errors: Mapping[str, float]
     error: float
     ranks: Mapping[str, int]
@@ -172,7 +173,7 @@ def _result(
         weights=weights,
         base=experts[0].base,
         factors={name: layer.factors for name, layer in layers.items()},
-        lora=LoraSettings(
+        lora=LoraConfig(
             rank=rank,
             alpha=float(rank),
             dropout=0.0,

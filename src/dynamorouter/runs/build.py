@@ -16,11 +16,9 @@ from dynamorouter.metrics.base import get_metric
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.heads.base import heads
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.text.prompts import prompts
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions
-from dynamorouter.training.fusion import FusionPlan
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.devices import pick_device, pick_dtype
@@ -116,66 +114,23 @@ def load_bases(config: Config) -> dict[str, Base]:
 
 def expert_plan(config: Config, task: Task) -> ExpertPlan:
     """Return how a task's expert is trained, its own ``hyper`` applied."""
-    own = config.expert(task.name)
-    lora = LoraSettings(
-        rank=own.rank,
-        alpha=own.alpha,
-        rslora=own.rslora,
-        dropout=own.dropout,
-        targets=own.targets,
-        trunk_depth=own.trunk_depth,
-    )
-    return ExpertPlan(
-        task=task,
-        lora=lora,
-        head_options=heads.get(task.head).base_options(base_settings(config, task)),
-        epochs=own.epochs,
-        batch_rows=own.batch_rows * own.accumulation,
-        learning_rate=own.learning_rate,
-        head_learning_rate=own.head_learning_rate or own.learning_rate,
-        weight_decay=own.weight_decay,
-        warmup=own.warmup,
-        clip=own.clip,
-        patience=own.patience,
-        min_delta=own.min_delta,
-        weight=own.fixed_weights.get(task.name, 1.0),
-        uncertainty=own.loss_weights == "uncertainty",
-        select_by=own.select_by,
-    )
+    head_options = heads.get(task.head).base_options(base_settings(config, task))
+    return ExpertPlan(task, config.expert(task.name), head_options)
 
 
 def joint_plan(config: Config, task: Task) -> ExpertPlan:
     """Return how a task's expert is trained on in the joint phase."""
-    joint = config.joint
-    return replace(
-        expert_plan(config, task),
-        epochs=joint.epochs,
-        learning_rate=joint.learning_rate,
-        head_learning_rate=joint.learning_rate,
-        weight_decay=joint.weight_decay,
-        warmup=joint.warmup,
-        batch_rows=max(1, joint.batch_rows // len(config.task)),
-    )
-
-
-def fusion_plans(config: Config) -> list[FusionPlan]:
-    """Return the fusions that are wanted, in the order of the tasks."""
-    tasks = {task.name: task for task in run_tasks(config)}
-    plans = []
-    for name in (name for name in tasks if name in config.experts.fusion):
-        own, base = config.experts.fusion[name], base_settings(config, tasks[name]).name
-        alike = tuple(other for other, task in tasks.items() if base_settings(config, task).name == base)
-        plans.append(
-            FusionPlan(
-                task=name,
-                sources=alike if own.sources is None else own.sources,
-                epochs=own.epochs,
-                learning_rate=own.learning_rate,
-                key_width=own.key_width,
-                batch_rows=own.batch_rows,
-            )
-        )
-    return plans
+    joint, plan = config.joint, expert_plan(config, task)
+    changes = {
+        "epochs": joint.epochs,
+        "learning_rate": joint.learning_rate,
+        "head_learning_rate": None,
+        "weight_decay": joint.weight_decay,
+        "warmup": joint.warmup,
+        "batch_rows": max(1, joint.batch_rows // len(config.task)),
+        "accumulation": 1,
+    }
+    return replace(plan, config=plan.config.model_copy(update=changes))
 
 
 def loop_options(config: Config) -> LoopOptions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dynamorouter.runs.build import cache_options, expert_plan, load_bases, loop
 from dynamorouter.system.library import Library
 from dynamorouter.system.system import System
 from dynamorouter.training.experts import fit_experts
+from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.utils.progress import SILENT, Progress
 
 
@@ -86,14 +86,11 @@ def one_lora(
         return library.load(ONE, base)
     plan = expert_plan(config, first)
     plans = [expert_plan(config, task) for task in run_tasks(config)]
-    rank = sum(own.lora.rank for own in plans)
-    epochs = config.complexity.arm_epochs if config.complexity else None
-    plan = replace(
-        plan,
-        task=first.model_copy(update={"name": ONE}),
-        lora=replace(plan.lora, rank=rank, alpha=plan.lora.alpha * rank / plan.lora.rank),  # the same scaling
-        epochs=epochs or plan.epochs,
-    )
+    rank = sum(own.config.rank for own in plans)
+    changes: dict[str, Any] = {"rank": rank, "alpha": plan.config.alpha * rank / plan.config.rank}  # the same scaling
+    if config.complexity and config.complexity.arm_epochs:
+        changes["epochs"] = config.complexity.arm_epochs
+    plan = ExpertPlan(first.model_copy(update={"name": ONE}), plan.config.model_copy(update=changes), plan.head_options)
     parts = ("train", "joint") if config.joint.enabled else ("train",)
     train = [record for name in names for part in parts for record in data.split(part, name)]
     select = [record for name in names for record in data.split("validation", name)]

@@ -31,7 +31,6 @@ from dynamorouter.runs.build import (
     base_settings,
     cache_options,
     expert_plan,
-    fusion_plans,
     joint_plan,
     load_bases,
     loop_options,
@@ -48,8 +47,8 @@ from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.experts import fit_experts as train_experts
 from dynamorouter.training.fusion import fit_fusions
-from dynamorouter.training.joint import JointOptions, joint_router
 from dynamorouter.training.joint import fit_joint as train_joint
+from dynamorouter.training.joint import joint_router
 from dynamorouter.training.loop import Log
 from dynamorouter.utils.files import read_metadata, sweep, write_json, writing_folder
 from dynamorouter.utils.progress import shown_progress
@@ -207,19 +206,19 @@ def _phase(run: Run, name: str, after: str, work: Work) -> Path:
         sweep(folder.parent)
         rounds = {part: _last_round(file) for part, file in _checkpoints(run, name).items() if file.is_file()}
         with _tracker(run, run.log_length(name, after, rounds)) as tracker:
-            sitting = PhaseLog(run, name, tracker)
-            system, skills = work(run, _prepared(run), sitting)
+            phase_log = PhaseLog(run, name, tracker)
+            system, skills = work(run, _prepared(run), phase_log)
             with writing_folder(folder) as temporary:
                 system.save(temporary, skills=skills)
-                run.note(name, seconds=sitting.seconds, log=tracker.offset())
+                run.note(name, seconds=phase_log.seconds, log=tracker.offset())
         (run.out / "report.json").unlink(missing_ok=True)
     for stale in _checkpoints(run, name).values():
         stale.unlink(missing_ok=True)
-    if not run.serves(name):
+    if not run.is_published(name):
         sweep(run.out)
         with writing_folder(run.out / "system") as temporary:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        run.serve(name)
+        run.publish(name)
     return folder
 
 
@@ -241,36 +240,36 @@ def _last_round(checkpoint: Path) -> int:
     return int(json.loads(read_metadata(checkpoint)["state"])["round"])
 
 
-def _experts(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
+def _experts(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
     config, tasks = run.config, run_tasks(run.config)
     bases = load_bases(config)
     train = {task.name: data.split("train", task.name) for task in tasks}
     select = {task.name: data.split("validation", task.name) for task in tasks}
-    done: dict[str, Expert] = {}
-    for name, checkpoint in _checkpoints(run, "experts").items():
-        plans = [expert_plan(config, task) for task in tasks if base_settings(config, task).name == name]
+    experts: dict[str, Expert] = {}
+    for base_name, checkpoint in _checkpoints(run, "experts").items():
+        plans = [expert_plan(config, task) for task in tasks if base_settings(config, task).name == base_name]
         if not plans:
             continue
         with shown_progress() as progress:
-            found = train_experts(
-                bases[name],
+            trained = train_experts(
+                bases[base_name],
                 plans,
                 train,
                 select,
                 options=loop_options(config),
-                log=sitting.log(name),
+                log=phase_log.log(base_name),
                 cache=cache_options(config, run.out / "phases" / "trunk"),
                 checkpoint=checkpoint,
-                saved=sitting.saved,
+                saved=phase_log.saved,
                 progress=progress,
             )
-        done.update({expert.name: expert for expert in found})
-    experts = _fused(run, data, sitting, bases, [done[task.name] for task in tasks])
+        experts.update({expert.name: expert for expert in trained})
+    fused = _fused(run, data, phase_log, bases, [experts[task.name] for task in tasks])
     info = {"recipe": config.recipe, "seed": config.seed, "config_hash": config.digest()}
-    return System(bases, experts, None, router_base=config.base.name, info=info), {}
+    return System(bases, fused, None, router_base=config.base.name, info=info), {}
 
 
-def _router(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
+def _router(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
     config = run.config
     system = System.load(
         run.phase("experts"),
@@ -286,12 +285,12 @@ def _router(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, di
     with shown_progress() as progress:
         settings = config.router.model_dump()
         skills, notes = fit_system_router(system, settings, rows, seed=config.seed, progress=progress)
-    sitting.tracker.log(0, "router", **notes)
+    phase_log.tracker.log(0, "router", **notes)
     return system, skills
 
 
-def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
-    config, joint = run.config, run.config.joint
+def _joint(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System, dict[str, FeatureSample]]:
+    config = run.config
     before = System.load(run.phase("router"), device=config.device, precision=config.precision)
     system = System.load(run.phase("router"), device=config.device, precision=config.precision)
     base = system.bases[system.router_base]
@@ -304,51 +303,47 @@ def _joint(run: Run, data: PreparedData, sitting: PhaseLog) -> tuple[System, dic
             [joint_plan(config, expert.task) for expert in system.experts],
             {name: data.split("joint", name) for name in config.task},
             {name: data.split("validation", name) for name in config.task},
-            joint=JointOptions(
-                gates=joint.gates,
-                learning_rate=joint.router_learning_rate or joint.learning_rate,
-                weight=joint.router_loss_weight,
-                order=joint.order,
-                scores=joint_scores(data, system.names),
-            ),
+            joint=config.joint,
             options=loop_options(config),
-            log=sitting.log(part),
+            log=phase_log.log(part),
+            scores=joint_scores(data, system.names),
             cache=cache_options(config, run.out / "phases" / "trunk"),
             checkpoint=checkpoint,
-            saved=sitting.saved,
+            saved=phase_log.saved,
             progress=progress,
         )
     system = System(
         system.bases,
-        _fused(run, data, sitting, system.bases, experts),
+        _fused(run, data, phase_log, system.bases, experts),
         system.router,
         router_base=system.router_base,
         classes=system.classes,
         info=system.info,
     )
     calibrate = {name: data.split("calibration", name) for name in config.task}
-    sitting.tracker.log(0, "joint", **keep_better_router(system, before, calibrate))
+    phase_log.tracker.log(0, "joint", **keep_better_router(system, before, calibrate))
     library = before.library
     skills = {name: skill for name in system.names if library and (skill := library.skill(name)) is not None}
     return system, skills
 
 
 def _fused(
-    run: Run, data: PreparedData, sitting: PhaseLog, bases: Mapping[str, Base], experts: Sequence[Expert]
+    run: Run, data: PreparedData, phase_log: PhaseLog, bases: Mapping[str, Base], experts: Sequence[Expert]
 ) -> list[Expert]:
     """Train the fusions that are wanted over experts that will not change any more in this phase."""
-    plans = fusion_plans(run.config)
-    if not plans:
+    config = run.config
+    fusions = {task: config.experts.fusion[task] for task in config.task if task in config.experts.fusion}
+    if not fusions:
         return list(experts)
     with shown_progress() as progress:
         return fit_fusions(
             bases,
             experts,
-            plans,
-            {plan.task: data.split("train", plan.task) for plan in plans},
-            {plan.task: data.split("validation", plan.task) for plan in plans},
-            options=loop_options(run.config),
-            log=lambda task: sitting.log(f"fusion of {task}"),
-            cache=cache_options(run.config, run.out / "phases" / "trunk"),
+            fusions,
+            {task: data.split("train", task) for task in fusions},
+            {task: data.split("validation", task) for task in fusions},
+            options=loop_options(config),
+            log=lambda task: phase_log.log(f"fusion of {task}"),
+            cache=cache_options(config, run.out / "phases" / "trunk"),
             progress=progress,
         )

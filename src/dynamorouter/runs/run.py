@@ -45,7 +45,7 @@ class Run:
         return (self.phase(name) / "system.json").is_file()
 
     def state(self) -> dict[str, Any]:
-        """What was done so far: the log's length and the seconds by phase, and which phase's system is served."""
+        """What was done so far: the log's length and the seconds by phase, and which phase's system is published."""
         path = self.out / STATE
         return dict(read_json(path)) if path.is_file() else {"log": {}, "seconds": {}, "system": None}
 
@@ -57,15 +57,15 @@ class Run:
             state["log"][name] = log
         write_json(self.out / STATE, state)
 
-    def serve(self, name: str) -> None:
+    def publish(self, name: str) -> None:
         """Note that ``OUT/system`` is a phase's."""
         write_json(self.out / STATE, {**self.state(), "system": name})
 
-    def serves(self, name: str) -> bool:
+    def is_published(self, name: str) -> bool:
         """Whether ``OUT/system`` is there, and of this phase or a later one."""
-        served = self.state()["system"]
+        published = self.state()["system"]
         there = (self.out / "system" / "system.json").is_file()
-        return there and served is not None and PHASES.index(served) >= PHASES.index(name)
+        return there and published is not None and PHASES.index(published) >= PHASES.index(name)
 
     def log_length(self, name: str, after: str, rounds: Mapping[str, int]) -> int:
         """Return how many bytes of the log to keep when a phase begins or goes on.

@@ -25,6 +25,7 @@ from dynamorouter.system.system import EXPERTS, System
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import fit_experts
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
@@ -204,9 +205,9 @@ def _expert(
     if adapter.head or not list(head.parameters()):
         return expert
     head.initialise(seeded(seed, name, "head"))
-    plan = ExpertPlan(
-        task=task, lora=dataclasses.replace(adapter.lora, dropout=0.0), learning_rate=0.0, weight_decay=0.0
-    )
+    shape = {**adapter.lora.model_dump(), "dropout": 0.0}
+    config = ExpertConfig(**shape, head_learning_rate=1e-3, weight_decay=0.0, batch_rows=32)
+    plan = ExpertPlan(task, config.model_copy(update={"learning_rate": 0.0}))  # the head alone: no run may ask for it
     with shown_progress() as progress:
         found = fit_experts(
             base,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,7 @@ class Library:
         fusion = _fusion(folder, task, base, card["fusion"]) if "fusion" in card else None
         lora, targets = adapter.lora, card.get("lora", {}).get("targets")
         if targets is not None:  # as they were asked for; the adapter lists every layer
-            lora = replace(lora, targets=targets if isinstance(targets, str) else tuple(targets))
+            lora = lora.model_copy(update={"targets": targets if isinstance(targets, str) else tuple(targets)})
         return Expert(name, task, base.spec.name, adapter.factors, head.eval(), lora, own, fusion)
 
     def skill(self, name: str) -> FeatureSample | None:
@@ -160,7 +159,7 @@ def _card(expert: Expert, base: Base) -> dict[str, Any]:
         "task": expert.task.model_dump(mode="json"),
         "base": {"name": expert.base, "digest": base.digest},
         "head": dict(expert.head.options),
-        "lora": asdict(expert.lora),
+        "lora": expert.lora.model_dump(mode="json"),
         "parameters": expert.parameters(),
         **mixed,
         **{key: value for key, value in expert.card.items() if key not in _DERIVED},

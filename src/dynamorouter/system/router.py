@@ -20,7 +20,7 @@ from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.router import fit_router, joined, make_skill, read_rows, remember, router_options
+from dynamorouter.training.router import concat_pairs, fit_router, from_features, make_skill, read_rows, router_options
 from dynamorouter.utils.progress import SILENT, Progress
 
 Labelled = tuple[list[RouterInput], list[int]]
@@ -127,7 +127,7 @@ def _to_fit_on(
             skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
             if skill is not None:
                 skills[name] = skill
-            runs = joined(_pairs(rows[name]))
+            runs = concat_pairs(_pairs(rows[name]))
             if runs and share:
                 more, order = _read(system, reader, runs[: round(share * len(runs))])
                 train.append((more, [index] * len(order)))
@@ -177,7 +177,7 @@ def _remembered(system: System, reader: Router, name: str, index: int) -> Labell
             f"expert {name!r} has no rows to fit the router on, and the library holds no features of it that a "
             f"{type(reader).__name__} router over layers {list(reader.layers)} reads; give rows of it with --data"
         )
-    batch = remember(skill, system.bases[system.router_base].device)
+    batch = from_features(skill, system.bases[system.router_base].device)
     return [batch], [index] * len(batch)
 
 

@@ -6,12 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight, changes_of
 
 TRAIN_ROWS = 5000
+JointGates = Literal["hard", "soft"]
+JointOrder = Literal["together", "alternating"]
 
 
-class CacheSettings(Options):
+class CacheConfig(Options):
     """Where the trunk's outputs are kept between epochs."""
 
     where: Literal["memory", "disk", "off"] = "memory"
@@ -20,13 +23,13 @@ class CacheSettings(Options):
     """Most it may hold, in MiB; what is over is computed anew."""
 
 
-class FusionSettings(Options):
+class FusionConfig(Options):
     """AdapterFusion for one task: attention over the outputs of frozen experts, and a head of its own."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """Tasks whose experts are mixed; ``null`` for all on the task's base."""
     epochs: Count = 3
-    """Passes over the task's train rows; the best one is kept."""
+    """Epochs over the task's train rows; the best one is kept."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of attention and head; it falls linearly."""
     key_width: Count = 16
@@ -41,27 +44,17 @@ class FusionSettings(Options):
         return self
 
 
-class ExpertSettings(Options):
+class ExpertConfig(LoraConfig):
     """The expert phase: LoRA factors and heads of all tasks, trained side by side."""
 
-    rank: Count = 8
-    """Width of the low-rank factors."""
-    alpha: Rate = 16.0
-    """Numerator of the scaling ``alpha / rank``."""
-    rslora: bool = False
-    """Scale by ``alpha / sqrt(rank)`` instead."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout on the factors' input while training."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """``all-linear``, a regular expression over module names, or a list of names."""
     trunk_depth: Size = 3
     """Number of lowest blocks without experts, shared by all tasks; 0 puts experts everywhere."""
-    trunk_cache: CacheSettings = CacheSettings()
+    trunk_cache: CacheConfig = CacheConfig()
     """Where the trunk's outputs are kept between epochs."""
     train_rows: Rows | dict[str, Rows] = TRAIN_ROWS
     """Rows per task; ``null`` is all; or a mapping of task names and ``default`` to rows, 5000 where neither is."""
     epochs: Count = 3
-    """Most passes over the train rows."""
+    """Most epochs over the train rows."""
     batch_rows: Count = 16
     """Rows of one task per optimizer step of its expert; passes stay full whatever it is."""
     tokens_per_batch: Count = 4096
@@ -83,7 +76,7 @@ class ExpertSettings(Options):
     min_delta: Weight = 0.0
     """Smallest gain of the headline metric that counts as improvement."""
     select_by: Literal["loss", "metric"] = "loss"
-    """What decides on the best pass of an expert that writes: its held-out loss, or its headline metric."""
+    """What decides on the best epoch of an expert that writes: its held-out loss, or its headline metric."""
     packing: bool | Literal["auto"] = "auto"
     """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"
@@ -92,8 +85,23 @@ class ExpertSettings(Options):
     """Weight of each task's loss, 1 where absent."""
     checkpoint_every: Count = 200
     """Optimizer steps between checkpoints."""
-    fusion: dict[str, FusionSettings] = Field(default_factory=dict)
+    fusion: dict[str, FusionConfig] = Field(default_factory=dict)
     """AdapterFusion by target task: kept where it answers held-out rows as well as the task's own expert, or better."""
+
+    @property
+    def head_rate(self) -> float:
+        """Peak learning rate of the heads."""
+        return self.learning_rate if self.head_learning_rate is None else self.head_learning_rate
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of one task per optimizer step, accumulation included."""
+        return self.batch_rows * self.accumulation
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The shape of the experts' factors."""
+        return LoraConfig(**{name: getattr(self, name) for name in LoraConfig.model_fields})
 
     def rows_for(self, task: str) -> int | None:
         """Return the number of train rows of ``task``, or ``None`` for all."""
@@ -102,7 +110,7 @@ class ExpertSettings(Options):
         return self.train_rows
 
 
-class JointSettings(Options):
+class JointConfig(Options):
     """The joint phase: router and experts trained together."""
 
     enabled: bool = False
@@ -110,7 +118,7 @@ class JointSettings(Options):
     train_rows: Rows = 1000
     """Rows per task; ``null`` is all."""
     epochs: Count = 1
-    """Passes over the rows."""
+    """Epochs over the rows."""
     batch_rows: Count = 32
     """Rows of all tasks together per step."""
     learning_rate: Rate = 2e-4
@@ -121,12 +129,17 @@ class JointSettings(Options):
     """Decoupled weight decay."""
     warmup: Share = 0.06
     """Share of the steps over which the learning rate rises."""
-    gates: Literal["hard", "soft"] = "hard"
+    gates: JointGates = "hard"
     """Each row through its own task's expert, or through the router's mixture."""
-    order: Literal["together", "alternating"] = "together"
+    order: JointOrder = "together"
     """Router and experts step in the same rounds, or in turns."""
     router_loss_weight: Weight = 1.0
     """Weight of the router's loss beside the tasks' losses."""
+
+    @property
+    def router_rate(self) -> float:
+        """Peak learning rate of the router."""
+        return self.learning_rate if self.router_learning_rate is None else self.router_learning_rate
 
 
 PER_TASK = (
@@ -148,5 +161,5 @@ PER_TASK = (
     "train_rows",
 )
 """Settings of the expert phase that a task may have otherwise; the others are of all experts at once."""
-ExpertOverrides = changes_of("ExpertOverrides", ExpertSettings, PER_TASK)
+ExpertOverrides = changes_of("ExpertOverrides", ExpertConfig, PER_TASK)
 """What one task may change of the expert phase for itself: its ``hyper``."""

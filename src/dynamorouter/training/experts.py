@@ -42,7 +42,7 @@ def fit_experts(
         base: the frozen base; the experts are mounted on it meanwhile.
         plans: one per task, all with the same trunk depth.
         train: rows by task.
-        select: held-out rows by task, for early stopping and the choice of the best pass.
+        select: held-out rows by task, for early stopping and the choice of the best epoch.
         options: shared settings.
         log: where losses and scores go.
         cache: where the trunk's outputs are kept.
@@ -52,14 +52,22 @@ def fit_experts(
         progress: told how far it is.
     """
     cache = cache or CacheOptions()
-    depth = min(plan.lora.trunk_depth for plan in plans)
+    depth = min(plan.config.trunk_depth for plan in plans)
     experts = list(start) if start else [fresh_expert(base, plan, seed=options.seed) for plan in plans]
     mounted = mount(base, experts, trainable=True)
     learners, examples = make_learners(mounted, experts, plans, train, seed=options.seed)
     budget = options.tokens_per_batch
     validators = [
-        Validator(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
-        for p in plans
+        Validator(
+            base,
+            plan.task,
+            select[plan.task.name],
+            depth=depth,
+            budget=budget,
+            cache=cache,
+            select_by=plan.config.select_by,
+        )
+        for plan in plans
     ]
     file = cache.folder / "train" if cache.folder else None
     trunk = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
@@ -109,8 +117,8 @@ def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:
     """Draw a new expert; its weights depend on the seed and the task's name alone."""
     head = build_head(plan.task, base.width, plan.head_options)
     head.initialise(seeded(seed, plan.task.name, "head"))
-    factors = fresh_factors(base, plan.lora, seed=seed, name=plan.task.name)
-    return Expert(plan.task.name, plan.task, base.spec.name, factors, head, plan.lora)
+    factors = fresh_factors(base, plan.config.lora, seed=seed, name=plan.task.name)
+    return Expert(plan.task.name, plan.task, base.spec.name, factors, head, plan.config.lora)
 
 
 def collect(mounted: Mounted, expert: Expert, learner: ExpertLearner) -> Expert:

@@ -11,9 +11,7 @@ Letters: B batch, S positions, D width, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +27,7 @@ from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.routing.base import GradientRouter, Router, RouterInput
 from dynamorouter.tasks.record import Record
+from dynamorouter.training.config import JointConfig
 from dynamorouter.training.experts import CacheOptions, Validator, collect, make_learners
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
@@ -36,8 +35,6 @@ from dynamorouter.training.placeholder import placeholder
 from dynamorouter.utils.optim import Group, Optimizer
 from dynamorouter.utils.progress import SILENT, Progress
 
-Gates = Literal["hard", "soft"]
-Order = Literal["together", "alternating"]
 Scores = Mapping[int, Sequence[float]]
 """A number for each row, by expert; NaN where it is not known."""
 ROUTER_CLIP = 1.0
@@ -46,43 +43,32 @@ ROUTER_DECAY = 0.01
 """Decoupled weight decay of the router."""
 
 
-@dataclass(frozen=True, slots=True)
-class JointOptions:
-    """How the router is trained beside the experts.
-
-    Attributes:
-        gates: ``hard`` or ``soft``.
-        learning_rate: of the router's AdamW.
-        weight: factor on the router's own loss.
-        order: whether router and experts step in the same rounds or in turns, the router first.
-        scores: a further target of the router, by expert and row; ``None`` where there is none.
-    """
-
-    gates: Gates = "hard"
-    learning_rate: float = 2e-4
-    weight: float = 1.0
-    order: Order = "together"
-    scores: Scores | None = None
-
-
 class JointRouter:
     """A task router in training beside the experts.
 
     Args:
         base: the base it reads.
         router: one with a gradient; it is trained in place.
-        options: how.
+        config: how.
         depth: the experts' trunk depth; the router must read no deeper.
         writers: experts whose examples hold the answer after the prompt.
+        scores: a further target of the router, by expert and row; ``None`` where there is none.
     """
 
     def __init__(
-        self, base: Base, router: GradientRouter, options: JointOptions, *, depth: int, writers: Collection[int] = ()
+        self,
+        base: Base,
+        router: GradientRouter,
+        config: JointConfig,
+        *,
+        depth: int,
+        writers: Collection[int] = (),
+        scores: Scores | None = None,
     ) -> None:
-        self.base, self.router, self.options, self.depth = base, router, options, depth
+        self.base, self.router, self.config, self.depth, self.scores = base, router, config, depth, scores
         self.writers = frozenset(writers)
         self.parameters = [p for p in router.module.parameters() if p.requires_grad]
-        group = Group(self.parameters, options.learning_rate, ROUTER_DECAY)
+        group = Group(self.parameters, config.router_rate, ROUTER_DECAY)
         self.optimizer = Optimizer([group], clip=ROUTER_CLIP)
         self._rows = 1
         self._loss = 0.0
@@ -93,7 +79,7 @@ class JointRouter:
 
     def learns(self, turn: int) -> tuple[bool, bool]:
         """Tell whether the router, and whether the experts, step in a round."""
-        return (True, True) if self.options.order == "together" else (turn % 2 == 0, turn % 2 == 1)
+        return (True, True) if self.config.order == "together" else (turn % 2 == 0, turn % 2 == 1)
 
     def gate(
         self, batch: Batch, experts: Tensor, examples: Sequence[TrainingExample]
@@ -109,21 +95,21 @@ class JointRouter:
         read = {layer: states[layer] for layer in self.router.layers}
         rows = [("", None)] * experts.shape[0]
         scores = None
-        if self.options.scores is not None:
-            known = [self.options.scores[example.expert][example.row] for example in examples]
-            scores = torch.tensor(known, device=self.base.device)
+        if self.scores is not None:
+            row_scores = [self.scores[example.expert][example.row] for example in examples]
+            scores = torch.tensor(row_scores, device=self.base.device)
         seen = RouterInput(states=read, mask=self._prompts(batch.mask, examples), texts=rows)
         logits, mean = self.router.losses(seen, experts, scores)
         loss = mean * (experts.shape[0] / self._rows)
         self._loss += float(loss.detach())
-        chances = logits.softmax(dim=1)
+        probabilities = logits.softmax(dim=1)
         gate: Gate
-        if self.options.gates == "soft":
-            gate = SoftGate(chances)
+        if self.config.gates == "soft":
+            gate = SoftGate(probabilities)
         else:
-            own = chances.gather(1, experts[:, None])[:, 0]
-            gate = RowGate(experts, 1 + own - own.detach())
-        return gate, self.options.weight * loss, states[self.depth], self.depth
+            weight = probabilities.gather(1, experts[:, None])[:, 0]
+            gate = RowGate(experts, 1 + weight - weight.detach())
+        return gate, self.config.router_loss_weight * loss, states[self.depth], self.depth
 
     def _prompts(self, mask: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
         """Return the mask ``(B, S)`` without the answers that a decoder's examples go on with."""
@@ -188,9 +174,10 @@ def fit_joint(
     train: Mapping[str, Sequence[Record]],
     select: Mapping[str, Sequence[Record]],
     *,
-    joint: JointOptions,
+    joint: JointConfig,
     options: LoopOptions,
     log: Log,
+    scores: Scores | None = None,
     cache: CacheOptions | None = None,
     checkpoint: Path | None = None,
     saved: Callable[[], None] = lambda: None,
@@ -208,6 +195,7 @@ def fit_joint(
         joint: how the router is trained beside them.
         options: shared settings of the loop.
         log: where losses and scores go.
+        scores: a further target of the router, by expert and row; NaN where it is not known.
         cache: where the trunk's outputs for the held-out rows are kept.
         checkpoint: file to resume from and to write to.
         saved: called after each checkpoint.
@@ -226,12 +214,12 @@ def fit_joint(
         learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=budget),
-        evaluate=lambda learner: _judged(validators.get(learner.index), learner),
+        evaluate=lambda learner: _validated(validators.get(learner.index), learner),
         options=options,
         log=log,
         checkpoint=checkpoint,
         saved=saved,
-        router=JointRouter(base, router, joint, depth=depth, writers=writers),
+        router=JointRouter(base, router, joint, depth=depth, writers=writers, scores=scores),
         progress=progress,
     )
     router.module.train()
@@ -261,12 +249,20 @@ def _validators(
     """Return what scores each expert on its held-out rows; one that sits elsewhere has none."""
     depth = _depth(base, experts)
     return {
-        i: Validator(base, p.task, select[p.task.name], depth=depth, budget=budget, cache=cache, select_by=p.select_by)
-        for i, p in enumerate(plans)
+        i: Validator(
+            base,
+            plan.task,
+            select[plan.task.name],
+            depth=depth,
+            budget=budget,
+            cache=cache,
+            select_by=plan.config.select_by,
+        )
+        for i, plan in enumerate(plans)
         if experts[i].base == base.spec.name
     }
 
 
-def _judged(validator: Validator | None, learner: ExpertLearner) -> float:
+def _validated(validator: Validator | None, learner: ExpertLearner) -> float:
     """Score an expert on its held-out rows; one that sits elsewhere is the same as before."""
     return 0.0 if validator is None else validator(learner.head, learner.index)

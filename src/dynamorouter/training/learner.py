@@ -16,52 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.model.heads.base import Head
-from dynamorouter.model.lora.factors import LoraSettings
 from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.examples import TrainingExample
 from dynamorouter.tasks.task import Task
-from dynamorouter.training.validate import SelectBy
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.utils.optim import Optimizer, decay_groups, warmup_linear
 from dynamorouter.utils.seeding import seeded
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertPlan:
-    """How one expert is trained.
+    """What one expert learns, and how.
 
     Attributes:
         task: what it learns.
-        lora: the shape of its factors.
+        config: how, the task's own ``hyper`` applied.
         head_options: given to the head's constructor.
-        epochs: most passes over its rows.
-        batch_rows: windows per optimizer step, accumulation included.
-        learning_rate: peak, of the factors.
-        head_learning_rate: peak, of the head.
-        weight_decay: decoupled; biases are left out.
-        warmup: share of the steps over which the rate rises; it falls linearly to zero after that.
-        clip: largest gradient norm, or ``None``.
-        patience: epochs without gain before it stops; 0 never stops early.
-        min_delta: smallest gain of the headline metric that counts.
-        weight: factor on its loss.
-        uncertainty: learn the weight instead (Kendall et al., 2018).
-        select_by: what decides on the best pass of a head that writes, its held-out loss or its headline metric.
     """
 
     task: Task
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    config: ExpertConfig
     head_options: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int = 3
-    batch_rows: int = 32
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    clip: float | None = 1.0
-    patience: int = 2
-    min_delta: float = 0.0
-    weight: float = 1.0
-    uncertainty: bool = False
-    select_by: SelectBy = "loss"
 
 
 @dataclass(slots=True)
@@ -69,8 +44,8 @@ class LearnerProgress:
     """Where an expert is in its own training.
 
     Attributes:
-        epoch: passes begun, from 0.
-        position: examples of this pass that have been used.
+        epoch: epochs done.
+        position: examples of this epoch that have been used.
         step: optimizer steps taken.
         best: best headline score so far.
         bad_epochs: epochs since the best.
@@ -107,15 +82,18 @@ class ExpertLearner:
         self.examples = list(examples)
         self.seed = seed
         self.progress = LearnerProgress()
-        self.log_variance = nn.Parameter(torch.zeros((), device=mounted.base.device), requires_grad=plan.uncertainty)
+        config = plan.config
+        self._learns_weight = config.loss_weights == "uncertainty"
+        self._weight = config.fixed_weights.get(self.name, 1.0)
+        self.log_variance = nn.Parameter(torch.zeros((), device=mounted.base.device), requires_grad=self._learns_weight)
         self._banks = [bank for bank in mounted.banks.values() if bool(bank.scaling[index] != 0)]
         self._slices = [side.detach()[index] for bank in self._banks for side in (bank.a, bank.b)]
         self.optimizer = Optimizer(
             [
-                *decay_groups(self._slices, plan.learning_rate, plan.weight_decay),
-                *decay_groups([*head.parameters(), self.log_variance], plan.head_learning_rate, plan.weight_decay),
+                *decay_groups(self._slices, config.learning_rate, config.weight_decay),
+                *decay_groups([*head.parameters(), self.log_variance], config.head_rate, config.weight_decay),
             ],
-            clip=plan.clip,
+            clip=config.clip,
         )
         self.best = [tensor.clone() for tensor in self.tensors()]
 
@@ -126,26 +104,26 @@ class ExpertLearner:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass."""
-        return math.ceil(len(self.examples) / self.plan.batch_rows)
+        """Optimizer steps in one epoch."""
+        return math.ceil(len(self.examples) / self.plan.config.step_rows)
 
     def tensors(self) -> list[Tensor]:
         """Everything that is trained: views of the banks' slices, and the head."""
         return [*self._slices, *(p.detach() for p in self.head.parameters()), self.log_variance.detach()]
 
     def next_batch(self) -> list[int]:
-        """Return the next examples, and move on; the order of a pass depends on seed, task and pass alone."""
+        """Return the next examples, and move on; the order of an epoch depends on seed, task and epoch alone."""
         generator = seeded(self.seed, self.name, "order", str(self.progress.epoch))
         order = torch.randperm(len(self.examples), generator=generator).tolist()
         first = self.progress.position
-        self.progress.position = min(first + self.plan.batch_rows, len(order))
+        self.progress.position = min(first + self.plan.config.step_rows, len(order))
         return [self.examples[i] for i in order[first : self.progress.position]]
 
     def weigh(self, loss: Tensor) -> Tensor:
         """Apply the fixed weight or the learned one to a mean loss of this task."""
-        if self.plan.uncertainty:
-            return loss * torch.exp(-self.log_variance) * self.plan.weight
-        return loss * self.plan.weight
+        if self._learns_weight:
+            return loss * torch.exp(-self.log_variance) * self._weight
+        return loss * self._weight
 
     def step(self, *, scale: float) -> float:
         """Take one optimizer step with the gradients that lie in banks and head.
@@ -161,10 +139,10 @@ class ExpertLearner:
         ]
         for tensor, gradient in zip(self._slices, gradients, strict=True):
             tensor.grad = gradient
-        if self.plan.uncertainty and self.log_variance.grad is not None:
+        if self._learns_weight and self.log_variance.grad is not None:
             self.log_variance.grad += scale  # the regulariser of the learned weight, d(log variance)/d(log variance)
-        total = self.steps_per_epoch * self.plan.epochs
-        norm = self.optimizer.step(warmup_linear(self.progress.step, total, self.plan.warmup), scale=scale)
+        total = self.steps_per_epoch * self.plan.config.epochs
+        norm = self.optimizer.step(warmup_linear(self.progress.step, total, self.plan.config.warmup), scale=scale)
         self.progress.step += math.isfinite(norm)
         return norm
 
@@ -173,22 +151,22 @@ class ExpertLearner:
         self.optimizer.forget()
         return 0.0
 
-    def end_of_pass(self) -> bool:
-        """Tell whether a pass is complete."""
+    def epoch_is_over(self) -> bool:
+        """Tell whether all examples of the epoch have been used."""
         return self.progress.position >= len(self.examples)
 
-    def judge(self, score: float) -> None:
-        """Take note of the score after a pass: keep the best, stop when there is no gain for too long."""
-        progress = self.progress
+    def end_epoch(self, score: float) -> None:
+        """Take note of the score after an epoch: keep the best, stop when there is no gain for too long."""
+        progress, config = self.progress, self.plan.config
         progress.epoch, progress.position = progress.epoch + 1, 0
-        if score > progress.best + self.plan.min_delta or progress.best == -math.inf:
+        if score > progress.best + config.min_delta or progress.best == -math.inf:
             progress.best, progress.bad_epochs = score, 0
             for kept, tensor in zip(self.best, self.tensors(), strict=True):
                 kept.copy_(tensor)
         else:
             progress.bad_epochs += 1
-        stalled = self.plan.patience and progress.bad_epochs >= self.plan.patience
-        progress.done = progress.epoch >= self.plan.epochs or bool(stalled)
+        stalled = config.patience and progress.bad_epochs >= config.patience
+        progress.done = progress.epoch >= config.epochs or bool(stalled)
 
     def restore_best(self) -> None:
         """Put the best weights back."""

@@ -1,7 +1,7 @@
 """The training loop: rows of all tasks share a batch, each goes through its own expert and head.
 
-A round takes one batch from every expert that is still learning, sorts the rows of all of them by length, cuts
-them into passes under a token budget, adds the gradients up, and lets every expert take its own step. An expert's
+A round takes one batch from every expert that is still learning, sorts the rows of all of them by length, cuts them
+into micro-batches under a token budget, adds the gradients up, and lets every expert take its own step. An expert's
 batches, and so its gradients, are the same whether it is trained alone or beside others.
 
 Letters: B batch, S positions, D width.
@@ -26,7 +26,7 @@ from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.batching import rows_of
 from dynamorouter.model.text.examples import TrainingExample
-from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_passes
+from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_micro_batches
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.training.learner import ExpertLearner, units_of
@@ -74,7 +74,7 @@ class LoopOptions:
     """What all experts of a run share.
 
     Attributes:
-        tokens_per_batch: most tokens in one pass, padding included.
+        tokens_per_batch: most tokens in a micro-batch, padding included.
         checkpoint_every: rounds between checkpoints.
         checkpoint_seconds: most seconds between checkpoints.
         seed: of dropout.
@@ -135,7 +135,7 @@ class PackedLoop:
         self.progress = progress
         self.round = 0
         self.scale = LossScale.of(self.base.dtype)
-        drops = [learner.plan.lora.dropout for learner in self.learners]
+        drops = [learner.plan.config.dropout for learner in self.learners]
         self._dropout = torch.tensor(drops, device=self.base.device)
         self._same_dropout = len(set(drops)) <= 1
 
@@ -145,7 +145,7 @@ class PackedLoop:
         Args:
             label: of the progress.
         """
-        self.progress.start(label, sum(len(learner.examples) * learner.plan.epochs for learner in self.learners))
+        self.progress.start(label, sum(len(learner.examples) * learner.plan.config.epochs for learner in self.learners))
         torch.manual_seed(self.options.seed)
         if self.checkpoint is not None and self.checkpoint.is_file():
             self._load(self.checkpoint)
@@ -179,10 +179,10 @@ class PackedLoop:
             notes = {f"loss/{name}": value for name, value in losses.items()}
             self.log(self.round, notes | {f"norm/{name}": value for name, value in norms.items()})
         for learner in active:
-            if learner.end_of_pass():
+            if learner.epoch_is_over():
                 learner.head.eval()
                 score = self.evaluate(learner)
-                learner.judge(score)
+                learner.end_epoch(score)
                 self.log(
                     self.round, {f"validation/{learner.name}": score, f"epoch/{learner.name}": learner.progress.epoch}
                 )
@@ -200,7 +200,7 @@ class PackedLoop:
         if self.router is not None:
             self.router.begin(len(pool))
         packing = self.options.packing and self.base.kind == "decoder" and self.router is None
-        for rows in plan_passes(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
+        for rows in plan_micro_batches(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
             means, extra = self._losses(rows, units)
             total = torch.stack([self.learners[e].weigh(loss) for e, loss in means.items()]).sum() + extra
             total.mul(self.scale.value).backward()  # type: ignore[no-untyped-call]
@@ -210,7 +210,7 @@ class PackedLoop:
         return {self.learners[expert].name: float(total) for expert, total in totals.items()}
 
     def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
-        """Return each present expert's share of its mean loss, and the router's, from one pass over a mixed batch."""
+        """Return each present expert's share of its mean loss, and the router's, from a mixed micro-batch."""
         layout = Layout.of(self.examples, rows)
         batch = layout.batch(self.base)
         ids = torch.tensor(layout.experts, device=self.base.device)

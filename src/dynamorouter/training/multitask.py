@@ -1,7 +1,7 @@
 """One body under the heads of several tasks: joint LoRA, full fine-tuning, and heads alone (linear probes).
 
 Unlike the experts of ``learn.experts``, which never touch each other, everything here is changed by the rows of all
-tasks. Each pass over the rows takes every row once; a step's batch holds every task in proportion to its rows.
+tasks. Each epoch takes every row once; a step's batch holds every task in proportion to its rows.
 
 Letters: B batch, S positions, D width.
 """
@@ -54,14 +54,14 @@ class SharedOptions:
     """How a shared body is trained; the schedule and the optimizer are those of the experts.
 
     Attributes:
-        epochs: passes over the rows; the best one is kept where there is a judge.
+        epochs: over the rows; the best one is kept where there is validation.
         batch_rows: windows of one task per step, on average.
         learning_rate: peak, of the body.
         head_learning_rate: peak, of the heads; ``None`` freezes them.
         weight_decay: decoupled; biases are left out.
         warmup: share of the steps over which the rate rises; it falls linearly after that.
         clip: largest gradient norm.
-        budget: most tokens in a pass, padding included.
+        budget: most tokens in a micro-batch, padding included.
         seed: of the order.
     """
 
@@ -100,7 +100,7 @@ class FrozenBackbone:
         examples: what will be asked for, by position.
         gates: makes the gate of a batch from the rows' positions; ``None`` is the bare base.
         limit: most bytes to keep.
-        budget: most tokens in a pass.
+        budget: most tokens in a micro-batch.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class AdapterBackbone:
         examples: what will be asked for, by position.
         depth: blocks below this one hold no factors, and are computed once.
         limit: most bytes to keep.
-        budget: most tokens in a pass.
+        budget: most tokens in a micro-batch.
     """
 
     def __init__(
@@ -207,19 +207,19 @@ def fit_shared(
     examples: Sequence[TrainingExample],
     *,
     options: SharedOptions,
-    judge: Callable[[], float] | None = None,
+    validate: Callable[[], float] | None = None,
 ) -> list[float]:
     """Train a body and heads in place.
 
     Args:
         body: what lies under the heads.
         task_heads: tasks and heads, in the order of the examples' ``expert``.
-        examples: what ``shared_examples`` made of the pupils.
+        examples: what ``shared_examples`` made of the tasks.
         options: how.
-        judge: called after each pass; the weights after the best one are kept. ``None`` keeps the last.
+        validate: called after each epoch; the weights after the best one are kept. ``None`` keeps the last.
 
     Returns:
-        What the judge said after each pass.
+        What ``validate`` returned after each epoch.
 
     Raises:
         TrainingError: a loss or a gradient is no number.
@@ -237,8 +237,8 @@ def fit_shared(
     scale = LossScale.of(body.base.dtype)
     steps = math.ceil(len(examples) / (options.batch_rows * len(task_heads)))
     total, taken = steps * options.epochs, 0
-    said: list[float] = []
-    best = [p.detach().clone() for p in trained] if judge else []
+    scores: list[float] = []
+    best = [p.detach().clone() for p in trained] if validate else []
     for epoch in range(options.epochs):
         for batch in _batches(examples, len(task_heads), steps, seed=options.seed, epoch=epoch):
             for head in heads:
@@ -253,19 +253,19 @@ def fit_shared(
                 )
         for head in heads:
             head.eval()
-        if judge:
-            said.append(judge())
-            if said[-1] > max(said[:-1], default=-math.inf):
+        if validate:
+            scores.append(validate())
+            if scores[-1] > max(scores[:-1], default=-math.inf):
                 best = [p.detach().clone() for p in trained]
     for parameter in trained:
         parameter.requires_grad_(False)
     for parameter, kept in zip(trained, best, strict=False):
         parameter.copy_(kept)
-    return said
+    return scores
 
 
 def _batches(examples: Sequence[TrainingExample], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Spread each task's examples, shuffled, evenly over the steps of a pass."""
+    """Spread each task's examples, shuffled, evenly over the steps of an epoch."""
     batches: list[list[int]] = [[] for _ in range(steps)]
     for task in range(tasks):
         own = np.array([i for i, example in enumerate(examples) if example.expert == task])

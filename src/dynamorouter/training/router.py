@@ -64,7 +64,7 @@ def read_rows(
     return inputs, order
 
 
-def joined(rows: Sequence[TextPair]) -> list[TextPair]:
+def concat_pairs(rows: Sequence[TextPair]) -> list[TextPair]:
     """Return each pair as one run of text, so that a router also learns pairs that arrive that way."""
     return [(f"{text} {pair}", None) for text, pair in rows if pair is not None]
 
@@ -124,22 +124,22 @@ def prototypes(base: Base, experts: Sequence[Expert]) -> Tensor:
     Raises:
         RouterError: an expert changes no projection that reads a block's input.
     """
-    found = []
+    directions = []
     for expert in experts:
         block = f"{base.blocks_name}.{expert.lora.trunk_depth}."
-        own = [
+        of_expert = [
             prototype(change.a, change.b)
             for layer, change in sorted(expert.factors.items())
             if layer.startswith(block) and layer.rsplit(".", 1)[-1] in READS_STATE
         ]
-        if not own:
+        if not of_expert:
             raise RouterError(
                 f"arrow routes by query, key or value projections, but expert {expert.name!r} changes none in block "
                 f"{expert.lora.trunk_depth}; choose another router, or train it with experts.targets=all-linear"
             )
-        found.append(torch.stack(own))
-    most = max(own.shape[0] for own in found)
-    padded = [torch.cat([own, own[:1].expand(most - own.shape[0], -1)]) for own in found]
+        directions.append(torch.stack(of_expert))
+    most = max(len(rows) for rows in directions)
+    padded = [torch.cat([rows, rows[:1].expand(most - len(rows), -1)]) for rows in directions]
     return torch.stack(padded).to(base.device)
 
 
@@ -157,9 +157,9 @@ def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[
     return FeatureSample(states=states, pooling=pooling)
 
 
-def remember(skill: FeatureSample, device: torch.device) -> RouterInput:
+def from_features(skill: FeatureSample, device: torch.device) -> RouterInput:
     """Give a kept skill the form of a batch of few positions, which pools to it again."""
-    found = {layer: unpool(state.to(device), skill.pooling) for layer, state in skill.states.items()}
-    states = {layer: positions for layer, (positions, _) in found.items()}
-    _, mask = next(iter(found.values()))
+    tokens = {layer: unpool(state.to(device), skill.pooling) for layer, state in skill.states.items()}
+    states = {layer: positions for layer, (positions, _) in tokens.items()}
+    _, mask = next(iter(tokens.values()))
     return RouterInput(states=states, mask=mask, texts=[("", None)] * len(mask))

@@ -11,7 +11,7 @@ from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.task import Task
-from dynamorouter.training.config import ExpertSettings
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.multitask import FrozenBackbone, SharedOptions, TaskHead, fit_shared, shared_examples
 from dynamorouter.training.validate import Validator
 from dynamorouter.utils.seeding import seeded
@@ -89,7 +89,7 @@ class Probe(Arm):
             [task_head],
             examples,
             options=options,
-            judge=lambda: judged(experiment, select, self._head),
+            validate=lambda: judged(experiment, select, self._head),
         )
         self.facts.evaluations = len(scores) * len(experiment.names)
         body.cache.close()
@@ -128,7 +128,7 @@ class RandomLora(Arm):
         return experiment.answers(task)
 
 
-def as_experts(own: ExpertSettings, *, seed: int) -> SharedOptions:
+def as_experts(own: ExpertConfig, *, seed: int) -> SharedOptions:
     """Return the options of a shared body that is trained as the experts are."""
     return SharedOptions(
         epochs=own.epochs,

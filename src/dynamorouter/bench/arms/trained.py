@@ -12,8 +12,9 @@ from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.arms.baselines import as_experts
 from dynamorouter.bench.experiment import Experiment, fresh_base, head_count
 from dynamorouter.model.heads.base import Head, build_head
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import fresh_factors
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.text.trunk_cache import CacheOptions
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
@@ -42,7 +43,12 @@ class Joint(Arm):
         options = as_experts(experiment.config.experts, seed=experiment.seed)
         rows = {task: experiment.rows("train", task) for task in experiment.names}
         self._factors, scores = train_lora(
-            experiment, wider(experiment, rank), self._heads, rows, options, judge=lambda: self._judge(experiment)
+            experiment,
+            wider(experiment, rank),
+            self._heads,
+            rows,
+            options,
+            validate=lambda: self._validate(experiment),
         )
         self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
         self.facts.train_rows = sum(len(own) for own in rows.values())
@@ -50,7 +56,7 @@ class Joint(Arm):
         self.facts.select = max(scores)
         self.facts.options = {"rank": rank}
 
-    def _judge(self, experiment: Experiment) -> float:
+    def _validate(self, experiment: Experiment) -> float:
         """Return the mean headline score on the validation rows, of what is in the banks."""
         gates = experiment.own_gates()
         pairs = zip(experiment.names, self._heads, strict=True)
@@ -121,7 +127,7 @@ class FullFineTuning(Arm):
 
         select = validator("validation")
         scores = fit_shared(
-            FullBackbone(base, examples), [task_head], examples, options=options, judge=lambda: select(self._head, 0)
+            FullBackbone(base, examples), [task_head], examples, options=options, validate=lambda: select(self._head, 0)
         )
         self.facts.evaluations = len(scores) * len(experiment.names)
         self._answers: list[Answer | None] = list(validator("test").answers(self._head, 0))
@@ -133,14 +139,14 @@ class FullFineTuning(Arm):
 
 def train_lora(
     experiment: Experiment,
-    lora: LoraSettings,
+    lora: LoraConfig,
     heads: Sequence[Head],
     rows: Mapping[str, Sequence[Record]],
     options: SharedOptions,
     *,
-    judge: Callable[[], float] | None = None,
+    validate: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Factors], list[float]]:
-    """Train one LoRA that the rows of all tasks go through; returns it, and what the judge said after each pass."""
+    """Train one LoRA that the rows of all tasks go through; returns it, and the scores after each epoch."""
     base, own = experiment.base, experiment.config.experts
     start = fresh_factors(base, lora, seed=experiment.seed, name="one for all")
     experiment.install_factors(start)
@@ -148,15 +154,16 @@ def train_lora(
     examples = shared_examples(base, task_heads)
     limit, budget = own.trunk_cache.limit_mb << 20, own.tokens_per_batch
     body = AdapterBackbone(experiment.mounted, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
-    scores = fit_shared(body, task_heads, examples, options=options, judge=judge)
+    scores = fit_shared(body, task_heads, examples, options=options, validate=validate)
     body.cache.close()
     return {layer: experiment.mounted.banks[layer].get(0, lora.rank) for layer in start}, scores
 
 
-def wider(experiment: Experiment, rank: int) -> LoraSettings:
+def wider(experiment: Experiment, rank: int) -> LoraConfig:
     """Return the experts' own settings with another rank and the same scaling."""
     lora = experiment.system.experts[0].lora
-    return dataclasses.replace(lora, rank=rank, alpha=lora.scaling * (math.sqrt(rank) if lora.rslora else rank))
+    alpha = lora.scaling * (math.sqrt(rank) if lora.rslora else rank)
+    return lora.model_copy(update={"rank": rank, "alpha": alpha})
 
 
 def fresh_heads(experiment: Experiment, purpose: str) -> list[Head]:

@@ -11,7 +11,8 @@ import torch
 
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.config import LoraConfig
+from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.fusion import Fusion
 from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.tasks.task import Task
@@ -38,7 +39,7 @@ class Expert:
     base: str
     factors: Mapping[str, Factors]
     head: Head
-    lora: LoraSettings
+    lora: LoraConfig
     card: dict[str, Any] = field(default_factory=dict)
     fusion: Fusion | None = None
 
@@ -59,7 +60,7 @@ class Expert:
         return adapters + sum(p.numel() for p in (*self.head.parameters(), *fused))
 
 
-def fresh_factors(base: Base, lora: LoraSettings, *, seed: int, name: str) -> dict[str, Factors]:
+def fresh_factors(base: Base, lora: LoraConfig, *, seed: int, name: str) -> dict[str, Factors]:
     """Draw new factors as PEFT does: A from Kaiming's uniform, B zero, so that the expert begins as the base."""
     factors = {}
     for layer in target_layers(base, lora.targets, trunk_depth=lora.trunk_depth):

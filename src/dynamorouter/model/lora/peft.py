@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.kinds import TASK_TYPES
-from dynamorouter.model.lora.factors import Factors, LoraSettings
+from dynamorouter.model.lora.config import LoraConfig
+from dynamorouter.model.lora.factors import Factors
 from dynamorouter.utils.files import read_json, read_tensors, write_json, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,12 +42,12 @@ class Adapter:
     """
 
     factors: dict[str, Factors]
-    lora: LoraSettings
+    lora: LoraConfig
     head: dict[str, Tensor]
     config: dict[str, Any]
 
 
-def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraSettings, base: Base) -> None:
+def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraConfig, base: Base) -> None:
     """Write a folder that ``PeftModel.from_pretrained`` loads over the same base, loaded by the class of its kind.
 
     Layers whose rank or scaling differs from ``lora`` are named in ``rank_pattern`` and ``alpha_pattern``.
@@ -121,7 +122,7 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
             f"head: {', '.join(sorted(unmatched)[:5])}; train the adapter with bias='none' and without "
             "modules_to_save other than the head"
         )
-    lora = LoraSettings(
+    lora = LoraConfig(
         rank=int(config["r"]),
         alpha=float(config.get("lora_alpha", 8)),
         rslora=bool(config.get("use_rslora", False)),

@@ -113,8 +113,10 @@ class Layout:
         return first[:, None] + torch.minimum(steps, last[:, None])
 
 
-def plan_passes(examples: Sequence[TrainingExample], pool: Sequence[int], *, budget: int, packing: bool) -> list[Rows]:
-    """Cut a pool of examples into passes of rows under a token budget, padding included.
+def plan_micro_batches(
+    examples: Sequence[TrainingExample], pool: Sequence[int], *, budget: int, packing: bool
+) -> list[Rows]:
+    """Cut a pool of examples into micro-batches of rows under a token budget, padding included.
 
     With packing, the examples of each expert fill rows as long as the longest example of all, longest first, each in
     the first row that has room.

@@ -226,10 +226,10 @@ def test_generate_streams_and_takes_settings(mixed: Path, alone: Path) -> None:
     assert len(short) <= 2 and whole.startswith(short)
     with pytest.raises(ConfigError, match=r"'mood' does not generate text; those that do: say"):
         system.generate(["say cat"], tasks=["mood"])
-    for wrong, word in (({"max_tokens": 3}, "unknown option 'max_tokens'"), ({"top_k": "5"}, "top_k is '5'")):
+    for wrong, word in (({"max_tokens": 3}, "max_tokens: unknown key"), ({"top_k": "five"}, "top_k: got 'five'")):
         with pytest.raises(ConfigError, match=word):
             system.generate(["say cat"], **wrong)
-    with pytest.raises(ConfigError, match="temperature=-1"):
+    with pytest.raises(ConfigError, match="temperature: got -1"):
         system.generate(["say cat"], temperature=-1.0)
     both = System.load(alone / "system")
     assert len(both.generate(["say cat dog 3000", "SHOUT hen"])) == 2

@@ -6,7 +6,7 @@ Letters: B batch, E experts, N rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from dynamorouter.errors import one_of
 from dynamorouter.metrics.base import get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.mount import Mounted, mount
+from dynamorouter.model.text.passes import Gates
 from dynamorouter.model.text.trunk_cache import CacheOptions
 from dynamorouter.runs.run import Run
 from dynamorouter.system.library import Library
@@ -112,9 +112,9 @@ class Experiment:
         first = self.system.experts[0]
         self.install([replace(first, factors=dict(factors), fusion=None)], key=object() if key is None else key)
 
-    def own_gates(self) -> Callable[[int], Gate]:
+    def own_gates(self) -> Gates:
         """Return the gates that send every row through what ``install_factors`` put there."""
-        return lambda rows: one_for_all(rows, self.base.device)
+        return lambda positions: one_for_all(len(positions), self.base.device)
 
     def validator(self, split: str, task: str, limit: int | None = None) -> Validator:
         """Return what answers and scores rows of a task over the second base; the trunk's outputs are kept."""

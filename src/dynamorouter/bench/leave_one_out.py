@@ -8,7 +8,7 @@ are on test rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import SoftGate
+from dynamorouter.model.text.passes import Gates
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
 from dynamorouter.tasks.kinds import head_kind
@@ -84,10 +85,10 @@ def _through(
     experiment.install([dataclasses.replace(each, fusion=None) for each in experts] or _none(experiment), key=object())
     device = experiment.base.device
 
-    def gates(count: int) -> Gate:
+    def gates(positions: Sequence[int]) -> Gate:
         if weights is None:
-            return one_for_all(count, device)
-        return SoftGate(weights.to(device).expand(count, -1))
+            return one_for_all(len(positions), device)
+        return SoftGate(weights.to(device).expand(len(positions), -1))
 
     head = build_head(expert.task, experiment.base.width, expert.head.options)
     head.initialise(seeded(experiment.seed, task, "unseen")).to(device)
@@ -98,14 +99,14 @@ def _through(
     return np.asarray(headline(expert.task, answers, experiment.rows("test", task)))
 
 
-def _teach(experiment: Experiment, task_head: TaskHead, gates: Callable[[int], Gate]) -> None:
+def _teach(experiment: Experiment, task_head: TaskHead, gates: Gates) -> None:
     """Train a head over what lies in the banks."""
     own = experiment.config.expert(task_head.task.name)
     examples = shared_examples(experiment.base, [task_head])
     body = FrozenBackbone(
         experiment.base,
         examples,
-        gates=lambda chosen: gates(len(chosen)),
+        gates=lambda chosen: gates(range(len(chosen))),
         limit=own.trunk_cache.limit_mb << 20,
         budget=own.tokens_per_batch,
     )

@@ -10,7 +10,7 @@ Letters: N rows, E tiers, K experts per row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,10 @@ from dynamorouter.data.complexity.record import complexities
 from dynamorouter.metrics.bootstrap import Array, bootstrap_ci, bootstrap_difference
 from dynamorouter.metrics.routing import gini
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.gates import RowGate
-from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.examples import make_examples
-from dynamorouter.model.text.packing import Layout, last_states
+from dynamorouter.model.text.passes import ExamplePasses, Gates
 from dynamorouter.routing.complexity import TierRouter
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
@@ -62,27 +60,18 @@ class Routed:
     milliseconds: dict[str, float]
 
 
-def row_losses(base: Base, task: Task, rows: Sequence[Record], gates: Callable[[list[int]], Gate]) -> Array:
+def row_losses(base: Base, task: Task, rows: Sequence[Record], gates: Gates) -> Array:
     """Return for each row the summed loss of its text in nats and its number of tokens, ``(N, 2)``.
 
     Args:
         base: with the experts installed.
         task: how a row becomes a prompt.
         rows: the rows.
-        gates: makes the gate of the rows at some places.
+        gates: makes the gate of the rows at some positions.
     """
     head = build_head(task, base.width)
     examples = make_examples(base, head, task, rows, expert=0)
-    found = np.zeros((len(rows), 2))
-    with torch.inference_mode():
-        for group in token_batches([len(example) for example in examples], budget=8192):
-            layout = Layout.of(examples, [[i] for i in group])
-            batch = layout.batch(base)
-            hidden, mask = last_states(base, layout, batch, gates(group))
-            losses = head.loss(hidden, mask, [examples[i].target for i in group])
-            for i, loss in zip(group, losses.tolist(), strict=True):
-                found[examples[i].row] = loss, examples[i].units
-    return found
+    return np.array(ExamplePasses(base, examples, budget=8192).losses(head, gates))
 
 
 def arm_losses(system: System, rows: Sequence[Record], tiers: Any, found: Routed) -> dict[str, Array]:
@@ -92,7 +81,7 @@ def arm_losses(system: System, rows: Sequence[Record], tiers: Any, found: Routed
     even = torch.full((1, count), 1.0 / count, device=base.device)
     everyone = torch.arange(count, device=base.device)[None]
     true, best, weights = (part.to(base.device) for part in (torch.tensor(tiers), found.experts, found.weights))
-    gates: dict[str, Callable[[list[int]], Gate]] = {
+    gates: dict[str, Gates] = {
         "base": lambda at: RowGate(torch.full((len(at),), -1, device=base.device)),
         "true_tier": lambda at: RowGate(true[at]),
         "routed": lambda at: RowGate(best[at], weights[at]),

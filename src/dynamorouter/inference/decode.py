@@ -1,45 +1,59 @@
-"""Decoding of windows whose rows belong to different experts.
+"""Answers of rows that are read window by window, each by the head of its own expert.
 
 Letters: B windows, S positions, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynamorouter.model.heads.base import EncoderHead
-from dynamorouter.model.text.batching import rows_of
 from dynamorouter.model.text.tokenize import TextPair, Window
+from dynamorouter.tasks.answer import Answer
 
 
-def decode(
-    hidden: Tensor,
-    mask: Tensor,
-    windows: Sequence[Window],
-    rows: Sequence[TextPair],
-    experts: Sequence[int],
-    heads: Sequence[EncoderHead] | Mapping[int, EncoderHead],
-) -> list[Any]:
-    """Decode each window with the head of its expert; heads run once per expert that is present.
+class RowDecoder:
+    """Collects what heads make of the windows of rows, in whatever order passes come, and merges it row by row.
 
     Args:
-        hidden: last hidden states ``(B, S, D)``.
-        mask: ``(B, S)``.
-        windows: what the batch was made of.
-        rows: the text of each window.
-        experts: the expert of each window.
-        heads: by expert.
+        rows: texts and pairs.
+        heads: the head that answers each; ``None`` for rows of which no window will come.
     """
-    parts: list[Any] = [None] * len(windows)
-    for expert, positions in rows_of(experts).items():
-        at = torch.as_tensor(positions, device=hidden.device)
-        longest = max(len(windows[i]) for i in positions)
-        logits = heads[expert].logits(hidden[at, :longest], mask[at, :longest])
-        chosen = heads[expert].parts(logits, [windows[i] for i in positions], [rows[i] for i in positions])
-        for position, part in zip(positions, chosen, strict=True):
-            parts[position] = part
-    return parts
+
+    def __init__(self, rows: Sequence[TextPair], heads: Sequence[EncoderHead | None]) -> None:
+        self.rows, self.heads = rows, heads
+        self._parts: list[dict[int, Any]] = [{} for _ in rows]
+
+    def add(self, hidden: Tensor, mask: Tensor, windows: Sequence[tuple[int, Window]]) -> None:
+        """Decode a batch of windows; each head runs once over those of its rows.
+
+        Args:
+            hidden: last hidden states ``(B, S, D)``.
+            mask: ``(B, S)``.
+            windows: what the batch was made of, each with the position of its row.
+        """
+        by_head: dict[EncoderHead, list[int]] = {}
+        for place, (row, _) in enumerate(windows):
+            head = self.heads[row]
+            assert head is not None
+            by_head.setdefault(head, []).append(place)
+        for head, places in by_head.items():
+            index = torch.as_tensor(places, device=hidden.device)
+            longest = max(len(windows[place][1]) for place in places)
+            logits = head.logits(hidden[index, :longest], mask[index, :longest])
+            texts = [self.rows[windows[place][0]] for place in places]
+            parts = head.parts(logits, [windows[place][1] for place in places], texts)
+            for place, part in zip(places, parts, strict=True):
+                row, window = windows[place]
+                self._parts[row][window.part] = part
+
+    def answers(self) -> list[Answer | None]:
+        """Return the answer of every row; ``None`` for rows of which no window came."""
+        return [
+            head.merge([parts[part] for part in sorted(parts)], row) if parts and head is not None else None
+            for head, parts, row in zip(self.heads, self._parts, self.rows, strict=True)
+        ]

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError, LibraryError, one_of
-from dynamorouter.inference.decode import decode
+from dynamorouter.inference.decode import RowDecoder
+from dynamorouter.inference.gating import ExpertGates
 from dynamorouter.inference.generation.decoding import Prefill, read_prompts
-from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment, Candidate, Mixture, RoutePolicy
-from dynamorouter.inference.writing import Gates, GenerationBatch, stream_row, target_losses, text_answer, write_rows
+from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment, Candidate, RoutePolicy
+from dynamorouter.inference.writing import GenerationBatch, generate_answers, stream_answer, text_answer
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import EncoderHead
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.fusion import Fusion
-from dynamorouter.model.lora.gates import FusionGate, RowGate
 from dynamorouter.model.lora.mount import Mounted, mount
 from dynamorouter.model.text.batching import token_batches
+from dynamorouter.model.text.examples import TrainingExample, make_examples
+from dynamorouter.model.text.passes import ExamplePasses
 from dynamorouter.model.text.prompts import prompt_windows
 from dynamorouter.model.text.tokenize import Batch, TextPair, Window
 from dynamorouter.routing.base import Route, Router, RouterInput
@@ -42,7 +43,7 @@ class Chunk:
         batch: the first windows, padded.
         states: the trunk's hidden states by layer, ``{layer: (B, S, D)}``; empty where no router reads any.
         depth: how deep the trunk was run.
-        reading: the same with keys and values, on a base that writes, for experts to go on from.
+        prefill: the same with keys and values, on a base that generates, for experts to go on from.
     """
 
     rows: list[TextPair]
@@ -50,7 +51,7 @@ class Chunk:
     batch: Batch
     states: Mapping[int, Tensor] = field(default_factory=dict)
     depth: int = 0
-    reading: Prefill | None = None
+    prefill: Prefill | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,13 +104,11 @@ class Engine:
                     f"it has: {one_of(self.bases)}"
                 )
             expert.head.to(self.bases[expert.base].device).eval()
-        self._slots = [self.mounted[expert.base].slots[expert.name] for expert in self.experts]
-        self._heads = [expert.answering_head for expert in self.experts]
-        self._depths = [expert.lora.trunk_depth for expert in self.experts]
-        self._sources: dict[int, Tensor] = {}
-        for index, expert in enumerate(self.experts):
-            if expert.fusion is not None:
-                self._place_fusion(index, expert, expert.fusion)
+        slots = [self.mounted[expert.base].slots[expert.name] for expert in self.experts]
+        self.gates = ExpertGates(bases, experts, slots)
+        self._heads = [
+            expert.answering_head if isinstance(expert.answering_head, EncoderHead) else None for expert in experts
+        ]
         self.max_tokens = max((expert.task.max_tokens for expert in self.experts), default=128)
         home = [e.task.generation.max_new_tokens for e in self.experts if e.base == router_base and e.is_generative]
         if home and self.bases[router_base].kind == "decoder":  # it has to hold the text beside the prompt
@@ -120,38 +119,19 @@ class Engine:
     def use_router(self, router: Router | None, classes: Sequence[str]) -> None:
         """Route by another router from now on; ``classes`` are the experts that it was fitted on, by its own index."""
         self.router = None if router is None else router.to(self.bases[self.router_base].device)
-        candidates = tuple(
-            Candidate(e.name, e.task.name, e.task.columns.pair is not None, e.is_generative) for e in self.experts
+        self.policy = RoutePolicy(
+            tuple(
+                Candidate(e.name, e.task.name, e.task.columns.pair is not None, e.is_generative) for e in self.experts
+            ),
+            tuple(classes),
+            abstain_below=0.0 if router is None else router.abstain_below,
+            respects_pairs=True if router is None else router.respects_pairs,
         )
-        if router is None:
-            self.policy = RoutePolicy(candidates, tuple(classes))
-        else:
-            self.policy = RoutePolicy(
-                candidates,
-                tuple(classes),
-                abstain_below=router.abstain_below,
-                respects_pairs=router.respects_pairs,
-            )
 
     def close(self) -> None:
         """Take the experts off their bases; what they covered comes back."""
         for mounted in self.mounted.values():
             mounted.close()
-
-    def _place_fusion(self, index: int, expert: Expert, fusion: Fusion) -> None:
-        """Find a fusion's sources; its rows leave the trunk where the first of them does."""
-        place = {other.name: i for i, other in enumerate(self.experts) if other.base == expert.base}
-        missing = [name for name in fusion.sources if name not in place]
-        if missing:
-            raise LibraryError(
-                f"expert {expert.name!r} mixes {one_of(fusion.sources)}, but base {expert.base!r} has no expert "
-                f"{one_of(map(repr, missing))} in this system; put back what is missing, or remove {expert.name!r}"
-            )
-        own = [place[name] for name in fusion.sources]
-        device = self.bases[expert.base].device
-        fusion.to(device).head.eval()
-        self._sources[index] = torch.tensor([self._slots[i] for i in own], device=device)
-        self._depths[index] = min(self.experts[i].lora.trunk_depth for i in own)
 
     def chunks(self, rows: Sequence[TextPair], *, routed: bool = True) -> Iterator[tuple[list[int], Chunk]]:
         """Cut rows into batches of similar length under the budget, with what the router reads if they are ``routed``.
@@ -164,15 +144,15 @@ class Engine:
         windows: list[list[Window]] = [[] for _ in rows]
         for window in prompt_windows(base, rows, max_tokens=self.max_tokens, stride=self.stride):
             windows[window.row].append(window)
-        writing = any(e.base == self.router_base and e.is_generative for e in self.experts)
+        generates = any(e.base == self.router_base and e.is_generative for e in self.experts)
         for group in token_batches([len(own[0]) for own in windows], budget=self.budget):
             batch = base.encoder.collate([windows[i][0].encoding for i in group], base.device)
             chunk = Chunk([rows[i] for i in group], [windows[i] for i in group], batch)
-            if layers and writing:
+            if layers and generates:
                 chunk.depth = max(layers)
                 ids = [windows[i][0].encoding.ids for i in group]
-                chunk.reading = read_prompts(base, ids, chunk.depth, keep=layers)
-                chunk.states = chunk.reading.states
+                chunk.prefill = read_prompts(base, ids, chunk.depth, keep=layers)
+                chunk.states = chunk.prefill.states
             elif layers:
                 chunk.depth = max(layers)
                 with torch.inference_mode():
@@ -267,33 +247,24 @@ class Engine:
         Returns:
             An answer per row; ``None`` where nobody answers it.
         """
-        experts, mixture = assignment.experts, assignment.mixture
-        parts: list[list[Any]] = [[] for _ in chunk.rows]
-        written: dict[int, Answer] = {}
-        for name, base in self.bases.items():
-            mine = [i for i, e in enumerate(experts) if e >= 0 and self.experts[e].base == name]
-            texts = [i for i in mine if self.experts[experts[i]].is_generative]
-            mine = [i for i in mine if not self.experts[experts[i]].is_generative]
-            written.update({i: text_answer("") for i in texts if i in skip_generation})
-            wanted = self._wanted(
-                chunk, experts, [i for i in texts if i not in skip_generation], name, mixture, generation
-            )
-            if mine or wanted.rows:
+        decoder = RowDecoder(
+            chunk.rows, [None if expert == ABSTAINED else self._heads[expert] for expert in assignment.experts]
+        )
+        texts: dict[int, Answer] = {}
+        for name, (reading, generating) in self._rows_by_base(assignment).items():
+            texts.update({row: text_answer("") for row in generating if row in skip_generation})
+            generating = [row for row in generating if row not in skip_generation]
+            if generating:
                 self.mounted[name].check()
-            if wanted.rows:
-                home = name == self.router_base
-                read = {i: chunk.windows[i][0].encoding.ids for i in wanted.rows} if home else {}
-                written.update(write_rows(wanted, chunk.reading if home else None, read, self.budget))
-            first, later = self._plan(chunk, experts, mine, name, mixture)
-            for rows in self._alike(first, experts):
-                self._finish(chunk, experts, rows, mixture, parts)
-            self._full(base, later, experts, mixture, parts, chunk)
-            if mine or wanted.rows:  # nobody has put others there meanwhile
+                texts.update(
+                    generate_answers(self._generation(chunk, generating, assignment, generation), budget=self.budget)
+                )
+            if reading:
                 self.mounted[name].check()
-        return [
-            self._reader(e).merge(part, row) if part else written.get(i)
-            for i, (e, part, row) in enumerate(zip(experts, parts, chunk.rows, strict=True))
-        ]
+                self._read(chunk, reading, assignment, decoder)
+            if reading or generating:  # nobody has put others there meanwhile
+                self.mounted[name].check()
+        return [texts.get(row, answer) for row, answer in enumerate(decoder.answers())]
 
     def stream(self, row: TextPair, named: int, *, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
         """Generate the answer to one row and yield it piece by piece; nothing where the policy abstains.
@@ -309,161 +280,99 @@ class Engine:
         if expert == ABSTAINED:
             return
         name = self.experts[expert].base
-        wanted = self._wanted(chunk, [expert], [0], name, assignment.mixture, generation)
-        home = name == self.router_base
         self.mounted[name].check()
-        for piece in stream_row(wanted, chunk.reading if home else None, chunk.windows[0][0].encoding.ids):
+        for text in stream_answer(self._generation(chunk, [0], assignment, generation)):
             self.mounted[name].check()
-            yield piece
+            yield text
 
+    @torch.inference_mode()
     def losses(self, records: Sequence[Record], assignment: Assignment) -> list[tuple[float, int] | None]:
         """Return the loss of each record's target text under its expert in nats, and the text's number of tokens.
 
         ``None`` for rows that nobody answers, or whose expert does not generate.
         """
-        experts, mixture = assignment.experts, assignment.mixture
-        found: list[tuple[float, int] | None] = [None] * len(records)
-        for name, base in self.bases.items():
-            generative = [e.base == name and e.is_generative for e in self.experts]
-            mine = [i for i, expert in enumerate(experts) if expert >= 0 and generative[expert]]
-            if mine:
+        losses: list[tuple[float, int] | None] = [None] * len(records)
+        for name, (_, rows) in self._rows_by_base(assignment).items():
+            if rows:
                 self.mounted[name].check()
-                own = {i: self.experts[experts[i]] for i in mine}
-                gates = self._gates(experts, mixture, base)
-                costs = target_losses(base, {i: records[i] for i in mine}, own, gates, budget=self.budget)
-                for i, cost in costs.items():
-                    found[i] = cost
-        return found
+                for row, loss in self._target_losses({row: records[row] for row in rows}, assignment).items():
+                    losses[row] = loss
+        return losses
 
-    def _wanted(
-        self,
-        chunk: Chunk,
-        experts: Sequence[int],
-        rows: Sequence[int],
-        name: str,
-        mixture: Mixture | None,
-        generation: Mapping[str, Any] | None,
+    def _target_losses(self, records: Mapping[int, Record], assignment: Assignment) -> dict[int, tuple[float, int]]:
+        """Return the same for records of one base, whose experts all generate, by row."""
+        rows = sorted(records, key=lambda row: assignment.experts[row])
+        name = self.experts[assignment.experts[rows[0]]].base
+        examples: list[TrainingExample] = []
+        for index, group in groupby(rows, key=lambda row: assignment.experts[row]):
+            expert = self.experts[index]
+            own = [records[row] for row in group]
+            examples += make_examples(self.bases[name], expert.head, expert.task, own, expert=index)
+        passes = ExamplePasses(self.bases[name], examples, budget=self.budget)
+        head = self.experts[assignment.experts[rows[0]]].head  # those that generate on one base compute losses alike
+        losses = passes.losses(head, lambda places: self.gates.gate([rows[place] for place in places], assignment))
+        return dict(zip(rows, losses, strict=True))
+
+    def _rows_by_base(self, assignment: Assignment) -> dict[str, tuple[list[int], list[int]]]:
+        """Return for each base the rows that its experts read, and those to which they generate an answer."""
+        by_base: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in self.bases}
+        for row, index in enumerate(assignment.experts):
+            if index != ABSTAINED:
+                expert = self.experts[index]
+                by_base[expert.base][expert.is_generative].append(row)
+        return by_base
+
+    def _generation(
+        self, chunk: Chunk, rows: Sequence[int], assignment: Assignment, options: Mapping[str, Any] | None
     ) -> GenerationBatch:
-        base = self.bases[name]
+        """Return what is to be generated for rows of one base."""
+        tasks = {row: self.experts[assignment.experts[row]].task for row in rows}
+        name = self.experts[assignment.experts[rows[0]]].base
+        prefill = chunk.prefill if name == self.router_base else None
+        prefilled = {
+            row: chunk.windows[row][0].encoding.ids
+            for row in rows
+            if prefill is not None and self.gates.begins(row, assignment) >= prefill.depth
+        }
         return GenerationBatch(
-            base,
-            {i: chunk.rows[i] for i in rows},
-            {i: self.experts[experts[i]] for i in rows},
-            {i: self._begins(i, experts, mixture) for i in rows},
-            self._gates(experts, mixture, base),
-            generation,
+            self.bases[name],
+            {row: chunk.rows[row] for row in rows},
+            tasks,
+            self.gates.gates(assignment),
+            options,
+            prefill,
+            prefilled,
         )
 
-    def _begins(self, row: int, experts: Sequence[int], mixture: Mixture | None) -> int:
-        """Return the block where a row's experts begin: the lowest of those that are mixed for it on its base."""
-        own = experts[row]
-        if mixture is None or own in self._sources:
-            return self._depths[own]
-        pairs = zip(mixture[0][row].tolist(), mixture[1][row].tolist(), strict=True)
-        base = self.experts[own].base
-        mixed = [self._depths[e] for e, weight in pairs if weight > 0 and self.experts[e].base == base]
-        return min(mixed, default=self._depths[own])
+    def _read(self, chunk: Chunk, rows: Sequence[int], assignment: Assignment, decoder: RowDecoder) -> None:
+        """Pass rows of one base through their experts, on from the trunk where the router has read them so far."""
+        name = self.experts[assignment.experts[rows[0]]].base
+        base = self.bases[name]
+        if name == self.router_base and base.kind == "encoder":  # elsewhere a router reads prompts
+            begun = [row for row in rows if chunk.depth and self.gates.begins(row, assignment) >= chunk.depth]
+            anew = set(rows) - set(begun)
+            windows = [(row, w) for row in rows for w in chunk.windows[row] if w.part or row in anew]
+        else:
+            begun = []
+            texts = [chunk.rows[row] for row in rows]
+            cut = base.encoder.windows(texts, max_tokens=self.max_tokens, stride=self.stride)
+            windows = [(rows[window.row], window) for window in cut]
+        for group in self.gates.alike(begun, assignment):
+            hidden, mask = chunk.states[chunk.depth], chunk.batch.mask
+            if len(group) < len(chunk):
+                index = torch.tensor(group, device=base.device)
+                hidden, mask = hidden[index], mask[index]
+            hidden = base.forward_from(hidden, mask, self.gates.gate(group, assignment), depth=chunk.depth)
+            decoder.add(hidden, mask, [(row, chunk.windows[row][0]) for row in group])
+        for group in self.gates.alike([row for row, _ in windows], assignment):
+            self._read_windows(base, [item for item in windows if item[0] in set(group)], assignment, decoder)
 
-    def _gates(self, experts: Sequence[int], mixture: Mixture | None, base: Base) -> Gates:
-        return lambda rows: self._gate(rows, experts, mixture, base.device)
-
-    def _reader(self, expert: int) -> EncoderHead:
-        head = self._heads[expert]
-        assert isinstance(head, EncoderHead)
-        return head
-
-    def _plan(
-        self, chunk: Chunk, experts: Sequence[int], mine: Sequence[int], name: str, mixture: Mixture | None
-    ) -> tuple[list[int], list[tuple[int, Window]]]:
-        """Split a base's rows into those that go on from the trunk and windows that take a whole pass."""
-        if name != self.router_base or self.bases[name].kind != "encoder":  # there a router reads prompts
-            base = self.bases[name]
-            found = base.encoder.windows([chunk.rows[i] for i in mine], max_tokens=self.max_tokens, stride=self.stride)
-            return [], [(mine[window.row], window) for window in found]
-        on = [i for i in mine if chunk.depth and self._begins(i, experts, mixture) >= chunk.depth]
-        whole = set(mine) - set(on)
-        later = [(i, window) for i in mine for window in chunk.windows[i] if window.part or i in whole]
-        return on, later
-
-    def _alike(self, rows: Sequence[int], experts: Sequence[int]) -> list[list[int]]:
-        """Split rows into those that can share a gate: all plain experts together, and each fusion for itself."""
-        groups: dict[int, list[int]] = {}
-        for i in rows:
-            groups.setdefault(experts[i] if experts[i] in self._sources else -1, []).append(i)
-        return list(groups.values())
-
-    def _finish(
-        self,
-        chunk: Chunk,
-        experts: Sequence[int],
-        rows: Sequence[int],
-        mixture: Mixture | None,
-        parts: list[list[Any]],
+    def _read_windows(
+        self, base: Base, windows: Sequence[tuple[int, Window]], assignment: Assignment, decoder: RowDecoder
     ) -> None:
-        """Go on from the trunk's states through the experts' layers, in the pass that the router read."""
-        base = self.bases[self.router_base]
-        hidden, mask = chunk.states[chunk.depth], chunk.batch.mask
-        if len(rows) < len(chunk):
-            at = torch.tensor(rows, device=base.device)
-            hidden, mask = hidden[at], mask[at]
-        gate = self._gate(rows, experts, mixture, base.device)
-        hidden = base.forward_from(hidden, mask, gate, depth=chunk.depth)
-        self._decode(hidden, mask, [(i, chunk.windows[i][0]) for i in rows], experts, parts, chunk)
-
-    def _full(
-        self,
-        base: Base,
-        windows: Sequence[tuple[int, Window]],
-        experts: Sequence[int],
-        mixture: Mixture | None,
-        parts: list[list[Any]],
-        chunk: Chunk,
-    ) -> None:
-        """Run whole passes: other bases, experts below the trunk, further windows of long rows."""
-        for rows in map(set, self._alike([row for row, _ in windows], experts)):
-            mine = [item for item in windows if item[0] in rows]
-            for group in token_batches([len(window) for _, window in mine], budget=self.budget):
-                chosen = sorted((mine[i] for i in group), key=lambda item: (item[0], item[1].part))
-                batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
-                gate = self._gate([row for row, _ in chosen], experts, mixture, base.device)
-                self._decode(base.forward(batch, gate), batch.mask, chosen, experts, parts, chunk)
-
-    def _gate(self, rows: Sequence[int], experts: Sequence[int], mixture: Mixture | None, device: torch.device) -> Gate:
-        """Return the gate of rows that ``_alike`` put together."""
-        fusion = self.experts[experts[rows[0]]].fusion
-        if fusion is not None:
-            return FusionGate(fusion.layers, self._sources[experts[rows[0]]], rows=len(rows))
-        if mixture is None:
-            return RowGate(torch.tensor([self._slots[experts[i]] for i in rows], device=device))
-        chosen, weights = mixture[0][list(rows)], mixture[1][list(rows)]
-        slots = torch.tensor(self._slots, device=chosen.device)[chosen]
-        elsewhere = torch.tensor(
-            [
-                [self.experts[e].base != self.experts[experts[i]].base for e in row]
-                for i, row in zip(rows, chosen.tolist(), strict=True)
-            ],
-            device=chosen.device,
-        )  # experts on another base cannot take part in this row's mixture
-        return RowGate(slots.masked_fill(elsewhere, -1), weights)
-
-    def _decode(
-        self,
-        hidden: Tensor,
-        mask: Tensor,
-        windows: Sequence[tuple[int, Window]],
-        experts: Sequence[int],
-        parts: list[list[Any]],
-        chunk: Chunk,
-    ) -> None:
-        rows = [row for row, _ in windows]
-        found = decode(
-            hidden,
-            mask,
-            [window for _, window in windows],
-            [chunk.rows[row] for row in rows],
-            [experts[row] for row in rows],
-            {expert: self._reader(expert) for expert in {experts[row] for row in rows}},
-        )
-        for (row, window), part in zip(windows, found, strict=True):
-            parts[row].extend([None] * (window.part + 1 - len(parts[row])))
-            parts[row][window.part] = part
+        """Pass windows whose rows can share a gate through the whole base."""
+        for group in token_batches([len(window) for _, window in windows], budget=self.budget):
+            chosen = sorted((windows[i] for i in group), key=lambda item: (item[0], item[1].part))
+            batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
+            gate = self.gates.gate([row for row, _ in chosen], assignment)
+            decoder.add(base.forward(batch, gate), batch.mask, chosen)

@@ -26,9 +26,8 @@ from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.lora.mount import Mounted, mount
-from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.examples import TrainingExample, make_examples
-from dynamorouter.model.text.packing import Layout, last_states
+from dynamorouter.model.text.examples import make_examples
+from dynamorouter.model.text.passes import ExamplePasses
 from dynamorouter.tasks.record import Record
 from dynamorouter.utils.seeding import seeded
 
@@ -91,12 +90,11 @@ def second_moments(
     moments_by_expert = {}
     for index, expert in enumerate(experts):
         moments = _Moments()
-        for examples in _batches(base, expert, rows[expert.name], budget):
-            layout = Layout.of(examples, [[i] for i in range(len(examples))])
-            batch = layout.batch(base)
-            moments.mask = batch.mask.bool()
+        passes = _passes(base, expert, rows[expert.name], budget)
+        for batch in passes.batches:
+            moments.mask = batch.batch.mask.bool()
             with torch.inference_mode(), _watched(mounted.banks, moments.note):
-                last_states(base, layout, batch, _row_gate(index, len(examples), base))
+                passes.forward(batch, _row_gate(index, len(batch), base))
         moments_by_expert[expert.name] = {
             name: (total / moments.counts[name]).cpu() for name, total in moments.sums.items()
         }
@@ -132,15 +130,14 @@ def squared_gradients(
     for index, expert in enumerate(experts):
         squares = _Squares()
         count = 0
-        for examples in _batches(base, expert, rows[expert.name], budget):
-            layout = Layout.of(examples, [[i] for i in range(len(examples))])
+        passes = _passes(base, expert, rows[expert.name], budget)
+        for batch in passes.batches:
             with torch.enable_grad(), _watched(mounted.banks, squares.keep, squares.square):
-                gate = _row_gate(index, len(examples), base)
-                hidden, mask = last_states(base, layout, layout.batch(base), gate)
-                loss = expert.head.loss(hidden, mask, [example.target for example in examples]).sum()
+                hidden, mask = passes.forward(batch, _row_gate(index, len(batch), base))
+                loss = expert.head.loss(hidden, mask, batch.targets).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
             _clear_gradients(mounted, expert)
-            count += len(examples)
+            count += len(batch)
         squares_by_expert[expert.name] = {name: (total / count).cpu() for name, total in squares.sums.items()}
     return squares_by_expert
 
@@ -168,28 +165,24 @@ def mean_loss(
     """Return a function from coefficients to the mean over tasks of each task's mean loss."""
     base = mounted.base
     depth = min(expert.lora.trunk_depth for expert in experts)
-    prepared = []
-    for index, expert in enumerate(experts):
-        for examples in _batches(base, expert, rows[expert.name], budget):
-            layout = Layout.of(examples, [[i] for i in range(len(examples))])
-            batch = layout.batch(base)
-            with torch.inference_mode():
-                states = base.forward_to(batch, depth)[depth] if depth else None
-            prepared.append((index, layout, batch, states))
-    units = [
-        sum(example.units for i, layout, _, _ in prepared if i == index for example in layout.examples)
-        for index in range(len(experts))
-    ]
+    passes_by_expert = [_passes(base, expert, rows[expert.name], budget) for expert in experts]
+    with torch.inference_mode():
+        trunks = [
+            [base.forward_to(batch.batch, depth)[depth] if depth else None for batch in passes.batches]
+            for passes in passes_by_expert
+        ]
 
     def loss_at(coefficients: Coefficients) -> float:
-        losses = [0.0] * len(experts)
+        means = []
         with torch.inference_mode(), mixing(mounted, coefficients):
-            for index, layout, batch, states in prepared:
-                gate = _mixture_gate(len(layout.examples), len(experts), base)
-                hidden, mask = last_states(base, layout, batch, gate, states=states, depth=depth)
-                targets = [example.target for example in layout.examples]
-                losses[index] += float(experts[index].head.loss(hidden, mask, targets).sum())
-        return sum(loss / count for loss, count in zip(losses, units, strict=True)) / len(experts)
+            for expert, passes, trunk in zip(experts, passes_by_expert, trunks, strict=True):
+                loss = 0.0
+                for batch, states in zip(passes.batches, trunk, strict=True):
+                    gate = _mixture_gate(len(batch), len(experts), base)
+                    hidden, mask = passes.forward(batch, gate, states=states, depth=depth)
+                    loss += float(expert.head.loss(hidden, mask, batch.targets).sum())
+                means.append(loss / sum(example.units for example in passes.examples))
+        return sum(means) / len(experts)
 
     return loss_at
 
@@ -271,12 +264,10 @@ def _watched(
             hook.remove()
 
 
-def _batches(base: Base, expert: Expert, records: Sequence[Record], budget: int) -> list[list[TrainingExample]]:
-    """Cut rows into batches of examples; single ones on an encoder-decoder, whose two stacks are padded apart."""
+def _passes(base: Base, expert: Expert, records: Sequence[Record], budget: int) -> ExamplePasses:
+    """Batch rows as examples; singly on an encoder-decoder, whose two stacks are padded apart."""
     examples = make_examples(base, expert.head, expert.task, records, expert=0)
-    if base.kind == "seq2seq":
-        return [[example] for example in examples]
-    return [[examples[i] for i in group] for group in token_batches([len(e) for e in examples], budget=budget)]
+    return ExamplePasses(base, examples, budget=None if base.kind == "seq2seq" else budget)
 
 
 def _row_gate(index: int, rows: int, base: Base) -> RowGate:

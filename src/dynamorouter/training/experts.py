@@ -15,11 +15,11 @@ from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
-from dynamorouter.training.validate import Gates, Validator
+from dynamorouter.training.validate import Validator
 from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
 
-__all__ = ["CacheOptions", "Gates", "Validator", "collect", "fit_experts", "fresh_expert", "make_learners"]
+__all__ = ["CacheOptions", "Validator", "collect", "fit_experts", "fresh_expert", "make_learners"]
 
 
 def fit_experts(

@@ -158,7 +158,7 @@ class FusionTraining:
         best, best_weights, best_epoch = -math.inf, list[Tensor](), 0
         for epoch in range(self.config.epochs):
             self._train_epoch(epoch, trunk, progress)
-            score = validator(self.fusion.head.eval(), self.slot, gates=self.gate)
+            score = validator(self.fusion.head.eval(), self.slot, gates=lambda positions: self.gate(len(positions)))
             self.log(self.steps, {f"validation/{task.name}": score, f"epoch/{task.name}": epoch + 1})
             if score > best or not best_weights:
                 best, best_epoch = score, epoch + 1

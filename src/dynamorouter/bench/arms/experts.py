@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, factor_count, factor_work, head_count
 from dynamorouter.errors import ConfigError
-from dynamorouter.inference.decode import decode
+from dynamorouter.inference.decode import RowDecoder
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import EncoderHead, choosing_heads
 from dynamorouter.model.lora.gates import RowGate, SoftGate
@@ -88,8 +87,8 @@ class Mixture(Arm):
         _place_all(experiment)
         count = len(experiment.system.experts)
 
-        def gates(rows: int) -> Gate:
-            return SoftGate(torch.full((rows, count), 1 / count, device=experiment.base.device))
+        def gates(positions: Sequence[int]) -> Gate:
+            return SoftGate(torch.full((len(positions), count), 1 / count, device=experiment.base.device))
 
         return list(experiment.validator("test", task).answers(experiment.expert(task).head, 0, gates=gates))
 
@@ -130,18 +129,12 @@ class Ensemble(Arm):
         records = experiment.rows("test", task)
         rows = [(record.text, record.pair) for record in records]
         windows = base.encoder.windows(rows, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
-        parts: list[list[Any]] = [[] for _ in rows]
-        decoded: dict[int, Any] = {}
+        decoder = RowDecoder(rows, [head] * len(rows))
         for group in token_batches([len(w) for w in windows], budget=experiment.config.experts.tokens_per_batch):
             chosen = [windows[i] for i in group]
             batch = base.encoder.collate([window.encoding for window in chosen], base.device)
-            hidden = self._mean(experiment, batch)
-            own = [rows[window.row] for window in chosen]
-            found = decode(hidden, batch.mask, chosen, own, [0] * len(chosen), [head])
-            decoded.update(zip(group, found, strict=True))
-        for i, window in enumerate(windows):
-            parts[window.row].append(decoded[i])
-        return [head.merge(part, row) for part, row in zip(parts, rows, strict=True)]
+            decoder.add(self._mean(experiment, batch), batch.mask, [(window.row, window) for window in chosen])
+        return decoder.answers()
 
     @staticmethod
     def _mean(experiment: Experiment, batch: Batch) -> Tensor:

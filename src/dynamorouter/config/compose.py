@@ -21,7 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from dynamorouter.config.checks import check_names, cross_checks, listed
 from dynamorouter.config.schema import ROOT, Config, RunTask
+from dynamorouter.data.sources import sources
 from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.registry import Registry
 from dynamorouter.routing.registry import routers
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.explain import Branch, Tree, explain, own_path, own_tree
@@ -31,6 +33,11 @@ __all__ = ["GROUPS", "Config", "compose", "find_task", "list_names", "load"]
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("recipe", "preset", "base", "data", "router", "task")
 """Keys whose value may be a name: that of a file in ``conf/KEY/``."""
+OPEN_GROUPS: dict[str, tuple[Registry[Any], str]] = {
+    "router": (routers, "router.kind"),
+    "data": (sources, "data.source"),
+}
+"""Groups whose value may also be a registered name without a file, and the key that this name goes to."""
 KINDS = {group if group == "data" else f"{group}s": group for group in GROUPS}
 """What a list of a group's names is called, to the group."""
 
@@ -241,11 +248,12 @@ def _check_choices(request: _Request) -> None:
     for group, choice in list(request.choices.items()):
         allowed = list_names(kinds[group], request.folders)
         names = choice if isinstance(choice, list) else [choice]
-        if group == "router" and names[0] not in allowed:
-            if names[0] in routers:  # one without a file
-                request.values.insert(0, ("router.kind", request.choices.pop(group)))
+        if group in OPEN_GROUPS and names[0] not in allowed:
+            registry, key = OPEN_GROUPS[group]
+            if names[0] in registry:  # one without a file
+                request.values.insert(0, (key, request.choices.pop(group)))
                 continue
-            allowed |= dict.fromkeys(routers, "")
+            allowed |= dict.fromkeys(registry, "")
         if not names:
             request.mistakes.append(f"{group}: the list is empty; allowed: {one_of(allowed)}")
         if len(set(names)) < len(names):

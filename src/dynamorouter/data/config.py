@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from dynamorouter.data.sources import sources
+from dynamorouter.errors import one_of, suggest
 from dynamorouter.utils.options import Count, Options, Share, Size
 
 
@@ -36,8 +38,8 @@ class AugmentSettings(Options):
 class DataSettings(Options):
     """Where rows come from and which are kept."""
 
-    source: Literal["builtin", "local", "hub"] = "builtin"
-    """Built-in rows, local JSONL, CSV, TSV or Parquet, or the Hugging Face hub."""
+    source: str = "builtin"
+    """``builtin`` rows, ``local`` JSONL, CSV, TSV or Parquet, the Hugging Face ``hub``, or a source of a plugin."""
     root: str | None = None
     """Folder with one folder per task, for ``source: local``."""
     filters: FilterSettings = FilterSettings()
@@ -48,6 +50,13 @@ class DataSettings(Options):
     """With too few train rows: shrink all parts, let router and joint rows overlap with the experts', or stop."""
     augment: AugmentSettings = AugmentSettings()
     """Augmentation of train rows."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, name: str) -> str:
+        if name not in sources:
+            raise ValueError(f"got {name!r}, which is no source{suggest(name, sources)}; allowed: {one_of(sources)}")
+        return name
 
     @model_validator(mode="after")
     def _root(self) -> Self:

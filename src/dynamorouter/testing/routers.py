@@ -71,6 +71,12 @@ def same_route(one: Route, other: Route, *, tolerance: float = 0.0) -> None:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0.0, atol=tolerance)
 
 
+def _held_out() -> tuple[list[RouterInput], Tensor]:
+    """Return a batch to calibrate on, half of whose rows name a wrong expert."""
+    batch, targets = separable_rows(30, seed=5)
+    return [batch], torch.where(torch.arange(30) % 2 == 0, targets, (targets + 1) % EXPERTS)
+
+
 class RouterContract(Contract):
     """The laws of routers.
 
@@ -137,6 +143,7 @@ class RouterContract(Contract):
         """Options go through JSON and tensors through safetensors, and the router is the same."""
         router = self.fitted()
         batch, targets = separable_rows(9, seed=8)
+        router.calibrate(*_held_out())
         options, tensors = router.state()
         stored = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         again = self.router.restore(json.loads(json.dumps(options)), safetensors.torch.load(stored))

@@ -123,7 +123,9 @@ def test_baselines_do_what_their_names_say() -> None:
     assert not torch.equal(drawn, fitted("random", {"seed": 6}).route(batch).experts)
 
 
-def test_only_the_oracle_is_told_labels_and_each_time(router: Router) -> None:
+@pytest.mark.parametrize("kind", list(routers))
+def test_only_the_oracle_is_told_labels_and_each_time(kind: str) -> None:
+    router = fitted(kind, {})
     batch, targets = rows(4, seed=8)
     if not isinstance(router, Oracle):
         same_route(router.route(batch), router.route_labelled(batch, (targets + 1) % EXPERTS))

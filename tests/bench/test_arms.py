@@ -109,6 +109,7 @@ class KilledError(Exception):
     """Stands for a process that is killed."""
 
 
+@pytest.mark.e2e
 def test_a_killed_bench_goes_on_as_if_nothing_had_happened(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

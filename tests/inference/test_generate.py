@@ -29,7 +29,7 @@ from support.tinylm import MODELS, VOCABULARY, add_experts, alone, load_lm, make
 SHARED = Path(os.environ.get("DYNAMOROUTER_SHARED", Path(__file__).parents[3] / "shared"))
 STORIES = SHARED / "models" / "stories260k"
 CHOSEN = [0, 1, -1, 2, 1, 0]
-TOKENS = 14
+TOKENS = 10
 Folder = Callable[[str], Path]
 
 

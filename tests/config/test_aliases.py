@@ -60,19 +60,23 @@ def test_an_override_by_another_name_wins_over_a_file(tmp_path: Path) -> None:
 
 
 def test_a_task_is_changed_by_other_names_too(tmp_path: Path) -> None:
-    words = ["task.sst2.overrides.epochs=2", "task.sst2.generation.stop_strings=[END]"]
+    words = ["task.sst2.overrides.num_train_epochs=2", "task.sst2.generation.stop_strings=[END]"]
     task = compose("quickstart", words).task["sst2"]
     assert (task.hyper, task.generation.stop) == ({"epochs": 2}, ("END",))
+    words = ["experts.r=4", "experts.max_train_samples.squad=7", "task.sst2.overrides={r: 2, target_modules: [query]}"]
+    config = compose("quickstart", ["experts.train_rows={default: 9}", *words])
+    assert (config.experts.rank, config.expert("squad").train_rows, config.expert("mnli").train_rows) == (4, 7, 9)
+    assert (config.expert("sst2").rank, config.expert("sst2").targets) == (2, ("query",))
     tree = find_task("mnli").model_dump(mode="json")
     tree["columns"]["text_pair"] = tree["columns"].pop("pair")
-    tree["overrides"], tree["pos_label"] = {"epochs": 2}, tree["labels"][0]
+    tree["overrides"], tree["pos_label"] = {"num_train_epochs": 2}, tree["labels"][0]
     del tree["hyper"], tree["positive"]
     other = find_task(str(written(tmp_path / "mnli.yaml", tree)))
     assert (other.columns, other.hyper, other.positive) == (find_task("mnli").columns, {"epochs": 2}, other.labels[0])
 
 
 def test_what_is_written_has_the_settings_own_names(tmp_path: Path) -> None:
-    config = compose("quickstart", ["router.num_train_epochs=3", "task.sst2.overrides.epochs=2"])
+    config = compose("quickstart", ["router.num_train_epochs=3", "task.sst2.overrides.num_train_epochs=2"])
     assert config.digest() == compose("quickstart", ["router.epochs=3", "task.sst2.hyper.epochs=2"]).digest()
     assert not {other for _, other in aliases()} & set(words_of(yaml.safe_load(config.to_yaml())))
     old = yaml.safe_load(config.to_yaml())
@@ -88,7 +92,7 @@ def test_what_is_written_has_the_settings_own_names(tmp_path: Path) -> None:
             "'router.num_train_epochs' and 'router.epochs' are",
         ),
         (["router={epochs: 3, num_train_epochs: 3}"], "router: 'epochs' and 'num_train_epochs' are two names of one"),
-        (["task.sst2.overrides.epochs=1", "task.sst2.hyper.epochs=1"], "'task.sst2.overrides.epochs' and"),
+        (["task.sst2.overrides.r=1", "task.sst2.hyper.rank=1"], "task.sst2.hyper.rank: 'task.sst2.overrides.r' and"),
         (["router.num_train_epoch=3"], "did you mean 'router.num_train_epochs'?"),
         (["router.num_train_epochs=0"], "router.epochs: got 0"),
     ],

@@ -7,7 +7,22 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dynamorouter.model.lora.config import LoraConfig
-from dynamorouter.utils.options import Count, Options, Rate, Rows, Share, Size, Weight, changes_of
+from dynamorouter.utils.options import (
+    PATIENCE,
+    TRAIN_SAMPLES,
+    WARMUP,
+    Alias,
+    BatchRows,
+    Count,
+    Epochs,
+    Options,
+    Rate,
+    Rows,
+    Share,
+    Size,
+    Weight,
+    changes_of,
+)
 
 TRAIN_ROWS = 5000
 JointGates = Literal["hard", "soft"]
@@ -28,13 +43,13 @@ class FusionConfig(Options):
 
     sources: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """Tasks whose experts are mixed; ``null`` for all on the task's base."""
-    epochs: Count = 3
+    epochs: Epochs = 3
     """Epochs over the task's train rows; the best one is kept."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of attention and head; it falls linearly."""
     key_width: Count = 16
     """Width of queries and keys."""
-    batch_rows: Count = 32
+    batch_rows: BatchRows = 32
     """Rows per step."""
 
     @model_validator(mode="after")
@@ -51,13 +66,13 @@ class ExpertConfig(LoraConfig):
     """Number of lowest blocks without experts, shared by all tasks; 0 puts experts everywhere."""
     trunk_cache: CacheConfig = CacheConfig()
     """Where the trunk's outputs are kept between epochs."""
-    train_rows: Rows | dict[str, Rows] = TRAIN_ROWS
+    train_rows: Annotated[Rows | dict[str, Rows], TRAIN_SAMPLES] = TRAIN_ROWS
     """Rows per task; ``null`` is all; or a mapping of task names and ``default`` to rows, 5000 where neither is."""
-    epochs: Count = 3
+    epochs: Epochs = 3
     """Most epochs over the train rows."""
-    batch_rows: Count = 16
+    batch_rows: BatchRows = 16
     """Rows of one task per optimizer step of its expert; passes stay full whatever it is."""
-    tokens_per_batch: Count = 4096
+    tokens_per_batch: Annotated[Count, Alias("max_tokens_per_batch")] = 4096
     """Most tokens in one forward pass, padding included."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of the factors."""
@@ -65,17 +80,17 @@ class ExpertConfig(LoraConfig):
     """Peak learning rate of the heads; ``null`` takes ``learning_rate``."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay."""
-    warmup: Share = 0.06
+    warmup: Annotated[Share, WARMUP] = 0.06
     """Share of a task's steps over which its learning rate rises; it falls linearly after that."""
-    clip: Rate | None = 1.0
+    clip: Annotated[Rate | None, Alias("max_grad_norm")] = 1.0
     """Largest gradient norm per expert; ``null`` clips nothing."""
-    accumulation: Count = 1
+    accumulation: Annotated[Count, Alias("gradient_accumulation_steps")] = 1
     """Batches whose gradients are added up for one step."""
-    patience: Size = 2
+    patience: Annotated[Size, PATIENCE] = 2
     """Epochs without improvement after which a task stops; 0 never stops early."""
-    min_delta: Weight = 0.0
+    min_delta: Annotated[Weight, Alias("early_stopping_threshold")] = 0.0
     """Smallest gain of the headline metric that counts as improvement."""
-    select_by: Literal["loss", "metric"] = "loss"
+    select_by: Annotated[Literal["loss", "metric"], Alias("metric_for_best_model")] = "loss"
     """What decides on the best epoch of an expert that writes: its held-out loss, or its headline metric."""
     packing: bool | Literal["auto"] = "auto"
     """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
@@ -115,11 +130,11 @@ class JointConfig(Options):
 
     enabled: bool = False
     """Whether ``run`` goes through it."""
-    train_rows: Rows = 1000
+    train_rows: Annotated[Rows, TRAIN_SAMPLES] = 1000
     """Rows per task; ``null`` is all."""
-    epochs: Count = 1
+    epochs: Epochs = 1
     """Epochs over the rows."""
-    batch_rows: Count = 32
+    batch_rows: BatchRows = 32
     """Rows of all tasks together per step."""
     learning_rate: Rate = 2e-4
     """Peak learning rate of factors and heads."""
@@ -127,7 +142,7 @@ class JointConfig(Options):
     """Peak learning rate of the router; ``null`` takes ``learning_rate``."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay."""
-    warmup: Share = 0.06
+    warmup: Annotated[Share, WARMUP] = 0.06
     """Share of the steps over which the learning rate rises."""
     gates: JointGates = "hard"
     """Each row through its own task's expert, or through the router's mixture."""

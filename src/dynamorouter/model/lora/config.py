@@ -7,21 +7,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Count, Number, Options, Rate, Size
+from dynamorouter.utils.options import Alias, Count, Number, Options, Rate, Size
 
 
 class LoraConfig(Options):
     """The shape of one expert's LoRA factors (Hu et al., 2021)."""
 
-    rank: Count = 8
+    rank: Annotated[Count, Alias("r")] = 8
     """Width of the low-rank factors."""
-    alpha: Rate = 16.0
+    alpha: Annotated[Rate, Alias("lora_alpha")] = 16.0
     """Numerator of the scaling ``alpha / rank``."""
-    rslora: bool = False
+    rslora: Annotated[bool, Alias("use_rslora")] = False
     """Scale by ``alpha / sqrt(rank)`` instead (Kalajdzievski, 2023)."""
-    dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Annotated[Number, Field(ge=0.0, lt=1.0), Alias("lora_dropout")] = 0.0
     """Dropout on the factors' input while training."""
-    targets: str | tuple[str, ...] = "all-linear"
+    targets: Annotated[str | tuple[str, ...], Alias("target_modules")] = "all-linear"
     """``all-linear``, a regular expression over module names, or a list of names."""
     trunk_depth: Size = 0
     """Number of lowest blocks without experts; 0 puts experts everywhere."""

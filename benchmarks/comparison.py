@@ -11,10 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.bench.report import figures as pictures
-from dynamorouter.bench.report import report
-from dynamorouter.bench.report import study_figures as pictures_studies
-from dynamorouter.report.document import table_lines
+from dynamorouter.bench.report import figures, report
+from dynamorouter.report.document import Table, to_markdown
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,11 +25,11 @@ LEFT_OUT = ("words", "studies")
 
 def take(run: Path, command: str) -> Path:
     """Copy a comparison's figures without what is long, and the command that made them; returns the file."""
-    found: dict[str, Any] = json.loads((run / "bench.json").read_text(encoding="utf-8"))
-    studies = [row for row in found["studies"] if row["study"] != "layers"]
-    small = {key: value for key, value in found.items() if key not in LEFT_OUT} | {"words": {}, "studies": studies}
+    result: dict[str, Any] = json.loads((run / "bench.json").read_text(encoding="utf-8"))
+    studies = [row for row in result["studies"] if row["study"] != "layers"]
+    small = {key: value for key, value in result.items() if key not in LEFT_OUT} | {"words": {}, "studies": studies}
     small["command"] = command
-    path = RESULTS / f"{found['recipe'].replace('-', '_')}.json"
+    path = RESULTS / f"{result['recipe'].replace('-', '_')}.json"
     path.write_text(json.dumps(_rounded(small), indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -41,20 +39,20 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def section(found: dict[str, Any]) -> str:
-    """Return what the page says of one comparison, and write its pictures."""
-    name = found["recipe"].replace("-", "_")
-    drawn = {"scores": pictures.scores(found)}
-    if found["matrix"]:
-        drawn["matrix"] = pictures.matrix(found)
-    if any(row["study"] == "coefficient" for row in found["studies"]):
-        drawn["sweeps"] = pictures_studies.sweeps(found["studies"])
-    if found["ranking"]:
-        drawn["ranks"] = pictures.ranks(found)
+def section(result: dict[str, Any]) -> str:
+    """Return what the page says of one comparison, and write its figures."""
+    name = result["recipe"].replace("-", "_")
+    drawn = {"scores": figures.scores(result)}
+    if result["matrix"]:
+        drawn["matrix"] = figures.matrix(result)
+    if any(row["study"] == "coefficient" for row in result["studies"]):
+        drawn["sweeps"] = figures.sweeps(result["studies"])
+    if result["ranking"]:
+        drawn["ranks"] = figures.ranks(result)
     for kind, svg in drawn.items():
         (ASSETS / f"{name}_{kind}.svg").write_bytes(svg)
     about = {
@@ -64,25 +62,30 @@ def section(found: dict[str, Any]) -> str:
         "ranks": "Critical difference diagram",
     }
     parts = [
-        f"### `{found['recipe']}`",
-        f"`{found['command']}`",
-        report.what(found),
-        "\n".join(f"- {answer}" for answer in report.answers(found)),
+        f"### `{result['recipe']}`",
+        f"`{result['command']}`",
+        report.opening(result),
+        "\n".join(f"- {answer}" for answer in report.findings_of(result)),
         *(f"![{about[kind]}](assets/{name}_{kind}.svg)" for kind in drawn),
-        table_lines(report.main_table(found)),
-        table_lines(report.task_table(found)),
+        _table(report.main_table(result)),
+        _table(report.task_table(result)),
         *(
-            table_lines(report.comparison_table(found["comparisons"][kind]["overall"], words, fold=False))
+            _table(report.comparison_table(result["comparisons"][kind]["overall"], words, fold=False))
             for kind, words in (
                 ("router", "The learned router against what else there is, mean over tasks."),
                 ("merges", "Merges with their defaults against the average of the factors, mean over tasks."),
             )
-            if found["comparisons"][kind]["overall"]
+            if result["comparisons"][kind]["overall"]
         ),
     ]
-    if any(row["study"] == "unseen" for row in found["studies"]):
-        parts.append(table_lines(report.unseen_table(found["studies"])))
+    if any(row["study"] == "unseen" for row in result["studies"]):
+        parts.append(_table(report.unseen_table(result["studies"])))
     return "\n\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    """Return a table as Markdown."""
+    return to_markdown([table]).strip()
 
 
 def main() -> None:
@@ -95,9 +98,9 @@ def main() -> None:
         parser.error("--run needs --command, so that a reader can make the figures again")
     if args.run:
         print(f"written to {take(args.run, args.command)}")
-    there = [path for name in RECIPES if (path := RESULTS / f"{name.replace('-', '_')}.json").is_file()]
+    results = [path for name in RECIPES if (path := RESULTS / f"{name.replace('-', '_')}.json").is_file()]
     text = PAGE.read_text(encoding="utf-8").partition(MARK)[0].rstrip()
-    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in there]
+    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in results]
     how = "Written by `python benchmarks/comparison.py` from `benchmarks/results/merge_bench*.json`."
     PAGE.write_text("\n\n".join([text, MARK, how, *parts]) + "\n", encoding="utf-8")
     print(f"written to {PAGE}")

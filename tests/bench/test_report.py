@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamorouter.bench.report.figures import front, losses
-from dynamorouter.bench.report.report import answers, report, write_reports
-from dynamorouter.bench.report.summary import chosen, summarise
-from dynamorouter.bench.results import ITEMS, ROWS, RowFile, item_path, read_items, row_digest, write_items
+from dynamorouter.bench.report.figures import losses, pareto_front
+from dynamorouter.bench.report.report import findings_of, report, write_reports
+from dynamorouter.bench.report.summary import best_arm, summarise
+from dynamorouter.bench.results import (
+    ITEMS,
+    ROWS,
+    RowFile,
+    example_path,
+    read_example_records,
+    row_digest,
+    write_example_records,
+)
 from dynamorouter.config.schema import Config
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.answer import Answer
@@ -51,8 +59,8 @@ def row(config: Config, out: Path, arm: str, task: str, seed: int, share: float)
     """Write the items of one row, and return the row."""
     records = [Record("a film", None, 0, task, "good", str(i)) for i in range(10)]
     numbers = np.array([[float(i < round(10 * share)), 1.0] for i in range(10)])
-    place = item_path(arm, task, seed)
-    write_items(out / place, records, [Answer("classification", "good", 1.0)] * 10, numbers)
+    place = example_path(arm, task, seed)
+    write_example_records(out / place, records, [Answer("classification", "good", 1.0)] * 10, numbers)
     router = {
         "accuracy": 0.9,
         "macro_f1": 0.9,
@@ -106,10 +114,10 @@ def test_measures_by_hand(home: Path, tmp_path: Path) -> None:
 def test_the_best_merge_is_chosen_on_select_rows_alone(home: Path, tmp_path: Path) -> None:
     found = summarise(made(home, tmp_path), tmp_path)
     assert found["best"] == {"merge": "merge/ties", "tuned": "tuned/ties"}  # merge/linear is better on test rows
-    assert chosen([], "merge/") is None
+    assert best_arm([], "merge/") is None
     pairs = {(test["first"], test["second"]) for test in found["comparisons"]["router"]["overall"]}
     assert ("router/own", "merge/ties") in pairs and ("router/own", "oracle") in pairs
-    said = " ".join(answers(found))
+    said = " ".join(findings_of(found))
     assert "merge/ties" in said and "94.44 % of the oracle" in said
 
 
@@ -121,13 +129,13 @@ def test_arms_that_lack_a_seed_are_left_out_of_the_summary(home: Path, tmp_path:
 
 def test_items_in_another_order_are_refused(home: Path, tmp_path: Path) -> None:
     config = made(home, tmp_path)
-    path = tmp_path / item_path("merge/ties", "mood", 1)
+    path = tmp_path / example_path("merge/ties", "mood", 1)
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     with pytest.raises(DataError, match="other items than the arms before it"):
         summarise(config, tmp_path)
     path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
-        read_items(path)
+        read_example_records(path)
 
 
 def test_reports_are_whole_and_ask_nothing_of_the_network(home: Path, tmp_path: Path) -> None:
@@ -165,7 +173,7 @@ def test_the_same_rows_make_the_same_report(home: Path, tmp_path: Path) -> None:
 
 def test_front_by_hand() -> None:
     points = [(1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (3.0, 0.7), (0.5, 0.1)]
-    assert front(points) == [4, 0, 2]
+    assert pareto_front(points) == [4, 0, 2]
 
 
 def test_losses_of_pairs_by_hand() -> None:
@@ -190,4 +198,4 @@ def test_a_line_that_was_cut_off_is_removed_and_damage_is_named(tmp_path: Path) 
     path.write_bytes(b'{"arm": \n{"arm": "b"}\n')
     with pytest.raises(DataError, match=r"line 1: not valid JSON.*remove the line and resume"):
         RowFile(path)
-    assert ITEMS in item_path("merge/ties", "t", 0)
+    assert ITEMS in example_path("merge/ties", "t", 0)

@@ -90,8 +90,8 @@ def test_arms_answer_in_text(config: Config, tmp_path: Path) -> None:
     assert any("goal" in words for words in found["words"]["words/bayes on topic"]["Sports"])
 
 
-def test_a_headline_of_which_less_is_better_is_refused(config: Config, tmp_path: Path) -> None:
+def test_a_primary_metric_of_which_less_is_better_is_refused(config: Config, tmp_path: Path) -> None:
     task = config.task["topic"].model_copy(update={"metrics": ("lm_loss",)})
     wrong = config.model_copy(update={"task": {**config.task, "topic": task}})
-    with pytest.raises(ConfigError, match=r"topic\.metrics: the headline is 'lm_loss'"):
+    with pytest.raises(ConfigError, match=r"topic\.metrics: the primary metric is 'lm_loss'"):
         bench(wrong, tmp_path)

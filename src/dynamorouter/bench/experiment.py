@@ -95,8 +95,8 @@ class Experiment:
 
     def install(self, experts: Sequence[Expert], *, key: object) -> None:
         """Put experts into the banks of the second base, unless those of this key are there."""
-        there = self._installed is key or (isinstance(key, str) and self._installed == key)
-        if not there:
+        installed = self._installed is key or (isinstance(key, str) and self._installed == key)
+        if not installed:
             if self._mounted is not None:
                 self._mounted.close()
             self._mounted, self._installed = mount(self.base, experts), key
@@ -109,10 +109,10 @@ class Experiment:
 
     def install_factors(self, factors: Mapping[str, Factors], *, key: object = None) -> None:
         """Put one change of the base into the banks, whichever expert it comes from."""
-        first = self.system.experts[0]
-        self.install([replace(first, factors=dict(factors), fusion=None)], key=object() if key is None else key)
+        template = self.system.experts[0]
+        self.install([replace(template, factors=dict(factors), fusion=None)], key=object() if key is None else key)
 
-    def own_gates(self) -> Gates:
+    def installed_gates(self) -> Gates:
         """Return the gates that send every row through what ``install_factors`` put there."""
         return lambda positions: one_for_all(len(positions), self.base.device)
 
@@ -121,10 +121,10 @@ class Experiment:
         records = self.rows(split, task, limit)
         key = (split, task, len(records))
         if key not in self._validators:
-            own = self.config.experts
+            settings = self.config.experts
             depth = min(expert.lora.trunk_depth for expert in self.system.experts)
-            cache = CacheOptions(limit=(own.trunk_cache.limit_mb << 20) // (2 * len(self.names)))
-            budget = own.tokens_per_batch
+            cache = CacheOptions(limit=(settings.trunk_cache.limit_mb << 20) // (2 * len(self.names)))
+            budget = settings.tokens_per_batch
             self._validators[key] = Validator(
                 self.base, self.expert(task).task, records, depth=depth, budget=budget, cache=cache
             )
@@ -132,15 +132,15 @@ class Experiment:
 
     def answers(self, task: str, *, split: str = "test", limit: int | None = None) -> list[Answer | None]:
         """Answer a task's rows through what ``install_factors`` put there, under the task's own head."""
-        return list(self.validator(split, task, limit).answers(self.expert(task).head, 0, gates=self.own_gates()))
+        return list(self.validator(split, task, limit).answers(self.expert(task).head, 0, gates=self.installed_gates()))
 
     def select_score(self, limit: int) -> float:
-        """Return the mean over tasks of the headline score on held-out rows that choices are made on."""
-        found = []
+        """Return the mean over tasks of the primary score on held-out rows that choices are made on."""
+        scores = []
         for task in self.tasks:
             rows = self.rows("validation", task.name, limit)
-            found.append(score_of(task, self.answers(task.name, split="validation", limit=limit), rows))
-        return float(np.mean(found))
+            scores.append(score_of(task, self.answers(task.name, split="validation", limit=limit), rows))
+        return float(np.mean(scores))
 
     def digests(self) -> dict[str, str]:
         """Return 16 hexadecimal digits for each expert: its factors, its head and its card."""
@@ -158,7 +158,7 @@ class Experiment:
 
 
 def fresh_base(config: Config) -> Base:
-    """Load the base that all experts of the comparison sit on."""
+    """Load the base model of all experts of the comparison."""
     device = pick_device(config.device)
     return Base.load(config.base, device=device, dtype=pick_dtype(config.precision, device))
 
@@ -184,13 +184,13 @@ def expert_digest(library: Library, name: str) -> str:
 
 
 def score_of(task: Task, answers: Sequence[Answer | None], records: Sequence[Record]) -> float:
-    """Return the headline score."""
-    statistics = headline(task, answers, records)
+    """Return the primary score."""
+    statistics = primary_numbers(task, answers, records)
     return float(get_metric(task.metrics[0]).reduce(statistics.sum(axis=0)))
 
 
-def headline(task: Task, answers: Sequence[Answer | None], records: Sequence[Record]) -> Array:
-    """Return the numbers of every row under the headline metric, ``(N, K)``."""
+def primary_numbers(task: Task, answers: Sequence[Answer | None], records: Sequence[Record]) -> Array:
+    """Return the numbers of every row under the primary metric, ``(N, K)``."""
     return row_statistics(task.metrics[0], task, answers, records)
 
 

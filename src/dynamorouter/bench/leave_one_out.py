@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynamorouter.bench.arms.baselines import as_experts
-from dynamorouter.bench.experiment import Experiment, fresh_base, headline
+from dynamorouter.bench.arms.baselines import expert_options
+from dynamorouter.bench.experiment import Experiment, fresh_base, primary_numbers
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.metrics.bootstrap import Array, bootstrap_ci, bootstrap_difference
@@ -38,30 +38,30 @@ ROUTER_ROWS = 100
 MERGES = ("linear", "task_arithmetic", "ties")
 
 
-def unseen(experiment: Experiment, task: str) -> dict[str, Any]:
+def leave_one_out(experiment: Experiment, task: str) -> dict[str, Any]:
     """Return the score of each body on a task left out, and the difference to the bare base with its interval."""
     rows = experiment.rows("train", task, experiment.config.bench.studies.unseen_rows)
     others = [expert for expert in experiment.system.experts if expert.task.name != task]
     weights = route_weights(experiment, others, rows)
-    found: dict[str, Array] = {"base": _through(experiment, task, rows, [])}
+    numbers_by_body: dict[str, Array] = {"base": _score_body(experiment, task, rows, [])}
     for method in MERGES:
         result = merge_experts(others, method=method, seed=experiment.seed)
         merged = dataclasses.replace(others[0], factors=dict(result.factors), fusion=None)
-        found[f"merge/{method}"] = _through(experiment, task, rows, [merged])
-    found["router"] = _through(experiment, task, rows, others, weights)
-    found["own expert"] = _through(experiment, task, rows, [experiment.expert(task)])
+        numbers_by_body[f"merge/{method}"] = _score_body(experiment, task, rows, [merged])
+    numbers_by_body["router"] = _score_body(experiment, task, rows, others, weights)
+    numbers_by_body["own expert"] = _score_body(experiment, task, rows, [experiment.expert(task)])
     reduce = get_metric(experiment.expert(task).task.metrics[0]).reduce
     resamples, level = experiment.config.bench.resamples, experiment.config.bench.level
-    bodies = {}
-    for name, numbers in found.items():
-        over = bootstrap_difference(numbers, found["base"], reduce, seed=0, resamples=resamples, level=level)
-        bodies[name] = {
+    results = {}
+    for name, numbers in numbers_by_body.items():
+        gain = bootstrap_difference(numbers, numbers_by_body["base"], reduce, seed=0, resamples=resamples, level=level)
+        results[name] = {
             "value": float(reduce(numbers.sum(axis=0))),
             "interval": bootstrap_ci(numbers, reduce, seed=0, resamples=resamples, level=level),
-            "over_base": {"value": over.value, "low": over.low, "high": over.high},
+            "over_base": {"value": gain.value, "low": gain.low, "high": gain.high},
         }
     shares = dict(zip((expert.name for expert in others), weights.tolist(), strict=True))
-    return {"rows": len(rows), "bodies": bodies, "route": {name: round(share, 4) for name, share in shares.items()}}
+    return {"rows": len(rows), "bodies": results, "route": {name: round(share, 4) for name, share in shares.items()}}
 
 
 def route_weights(experiment: Experiment, others: list[Expert], rows: list[Record]) -> torch.Tensor:
@@ -77,12 +77,14 @@ def route_weights(experiment: Experiment, others: list[Expert], rows: list[Recor
     return total / len(rows)
 
 
-def _through(
+def _score_body(
     experiment: Experiment, task: str, rows: list[Record], experts: list[Expert], weights: torch.Tensor | None = None
 ) -> Array:
     """Train a head on the few rows over frozen experts, and return its numbers on the test rows, ``(N, K)``."""
     expert = experiment.expert(task)
-    experiment.install([dataclasses.replace(each, fusion=None) for each in experts] or _none(experiment), key=object())
+    experiment.install(
+        [dataclasses.replace(other, fusion=None) for other in experts] or _no_change(experiment), key=object()
+    )
     device = experiment.base.device
 
     def gates(positions: Sequence[int]) -> Gate:
@@ -94,27 +96,27 @@ def _through(
     head.initialise(seeded(experiment.seed, task, "unseen")).to(device)
     task_head = TaskHead(expert.task, head, rows)
     if not head_kind(expert.task.head).is_generative:
-        _teach(experiment, task_head, gates)
+        _train_head(experiment, task_head, gates)
     answers = experiment.validator("test", task).answers(head, 0, gates=gates)
-    return np.asarray(headline(expert.task, answers, experiment.rows("test", task)))
+    return np.asarray(primary_numbers(expert.task, answers, experiment.rows("test", task)))
 
 
-def _teach(experiment: Experiment, task_head: TaskHead, gates: Gates) -> None:
+def _train_head(experiment: Experiment, task_head: TaskHead, gates: Gates) -> None:
     """Train a head over what lies in the banks."""
-    own = experiment.config.expert(task_head.task.name)
+    settings = experiment.config.expert(task_head.task.name)
     examples = shared_examples(experiment.base, [task_head])
     body = FrozenBackbone(
         experiment.base,
         examples,
         gates=lambda chosen: gates(range(len(chosen))),
-        limit=own.trunk_cache.limit_mb << 20,
-        budget=own.tokens_per_batch,
+        limit=settings.trunk_cache.limit_mb << 20,
+        budget=settings.tokens_per_batch,
     )
-    options = dataclasses.replace(as_experts(own, seed=experiment.seed), epochs=EPOCHS)
+    options = dataclasses.replace(expert_options(settings, seed=experiment.seed), epochs=EPOCHS)
     fit_shared(body, [task_head], examples, options=options)
     body.cache.close()
 
 
-def _none(experiment: Experiment) -> list[Expert]:
+def _no_change(experiment: Experiment) -> list[Expert]:
     """Return one expert that changes nothing."""
     return [dataclasses.replace(experiment.system.experts[0], factors={}, fusion=None)]

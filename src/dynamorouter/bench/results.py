@@ -1,6 +1,6 @@
 """The rows of a comparison: one line of JSON for each arm, task and seed, appended whole or not at all.
 
-Beside each row lies the log of its items, so that paired tests can be made later without running anything again.
+Beside each row lie its per-example records, so that paired tests can be made later without running anything again.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        whole = 0
+        complete = 0
         for row, end in read_appended(path):
             self.rows.append(row)
-            whole = end
-        if path.is_file() and whole < path.stat().st_size:
-            os.truncate(path, whole)
+            complete = end
+        if path.is_file() and complete < path.stat().st_size:
+            os.truncate(path, complete)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write a row to the end, and let it reach the disk."""
@@ -96,30 +96,32 @@ class RowFile:
             os.fsync(handle.fileno())
         self.rows.append(row)
 
-    def has(self, **wanted: object) -> bool:
+    def has(self, **values: object) -> bool:
         """Tell whether a row with these values is there."""
-        return any(all(row.get(key) == value for key, value in wanted.items()) for row in self.rows)
+        return any(all(row.get(key) == value for key, value in values.items()) for row in self.rows)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.rows)
 
 
-def item_path(arm: str, task: str, seed: int) -> str:
-    """Return where the log of a row's items lies, below the comparison's folder."""
+def example_path(arm: str, task: str, seed: int) -> str:
+    """Return where the per-example records of a row lie, below the comparison's folder."""
     return f"{ITEMS}/{seed}/{arm}/{task}.jsonl"
 
 
-def write_items(path: Path, records: Sequence[Record], answers: Sequence[Answer | None], statistics: Array) -> None:
-    """Write one line for each item: its id, what was answered, and the numbers of the headline metric."""
+def write_example_records(
+    path: Path, records: Sequence[Record], answers: Sequence[Answer | None], statistics: Array
+) -> None:
+    """Write one line for each example: its id, what was answered, and the numbers of the primary metric."""
     with writing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         for record, answer, numbers in zip(records, answers, statistics, strict=True):
-            said = None if answer is None else answer.value
-            line = {"id": record.id, "answer": said, "numbers": [float(n) for n in numbers]}
+            value = None if answer is None else answer.value
+            line = {"id": record.id, "answer": value, "numbers": [float(n) for n in numbers]}
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_items(path: Path) -> tuple[list[str], Array]:
-    """Return ids, and the numbers of the headline metric ``(N, K)``.
+def read_example_records(path: Path) -> tuple[list[str], Array]:
+    """Return ids, and the numbers of the primary metric ``(N, K)``.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -129,12 +131,12 @@ def read_items(path: Path) -> tuple[list[str], Array]:
         return [item["id"] for item in items], np.array([item["numbers"] for item in items], dtype=float)
     except (DataError, ValueError, KeyError) as error:
         raise DataError(
-            f"the items of a row, {path}, cannot be read ({error}); remove the row from {ROWS} and resume"
+            f"the per-example records of a row, {path}, cannot be read ({error}); remove the row from {ROWS} and resume"
         ) from error
 
 
 def stable(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row without what may differ between two runs of the same settings."""
-    kept = {key: value for key, value in row.items() if key not in VOLATILE}
-    kept["notes"] = {key: value for key, value in dict(row.get("notes", {})).items() if key not in TIMES}
-    return kept
+    unchanged = {key: value for key, value in row.items() if key not in VOLATILE}
+    unchanged["notes"] = {key: value for key, value in dict(row.get("notes", {})).items() if key not in TIMES}
+    return unchanged

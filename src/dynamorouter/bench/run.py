@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from dynamorouter.bench.arms.base import Arm, build_arm, match_arms
-from dynamorouter.bench.experiment import FLOAT, Experiment, check_one_base, fresh_base, headline
-from dynamorouter.bench.results import ROWS, RowFile, item_path, row_digest, write_items
+from dynamorouter.bench.experiment import FLOAT, Experiment, check_one_base, fresh_base, primary_numbers
+from dynamorouter.bench.results import ROWS, RowFile, example_path, row_digest, write_example_records
 from dynamorouter.bench.studies import check_studies, study
 from dynamorouter.config.schema import Config
 from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError, one_of
 from dynamorouter.merging.truncate import Output
 from dynamorouter.metrics.base import get_metric, score
-from dynamorouter.runs import phases as pipeline
+from dynamorouter.runs import phases
 from dynamorouter.runs.build import run_tasks
 from dynamorouter.runs.run import NO_INFLUENCE, Run, open_run
 from dynamorouter.system.system import EXPERTS, MANIFEST, System
@@ -39,13 +39,14 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: they are wrong; the message names every mistake.
     """
-    _, mistakes = match_arms(config.bench.arms, list(config.task))
-    _, more = match_arms(config.bench.diagram, list(config.task))
-    found = [f"bench.arms: {mistake}" for mistake in mistakes] + [f"bench.diagram: {mistake}" for mistake in more]
-    found += [*_impossible(config), *check_given(config)]
-    found += [*check_one_base(config), *check_studies(config), *_headlines(config)]
-    if found:
-        raise ConfigError("\n".join(found))
+    _, arm_mistakes = match_arms(config.bench.arms, list(config.task))
+    _, diagram_mistakes = match_arms(config.bench.diagram, list(config.task))
+    mistakes = [f"bench.arms: {mistake}" for mistake in arm_mistakes]
+    mistakes += [f"bench.diagram: {mistake}" for mistake in diagram_mistakes]
+    mistakes += [*_impossible(config), *check_saved_system(config)]
+    mistakes += [*check_one_base(config), *check_studies(config), *_unusable_metrics(config)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
 
 
 def bench(config: Config, out: Path) -> list[dict[str, Any]]:
@@ -58,12 +59,12 @@ def bench(config: Config, out: Path) -> list[dict[str, Any]]:
     names, _ = match_arms(config.bench.arms, list(config.task))
     file, digest = RowFile(out / ROWS), row_digest(config)
     for seed in range(config.seed, config.seed + config.bench.seeds):
-        own = config.model_copy(update={"seed": seed})
+        seed_config = config.model_copy(update={"seed": seed})
         folder = out / SEEDS / str(seed)
-        _train(own, folder, first=out / SEEDS / str(config.seed))
-        missing = [name for name in names if not _done(file, name, own, digest)]
+        _train(seed_config, folder, first=out / SEEDS / str(config.seed))
+        missing = [name for name in names if not _done(file, name, seed_config, digest)]
         if missing:
-            experiment = Experiment.open(own, folder, load_prepared(folder / "data", list(config.task)))
+            experiment = Experiment.open(seed_config, folder, load_prepared(folder / "data", list(config.task)))
             _same_experts(experiment, file, out)
             _arms(experiment, missing, file, out, config_hash=digest)
     first = out / SEEDS / str(config.seed)
@@ -73,67 +74,67 @@ def bench(config: Config, out: Path) -> list[dict[str, Any]]:
 
 def _impossible(config: Config) -> list[str]:
     """Return settings under which arms would fail after everything has been trained."""
-    found = []
+    mistakes = []
     try:
         Output.parse(config.bench.output)
     except ConfigError as error:
-        found.append(f"bench.output: {error}")
+        mistakes.append(f"bench.output: {error}")
     if config.experts.fusion:
-        named = ", ".join(config.experts.fusion)
-        found.append(f"experts.fusion names {named}; fused experts cannot be merged: leave it out of a comparison")
+        names = ", ".join(config.experts.fusion)
+        mistakes.append(f"experts.fusion names {names}; fused experts cannot be merged: leave it out of a comparison")
     if config.joint.enabled:
-        found.append("joint.enabled is true, but a comparison has no joint phase; set joint.enabled=false")
-    return found
+        mistakes.append("joint.enabled is true, but a comparison has no joint phase; set joint.enabled=false")
+    return mistakes
 
 
 def _same_experts(experiment: Experiment, file: RowFile, out: Path) -> None:
     """Make sure that the rows of this seed were made of the same experts."""
     digests = experiment.digests()
-    other = [row["arm"] for row in file if row["seed"] == experiment.seed and row["experts"] != digests]
-    if other:
+    changed = [row["arm"] for row in file if row["seed"] == experiment.seed and row["experts"] != digests]
+    if changed:
         raise ConfigError(
-            f"the experts of seed {experiment.seed} are not those that {other[0]!r} was made with: "
+            f"the experts of seed {experiment.seed} are not those that {changed[0]!r} was made with: "
             f"{str(out / SEEDS / str(experiment.seed))!r} has changed since; begin a new comparison in another folder"
         )
 
 
-def judged(task: Task) -> list[str]:
+def answer_metrics(task: Task) -> list[str]:
     """Return the metrics of a task that judge answers, and not the loss of a text."""
     return [name for name in task.metrics if not get_metric(name).reads_loss]
 
 
-def _headlines(config: Config) -> list[str]:
-    """Return which tasks have a headline metric that arms cannot be compared by."""
-    found = []
+def _unusable_metrics(config: Config) -> list[str]:
+    """Return which tasks have a primary metric that arms cannot be compared by."""
+    mistakes = []
     for task in run_tasks(config):
         metric = get_metric(task.metrics[0])
         if metric.reads_loss or not metric.higher_is_better:
-            found.append(
-                f"task.{task.name}.metrics: the headline is {task.metrics[0]!r}, but arms are compared by answers of "
-                "which more is better; put another metric first"
+            mistakes.append(
+                f"task.{task.name}.metrics: the primary metric is {task.metrics[0]!r}, but arms are compared by "
+                "answers of which more is better; put another metric first"
             )
-    return found
+    return mistakes
 
 
 def _train(config: Config, folder: Path, *, first: Path) -> None:
-    """Train a seed's experts and router on the rows of the first seed, or take those that are given."""
+    """Train a seed's experts and router on the rows of the first seed, or take those of the saved system."""
     open_run(config, folder, resume=True, free=(*NO_INFLUENCE, "bench"))
     run = Run(config, folder)
     if folder != first and not run.is_done("prepare"):
         sweep(folder)
         shutil.copytree(first / "data", folder / "data", dirs_exist_ok=True)
         run.note("prepare", seconds=0.0, log=0)
-    pipeline.prepare(config, folder)
+    phases.prepare(config, folder)
     if config.bench.system is not None:
-        take_experts(config, run)
+        install_saved_experts(config, run)
         return
-    pipeline.fit_experts(config, folder)
-    pipeline.fit_router(config, folder)
+    phases.fit_experts(config, folder)
+    phases.fit_router(config, folder)
 
 
 def _done(file: RowFile, name: str, config: Config, digest: str) -> bool:
-    wanted = {"arm": name, "seed": config.seed, "config_hash": digest}
-    return all(file.has(**wanted, task=task) for task in _answerable(name, config))
+    key = {"arm": name, "seed": config.seed, "config_hash": digest}
+    return all(file.has(**key, task=task) for task in _answerable(name, config))
 
 
 def _answerable(name: str, config: Config) -> list[str]:
@@ -153,9 +154,9 @@ def _arms(experiment: Experiment, names: Sequence[str], file: RowFile, out: Path
         progress.start(f"arms, seed {experiment.seed}", len(names), unit="arms")
         for name in names:
             arm = build_arm(name)
-            before = time.perf_counter()
+            start = time.perf_counter()
             arm.fit(experiment)
-            fit = time.perf_counter() - before
+            fit = time.perf_counter() - start
             for task in experiment.tasks:
                 key = {"arm": name, "task": task.name, "seed": experiment.seed, "config_hash": config_hash}
                 if arm.applies(task) and not file.has(**key):
@@ -167,24 +168,24 @@ def _row(experiment: Experiment, arm: Arm, name: str, task_name: str, out: Path,
     """Let an arm answer one task; the items are written before the row is."""
     task = experiment.expert(task_name).task
     records = experiment.rows("test", task_name)
-    before = time.perf_counter()
+    start = time.perf_counter()
     arm.prepare(experiment, task_name)
     ready = time.perf_counter()
     answers = arm.answer(experiment, task_name)
     done = time.perf_counter()
-    statistics = headline(task, answers, records)
-    place = item_path(name, task_name, experiment.seed)
-    write_items(out / place, records, answers, statistics)
+    statistics = primary_numbers(task, answers, records)
+    path = example_path(name, task_name, experiment.seed)
+    write_example_records(out / path, records, answers, statistics)
     facts = arm.facts
     return {
         "arm": name,
         "task": task_name,
         "seed": experiment.seed,
-        "told": arm.told,
+        "told": arm.task_given,
         "metric": task.metrics[0],
         "n": len(records),
         "value": float(get_metric(task.metrics[0]).reduce(statistics.sum(axis=0))),
-        "metrics": score(task, answers, records, metrics=judged(task)),
+        "metrics": score(task, answers, records, metrics=answer_metrics(task)),
         "parameters": facts.parameters,
         "bytes": facts.parameters * FLOAT,
         "work": round(facts.work, 4),
@@ -195,56 +196,56 @@ def _row(experiment: Experiment, arm: Arm, name: str, task_name: str, out: Path,
         "notes": dict(facts.notes),
         "seconds": {
             "fit": round(fit, 3),  # once for all tasks
-            "prepare": round(ready - before, 3),
+            "prepare": round(ready - start, 3),
             "answer": round(done - ready, 3),
         },
         "peak_memory_mb": peak_memory_mb(),
-        "items": place,
+        "items": path,
     }
 
 
-def check_given(config: Config) -> list[str]:
+def check_saved_system(config: Config) -> list[str]:
     """Return why the named system's experts cannot be compared; nothing where experts are to be trained."""
-    place = config.bench.system
-    if place is None:
+    saved = config.bench.system
+    if saved is None:
         return []
-    folder = Path(place)
+    folder = Path(saved)
     if not (folder / MANIFEST).is_file():
-        return [f"bench.system: {place!r} is no saved system; give a folder such as runs/quickstart/system"]
-    found = []
+        return [f"bench.system: {saved!r} is no saved system; give a folder such as runs/quickstart/system"]
+    mistakes = []
     missing = [name for name in config.task if not (folder / EXPERTS / name).is_dir()]
     if missing:
-        found.append(
-            f"bench.system: {place!r} has no expert {one_of(map(repr, missing))}; name tasks of its experts, task=[..]"
+        mistakes.append(
+            f"bench.system: {saved!r} has no expert {one_of(map(repr, missing))}; name tasks of its experts, task=[..]"
         )
     if config.bench.seeds != 1:
-        found.append(
+        mistakes.append(
             f"bench.seeds is {config.bench.seeds}, but the experts of bench.system are there once; set bench.seeds=1"
         )
-    return found
+    return mistakes
 
 
-def take_experts(config: Config, run: Run) -> None:
+def install_saved_experts(config: Config, run: Run) -> None:
     """Put the named system's experts, in the order of the tasks, where a run keeps those that it has trained.
 
     Raises:
-        ConfigError: an expert sits on another base than the comparison's.
+        ConfigError: an expert has another base model than the comparison.
     """
-    place = run.phase("router")
-    if (place / MANIFEST).is_file() or config.bench.system is None:
+    folder = run.phase("router")
+    if (folder / MANIFEST).is_file() or config.bench.system is None:
         return
-    given = System.load(config.bench.system, device=config.device, precision=config.precision)
+    saved = System.load(config.bench.system, device=config.device, precision=config.precision)
     base = fresh_base(config)
-    experts = [given.experts[given.index(name)] for name in config.task]
-    others = [expert.name for expert in experts if given.bases[expert.base].digest != base.digest]
-    if others:
+    experts = [saved.experts[saved.index(name)] for name in config.task]
+    foreign = [expert.name for expert in experts if saved.bases[expert.base].digest != base.digest]
+    if foreign:
         raise ConfigError(
-            f"the experts {one_of(others)} of {config.bench.system!r} sit on another base than {config.base.name!r}; "
-            "choose theirs with base=NAME, or leave these tasks out"
+            f"the experts {one_of(foreign)} of {config.bench.system!r} are trained for another base model than "
+            f"{config.base.name!r}; choose theirs with base=NAME, or leave these tasks out"
         )
     fused = [expert.name for expert in experts if expert.fusion is not None]
     if fused:
         raise ConfigError(f"the experts {one_of(fused)} of {config.bench.system!r} are fused, and cannot be merged")
-    named = given.bases[experts[0].base]
-    with writing_folder(place) as temporary:
-        System({named.spec.name: named}, experts, None, router_base=named.spec.name).save(temporary)
+    name = experts[0].base
+    with writing_folder(folder) as temporary:
+        System({name: saved.bases[name]}, experts, None, router_base=name).save(temporary)

@@ -1,7 +1,7 @@
 """Measurements beside the arms, on the first seed: sweeps of merges, what pairs lose, spectra and angles of layers.
 
 All are made on the validation rows, so that nothing can be read off them about the test rows. What a task that no
-expert was trained on gets is in ``unseen``. Every measurement is a row of ``OUT/studies.jsonl`` and made once.
+expert was trained on gets is in ``leave_one_out``. Every measurement is a row of ``OUT/studies.jsonl`` and made once.
 
 Letters: E experts, P and Q width of the experts' joint span, R rank of an expert.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.bench.experiment import Experiment, score_of
-from dynamorouter.bench.leave_one_out import unseen
+from dynamorouter.bench.leave_one_out import leave_one_out
 from dynamorouter.bench.results import RowFile
 from dynamorouter.config.schema import Config
 from dynamorouter.merging.deltas import Layers
@@ -33,7 +33,7 @@ SEEN = 1e-6
 def check_studies(config: Config) -> list[str]:
     """Return what is wrong with the settings of the studies."""
     method = config.bench.studies.pairs
-    data_free = [name for name, known in merges.items() if known.needs is None]
+    data_free = [name for name, merge_method in merges.items() if merge_method.needs is None]
     if method is None or method in data_free:
         return []
     return [f"bench.studies.pairs: got {method!r}; allowed are methods that need no data: {', '.join(data_free)}"]
@@ -56,7 +56,7 @@ def study(experiment: Experiment, out: Path) -> None:
         if settings.unseen_rows and len(experiment.names) > 2:
             for task in experiment.names:
                 if not file.has(study="unseen", task=task):
-                    file.append({"study": "unseen", "task": task, **unseen(experiment, task)})
+                    file.append({"study": "unseen", "task": task, **leave_one_out(experiment, task)})
                 progress.advance()
 
 
@@ -85,8 +85,10 @@ def _pairs(experiment: Experiment) -> Iterator[tuple[dict[str, Any], dict[str, A
 def _scores(experiment: Experiment, options: dict[str, Any]) -> dict[str, Any]:
     """Merge as asked, and score the merged experts' tasks on the validation rows."""
     names = options.get("names", experiment.names)
-    given = {key: value for key, value in options.items() if key != "names"}
-    result: MergeResult = merge_experts([experiment.expert(name) for name in names], seed=experiment.seed, **given)
+    merge_options = {key: value for key, value in options.items() if key != "names"}
+    result: MergeResult = merge_experts(
+        [experiment.expert(name) for name in names], seed=experiment.seed, **merge_options
+    )
     experiment.install_factors(result.factors)
     scores = {
         name: score_of(
@@ -108,9 +110,9 @@ def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
     experts = {expert.name: expert.factors for expert in experiment.system.experts}
     for deltas in Layers(experts):
         sides = [torch.linalg.svd(core, full_matrices=False) for core in deltas.span.cores]
-        kept = [int((values > SEEN * values.max().clamp_min(1e-300)).sum()) for _, values, _ in sides]
-        left = [u[:, :count] for (u, _, _), count in zip(sides, kept, strict=True)]
-        right = [v[:count].T for (_, _, v), count in zip(sides, kept, strict=True)]
+        ranks = [int((values > SEEN * values.max().clamp_min(1e-300)).sum()) for _, values, _ in sides]
+        left = [u[:, :count] for (u, _, _), count in zip(sides, ranks, strict=True)]
+        right = [v[:count].T for (_, _, v), count in zip(sides, ranks, strict=True)]
         flat = deltas.span.cores.flatten(1)
         norms = flat.norm(dim=1).clamp_min(1e-300)
         cosines = (flat @ flat.T) / norms[:, None] / norms
@@ -120,7 +122,7 @@ def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
             "shape": list(deltas.shape),
             "spectra": {
                 name: [float(v) for v in values[:count]]
-                for name, (_, values, _), count in zip(deltas.experts, sides, kept, strict=True)
+                for name, (_, values, _), count in zip(deltas.experts, sides, ranks, strict=True)
             },
             "left": _overlaps(left),
             "right": _overlaps(right),
@@ -131,6 +133,9 @@ def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
 def _overlaps(spans: list[Tensor]) -> list[list[float]]:
     """Return the mean squared cosine of the principal angles of every two spans with orthonormal columns."""
     return [
-        [float((one.T @ other).square().sum()) / max(1, min(one.shape[1], other.shape[1])) for other in spans]
-        for one in spans
+        [
+            float((span.T @ other_span).square().sum()) / max(1, min(span.shape[1], other_span.shape[1]))
+            for other_span in spans
+        ]
+        for span in spans
     ]

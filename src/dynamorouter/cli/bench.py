@@ -76,8 +76,8 @@ def print_main(found: dict[str, Any]) -> None:
     for arm in found["arms"]:
         mean = arm["mean"] or {}
         span = f"{mean['low']:.4f} - {mean['high']:.4f}" if mean else "-"
-        told = "told" if arm["told"] else "routed"
-        rows.append([arm["arm"], told, mean.get("value"), span, arm["relative"], arm["worst"]["value"]])
+        task = "told" if arm["told"] else "routed"
+        rows.append([arm["arm"], task, mean.get("value"), span, arm["relative"], arm["worst"]["value"]])
     print_rows(["arm", "task", "mean", f"{100 * found['level']:g} %", "of the experts", "worst task"], rows)
 
 

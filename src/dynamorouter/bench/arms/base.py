@@ -25,7 +25,7 @@ class Facts:
             rows costs nothing, since it can be added to the weights.
         train_rows: rows of all tasks that the arm itself learned from, besides those that made the experts.
         evaluations: how often held-out rows were scored to make a choice.
-        select: mean headline score on the rows that choices are made on, where the arm was scored there.
+        select: mean primary score on the rows that choices are made on, where the arm was scored there.
         options: what was chosen, or how the arm was set.
         notes: anything else, such as a router's accuracy or the top features of a classifier.
     """
@@ -43,14 +43,14 @@ class Arm(ABC):
     """One contestant.
 
     Attributes:
-        told: whether it is told the task of each row, so that it cannot choose the wrong head.
+        task_given: whether it is told the task of each row, so that it cannot choose the wrong head.
         about: one line for the report.
 
     Args:
         variant: what comes after the family's name and a slash; empty where a family has one member.
     """
 
-    told: ClassVar[bool] = True
+    task_given: ClassVar[bool] = True
     about: ClassVar[str] = ""
 
     def __init__(self, variant: str = "") -> None:
@@ -109,15 +109,15 @@ def match_arms(patterns: Sequence[str], tasks: Sequence[str]) -> tuple[list[str]
 
     A pattern that begins with ``-`` takes away.
     """
-    known = arm_names(tasks)
+    names = arm_names(tasks)
     chosen: dict[str, None] = {}
     mistakes = []
     for pattern in patterns:
         plain = pattern.removeprefix("-")
-        found = [name for name in known if fnmatchcase(name, plain)]
-        if not found:
-            mistakes.append(f"no arm {plain!r}{suggest(plain, known)}; allowed: {one_of(known)}, or patterns with *")
-        for name in found:
+        matches = [name for name in names if fnmatchcase(name, plain)]
+        if not matches:
+            mistakes.append(f"no arm {plain!r}{suggest(plain, names)}; allowed: {one_of(names)}, or patterns with *")
+        for name in matches:
             if pattern == plain:
                 chosen[name] = None
             else:

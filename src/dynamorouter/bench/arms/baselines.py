@@ -75,28 +75,28 @@ class Probe(Arm):
     def prepare(self, experiment: Experiment, task: str) -> None:
         """Train the head of one task; the pass with the best score on the validation rows is kept."""
         experiment.install_factors({}, key="base")
-        expert, own = experiment.expert(task), experiment.config.expert(task)
+        expert, settings = experiment.expert(task), experiment.config.expert(task)
         self._head = build_head(expert.task, experiment.base.width, expert.head.options)
         self._head.initialise(seeded(experiment.seed, task, "probe")).to(experiment.base.device)
         task_head = TaskHead(expert.task, self._head, experiment.rows("train", task))
         examples = shared_examples(experiment.base, [task_head])
-        limit = own.trunk_cache.limit_mb << 20
-        body = FrozenBackbone(experiment.base, examples, limit=limit, budget=own.tokens_per_batch)
-        select = experiment.validator("validation", task)
-        options = as_experts(own, seed=experiment.seed)
+        limit = settings.trunk_cache.limit_mb << 20
+        body = FrozenBackbone(experiment.base, examples, limit=limit, budget=settings.tokens_per_batch)
+        validator = experiment.validator("validation", task)
+        options = expert_options(settings, seed=experiment.seed)
         scores = fit_shared(
             body,
             [task_head],
             examples,
             options=options,
-            validate=lambda: judged(experiment, select, self._head),
+            validate=lambda: validation_score(experiment, validator, self._head),
         )
         self.facts.evaluations = len(scores) * len(experiment.names)
         body.cache.close()
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer with the probe."""
-        return list(experiment.validator("test", task).answers(self._head, 0, gates=experiment.own_gates()))
+        return list(experiment.validator("test", task).answers(self._head, 0, gates=experiment.installed_gates()))
 
 
 @arms.register("random_lora")
@@ -128,21 +128,21 @@ class RandomLora(Arm):
         return experiment.answers(task)
 
 
-def as_experts(own: ExpertConfig, *, seed: int) -> SharedOptions:
+def expert_options(settings: ExpertConfig, *, seed: int) -> SharedOptions:
     """Return the options of a shared body that is trained as the experts are."""
     return SharedOptions(
-        epochs=own.epochs,
-        batch_rows=own.batch_rows * own.accumulation,
-        learning_rate=own.learning_rate,
-        head_learning_rate=own.head_learning_rate or own.learning_rate,
-        weight_decay=own.weight_decay,
-        warmup=own.warmup,
-        clip=own.clip or math.inf,
-        budget=own.tokens_per_batch,
+        epochs=settings.epochs,
+        batch_rows=settings.batch_rows * settings.accumulation,
+        learning_rate=settings.learning_rate,
+        head_learning_rate=settings.head_learning_rate or settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        clip=settings.clip or math.inf,
+        budget=settings.tokens_per_batch,
         seed=seed,
     )
 
 
-def judged(experiment: Experiment, validator: Validator, head: Head) -> float:
-    """Return the headline score of a head over what lies in the banks."""
-    return validator(head, 0, gates=experiment.own_gates())
+def validation_score(experiment: Experiment, validator: Validator, head: Head) -> float:
+    """Return the primary score of a head over what lies in the banks."""
+    return validator(head, 0, gates=experiment.installed_gates())

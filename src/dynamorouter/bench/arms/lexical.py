@@ -43,9 +43,9 @@ class Words(Arm):
     def fit(self, experiment: Experiment) -> None:
         """Fit a classifier for each task on the experts' own train rows."""
         self.facts.work = 0.0
-        wanted = [task.name for task in experiment.tasks if self.applies(task)]
-        self.facts.train_rows = sum(len(experiment.rows("train", name)) for name in wanted)
-        self._fitted = {name: self._fit(experiment, name) for name in wanted}
+        tasks = [task.name for task in experiment.tasks if self.applies(task)]
+        self.facts.train_rows = sum(len(experiment.rows("train", name)) for name in tasks)
+        self._fitted = {name: self._fit(experiment, name) for name in tasks}
         self.facts.parameters = sum(len(names) * len(model.classes_) for _, model, names in self._fitted.values())
 
     def _fit(self, experiment: Experiment, task: str) -> tuple[Any, Any, Any]:
@@ -56,7 +56,7 @@ class Words(Arm):
             classes = [str(tag) for record in records if isinstance(record.target, list) for tag in record.target]
         else:
             features = _text_features(pairs=any(record.pair for record in records))
-            inputs = [_joined(record) for record in records]
+            inputs = [_columns(record) for record in records]
             classes = [str(kind.class_of(record.target)) for record in records]
         model = _classifier(self.variant).fit(features.fit_transform(inputs), classes)
         return features, model, features.get_feature_names_out()
@@ -71,11 +71,11 @@ class Words(Arm):
         """Label each row, or each of its words."""
         records, kind = experiment.rows("test", task), head_kind(experiment.expert(task).task.head)
         if kind.classes != "word":
-            chances = self._model.predict_proba(self._features.transform([_joined(record) for record in records]))
-            said = self._model.classes_[chances.argmax(axis=1)]
+            chances = self._model.predict_proba(self._features.transform([_columns(record) for record in records]))
+            labels = self._model.classes_[chances.argmax(axis=1)]
             return [
                 Answer(kind.answer_kind, str(label), float(p))
-                for label, p in zip(said, chances.max(axis=1), strict=True)
+                for label, p in zip(labels, chances.max(axis=1), strict=True)
             ]
         answers: list[Answer | None] = []
         for record in records:
@@ -93,8 +93,8 @@ class Words(Arm):
             weights = self._model.coef_
             weights = np.concatenate([-weights, weights]) if len(weights) == 1 else weights
         total = weights.sum(axis=0)
-        rest = (total - weights) / max(1, len(weights) - 1)
-        order = np.argsort(-(weights - rest), axis=1, kind="stable")[:, :TOP]
+        mean_of_others = (total - weights) / max(1, len(weights) - 1)
+        order = np.argsort(-(weights - mean_of_others), axis=1, kind="stable")[:, :TOP]
         return {
             str(label): [str(names[i]) for i in row] for label, row in zip(self._model.classes_, order, strict=True)
         }
@@ -125,14 +125,14 @@ def _tag_features() -> Any:
     return DictVectorizer()
 
 
-def _joined(record: Record) -> list[str]:
+def _columns(record: Record) -> list[str]:
     return [record.text, record.pair or ""]
 
 
 def word_features(words: Sequence[str]) -> list[Mapping[str, float]]:
     """Describe each word by itself, its ends, its form and its neighbours."""
     low = ["<s>", *(word.lower() for word in words), "</s>"]
-    found: list[Mapping[str, float]] = []
+    described: list[Mapping[str, float]] = []
     for i, word in enumerate(words):
         form = re.sub(r"(.)\1+", r"\1", re.sub(r"[a-z]", "a", re.sub(r"[A-Z]", "A", re.sub(r"[0-9]", "0", word))))
         names = (
@@ -144,5 +144,5 @@ def word_features(words: Sequence[str]) -> list[Mapping[str, float]]:
             f"end={low[i + 1][-3:]}",
             "first" if i == 0 else "inside",
         )
-        found.append(dict.fromkeys(names, 1.0))
-    return found
+        described.append(dict.fromkeys(names, 1.0))
+    return described

@@ -1,7 +1,7 @@
 """Merges: all experts made one, each task's head over it; as the method comes, and tuned on held-out rows.
 
 Tuning has the same budget for every method: the defaults, then points of one quasi-random sequence (Sobol) over a
-factor on the weights and the method's own options, each judged by the mean headline score on the validation rows.
+factor on the weights and the method's own options, each judged by the mean primary score on the validation rows.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ class Merged(Arm):
 
     def fit(self, experiment: Experiment) -> None:
         """Merge, and score the validation rows once, so that merges can be ranked on other rows than the report's."""
-        self._take(experiment, merged(experiment, self.variant, {}))
-        self.facts.select = self._judge(experiment)
+        self._set_result(experiment, merged(experiment, self.variant, {}))
+        self.facts.select = self._validation_score(experiment)
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
         """Answer through the merge, under the task's head."""
         experiment.install_factors(self._result.factors, key=self._result)
         return experiment.answers(task)
 
-    def _take(self, experiment: Experiment, result: MergeResult) -> None:
+    def _set_result(self, experiment: Experiment, result: MergeResult) -> None:
         self._result = result
-        self.facts.parameters = stored(result) + head_count(experiment.system.experts)
+        self.facts.parameters = stored_numbers(result) + head_count(experiment.system.experts)
         self.facts.options = {**dict(result.options), "rank": max(result.ranks.values(), default=0)}
         self.facts.notes = {"error": result.error, "merge_seconds": result.seconds, "said": list(result.notes)}
 
-    def _judge(self, experiment: Experiment) -> float:
+    def _validation_score(self, experiment: Experiment) -> float:
         experiment.install_factors(self._result.factors, key=self._result)
         return experiment.select_score(experiment.config.bench.tune_rows)
 
@@ -89,14 +89,14 @@ class Tuned(Merged):
         """Try the defaults and points of the sequence, and keep the best on the validation rows."""
         settings, method = experiment.config.bench, merges.get(self.variant)
         points = search_points(self.variant, settings.evaluations, seed=experiment.seed)
-        more: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if method.needs in SEARCHES:
-            points, more = [{}], {SEARCHES[method.needs]: settings.evaluations}
+            points, extra = [{}], {SEARCHES[method.needs]: settings.evaluations}
         experts, limit = experiment.system.experts, settings.tune_rows
         rows = {expert.name: experiment.rows("validation", expert.task.name, limit) for expert in experts}
         with ExitStack() as stack:
             if method.needs is not None:
-                seen = observed(
+                calibration = observed(
                     method.needs,
                     experiment.base,
                     experts,
@@ -105,32 +105,32 @@ class Tuned(Merged):
                     budget=experiment.config.experts.tokens_per_batch,
                     seed=experiment.seed,
                 )
-                more[method.needs] = stack.enter_context(seen)
-            results = [merged(experiment, self.variant, point, **more) for point in points]
-        tried = []
+                extra[method.needs] = stack.enter_context(calibration)
+            results = [merged(experiment, self.variant, point, **extra) for point in points]
+        scores = []
         for result in results:
-            self._take(experiment, result)
-            tried.append(self._judge(experiment))
-        best = max(range(len(points)), key=lambda i: tried[i])
-        self._take(experiment, results[best])
-        self.facts.select = tried[best]
+            self._set_result(experiment, result)
+            scores.append(self._validation_score(experiment))
+        best = max(range(len(points)), key=lambda i: scores[i])
+        self._set_result(experiment, results[best])
+        self.facts.select = scores[best]
         self.facts.evaluations = settings.evaluations + (method.needs in SEARCHES)
         self.facts.train_rows = settings.tune_rows * len(experiment.names)
         self.facts.options |= _rounded(points[best])
         self.facts.notes["tried"] = [
-            {"select": score, **_rounded(point)} for score, point in zip(tried, points, strict=True)
+            {"select": score, **_rounded(point)} for score, point in zip(scores, points, strict=True)
         ]
 
 
-def merged(experiment: Experiment, name: str, point: Mapping[str, float], **more: Any) -> MergeResult:
+def merged(experiment: Experiment, name: str, point: Mapping[str, float], **options: Any) -> MergeResult:
     """Merge all experts, with the method's defaults but for a point of the search, which also scales the weights."""
     experts, method = experiment.system.experts, merges.get(name)
-    factor, known = point.get("factor", 1.0), method.options.get("scale")
+    factor, default_scale = point.get("factor", 1.0), method.options.get("scale")
     weight = 1.0 if method.weights == "ones" else 1 / len(experts)
-    if known is None:
+    if default_scale is None:
         weight *= factor
     else:  # methods that divide by the weights take their coefficient as an option
-        more["scale"] = known * factor
+        options["scale"] = default_scale * factor
     return merge_experts(
         experts,
         method=name,
@@ -138,7 +138,7 @@ def merged(experiment: Experiment, name: str, point: Mapping[str, float], **more
         output=experiment.config.bench.output,
         seed=experiment.seed,
         **{key: value for key, value in point.items() if key != "factor"},
-        **more,
+        **options,
     )
 
 
@@ -156,16 +156,16 @@ def search_points(method: str, count: int, *, seed: int) -> list[dict[str, float
     if count > 1:
         sequence = qmc.Sobol(len(names) + 1, rng=seed)
         drawn = sequence.random_base2((count - 1).bit_length())[: count - 1]
-        for first, *rest in drawn.tolist():
+        for position, *shares in drawn.tolist():
             low, high = FACTOR
-            point = {"factor": low * (high / low) ** first}
-            for name, share in zip(names, rest, strict=True):
-                begin, end = RANGES[name]
-                point[name] = begin + share * (end - begin)
+            point = {"factor": low * (high / low) ** position}
+            for name, share in zip(names, shares, strict=True):
+                least, most = RANGES[name]
+                point[name] = least + share * (most - least)
             points.append(point)
     return points
 
 
-def stored(result: MergeResult) -> int:
+def stored_numbers(result: MergeResult) -> int:
     """Count the numbers of a merge as it is best stored: a layer as factors, or dense where that is less."""
     return sum(min(f.a.numel() + f.b.numel(), f.b.shape[0] * f.a.shape[1]) for f in result.factors.values())

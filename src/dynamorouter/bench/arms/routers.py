@@ -28,7 +28,7 @@ OWN = "own"
 class Routed(Arm):
     """The run's own router, or one of those that ``conf/router`` describes."""
 
-    told = False
+    task_given = False
     about = "the expert and head that this router chooses for each row of a mixed stream; the task is not told"
 
     @classmethod
@@ -44,9 +44,9 @@ class Routed(Arm):
         config, system = experiment.config, experiment.system
         own_settings = self.variant == OWN
         settings = config.router.model_dump() if own_settings else router_settings(self.variant, config.router)
-        own = config.router.expert_rows
+        limit = config.router.expert_rows
         rows = RouterRows(
-            train={n: experiment.rows("router", n) + experiment.rows("train", n, own) for n in experiment.names},
+            train={n: experiment.rows("router", n) + experiment.rows("train", n, limit) for n in experiment.names},
             calibrate={n: experiment.rows("calibration", n) for n in experiment.names},
         )
         _, notes = fit_system_router(system, settings, rows, seed=experiment.seed)
@@ -55,7 +55,7 @@ class Routed(Arm):
         stored = sum(tensor.numel() for tensor in system.router.state()[1].values())
         self.facts.parameters = factor_count(experts) + head_count(experts) + stored
         self.facts.work = 1 + factor_work(experiment, experts) / len(experts)
-        self.facts.train_rows = sum(len(own) for own in rows.train.values())
+        self.facts.train_rows = sum(map(len, rows.train.values()))
         self.facts.options = {"kind": settings["kind"], "layers": notes["layers"], "router_parameters": stored}
         self._answers: list[Answer | None] = []
 
@@ -90,10 +90,10 @@ class Routed(Arm):
 
 def router_settings(name: str, shared: RouterSettings) -> dict[str, Any]:
     """Return the settings of a router file, laid over the run's own for what the file leaves open."""
-    own = _router_file(name)
-    base = {} if own.get("kind") != shared.kind else shared.model_dump()
-    generic = {key: value for key, value in shared.model_dump().items() if key in ("top_k", "abstain_below")}
-    return RouterSettings.model_validate({**generic, **base, **own}).model_dump()
+    file_settings = _router_file(name)
+    same_kind = {} if file_settings.get("kind") != shared.kind else shared.model_dump()
+    policy = {key: value for key, value in shared.model_dump().items() if key in ("top_k", "abstain_below")}
+    return RouterSettings.model_validate({**policy, **same_kind, **file_settings}).model_dump()
 
 
 def _router_file(name: str) -> dict[str, Any]:
@@ -108,9 +108,13 @@ def reliability(chances: np.ndarray[Any, Any], true: np.ndarray[Any, Any], *, bi
     """Return confidence, accuracy and count of rows by bins of equal width, empty ones left out."""
     confidence = chances.max(axis=1)
     right = chances.argmax(axis=1) == true
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return [
-        {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}
-        for own in (place == b for b in range(bins))
-        if own.any()
+        {
+            "confidence": float(confidence[in_bin].mean()),
+            "accuracy": float(right[in_bin].mean()),
+            "rows": int(in_bin.sum()),
+        }
+        for in_bin in (bin_of == b for b in range(bins))
+        if in_bin.any()
     ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.arms.baselines import as_experts
+from dynamorouter.bench.arms.baselines import expert_options
 from dynamorouter.bench.experiment import Experiment, fresh_base, head_count
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.config import LoraConfig
@@ -40,7 +40,7 @@ class Joint(Arm):
         """Train; the pass with the best mean score on the validation rows is kept."""
         rank = sum(expert.lora.rank for expert in experiment.system.experts)
         self._heads = fresh_heads(experiment, "joint")
-        options = as_experts(experiment.config.experts, seed=experiment.seed)
+        options = expert_options(experiment.config.experts, seed=experiment.seed)
         rows = {task: experiment.rows("train", task) for task in experiment.names}
         self._factors, scores = train_lora(
             experiment,
@@ -48,17 +48,17 @@ class Joint(Arm):
             self._heads,
             rows,
             options,
-            validate=lambda: self._validate(experiment),
+            validate=lambda: self._validation_score(experiment),
         )
         self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
-        self.facts.train_rows = sum(len(own) for own in rows.values())
+        self.facts.train_rows = sum(map(len, rows.values()))
         self.facts.evaluations = len(scores)
         self.facts.select = max(scores)
         self.facts.options = {"rank": rank}
 
-    def _validate(self, experiment: Experiment) -> float:
-        """Return the mean headline score on the validation rows, of what is in the banks."""
-        gates = experiment.own_gates()
+    def _validation_score(self, experiment: Experiment) -> float:
+        """Return the mean primary score on the validation rows, of what is in the banks."""
+        gates = experiment.installed_gates()
         pairs = zip(experiment.names, self._heads, strict=True)
         return float(np.mean([experiment.validator("validation", name)(head, 0, gates=gates) for name, head in pairs]))
 
@@ -66,7 +66,7 @@ class Joint(Arm):
         """Answer through the one LoRA, under the task's own new head."""
         experiment.install_factors(self._factors, key=self)
         head = self._heads[experiment.names.index(task)]
-        return list(experiment.validator("test", task).answers(head, 0, gates=experiment.own_gates()))
+        return list(experiment.validator("test", task).answers(head, 0, gates=experiment.installed_gates()))
 
 
 @arms.register("calibration_lora")
@@ -80,12 +80,12 @@ class CalibrationLora(Arm):
         rank = max(expert.lora.rank for expert in experiment.system.experts)
         limit = experiment.config.bench.tune_rows
         heads = [expert.head for expert in experiment.system.experts]
-        options = as_experts(experiment.config.experts, seed=experiment.seed)
+        options = expert_options(experiment.config.experts, seed=experiment.seed)
         options = dataclasses.replace(options, head_learning_rate=None)
         rows = {task: experiment.rows("validation", task, limit) for task in experiment.names}
         self._factors, _ = train_lora(experiment, wider(experiment, rank), heads, rows, options)
         self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
-        self.facts.train_rows = sum(len(own) for own in rows.values())
+        self.facts.train_rows = sum(map(len, rows.values()))
         self.facts.options = {"rank": rank}
 
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
@@ -109,7 +109,7 @@ class FullFineTuning(Arm):
 
     def prepare(self, experiment: Experiment, task: str) -> None:
         """Train one task; the pass with the best score on the validation rows is kept."""
-        own = experiment.config.expert(task)
+        settings = experiment.config.expert(task)
         expert = experiment.expert(task)
         base = fresh_base(experiment.config)
         self._head = build_head(expert.task, base.width, expert.head.options)
@@ -117,13 +117,13 @@ class FullFineTuning(Arm):
         task_head = TaskHead(expert.task, self._head, experiment.rows("train", task))
         examples = shared_examples(base, [task_head])
         options = dataclasses.replace(
-            as_experts(own, seed=experiment.seed), learning_rate=experiment.config.bench.full_learning_rate
+            expert_options(settings, seed=experiment.seed), learning_rate=experiment.config.bench.full_learning_rate
         )
 
         def validator(split: str) -> Validator:
             records = experiment.rows(split, task)
             cache = CacheOptions(limit=0)
-            return Validator(base, expert.task, records, depth=0, budget=own.tokens_per_batch, cache=cache)
+            return Validator(base, expert.task, records, depth=0, budget=settings.tokens_per_batch, cache=cache)
 
         select = validator("validation")
         scores = fit_shared(
@@ -147,12 +147,12 @@ def train_lora(
     validate: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Factors], list[float]]:
     """Train one LoRA that the rows of all tasks go through; returns it, and the scores after each epoch."""
-    base, own = experiment.base, experiment.config.experts
+    base, settings = experiment.base, experiment.config.experts
     start = fresh_factors(base, lora, seed=experiment.seed, name="one for all")
     experiment.install_factors(start)
     task_heads = [TaskHead(task, head, rows[task.name]) for task, head in zip(experiment.tasks, heads, strict=True)]
     examples = shared_examples(base, task_heads)
-    limit, budget = own.trunk_cache.limit_mb << 20, own.tokens_per_batch
+    limit, budget = settings.trunk_cache.limit_mb << 20, settings.tokens_per_batch
     body = AdapterBackbone(experiment.mounted, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
     scores = fit_shared(body, task_heads, examples, options=options, validate=validate)
     body.cache.close()
@@ -168,13 +168,13 @@ def wider(experiment: Experiment, rank: int) -> LoraConfig:
 
 def fresh_heads(experiment: Experiment, purpose: str) -> list[Head]:
     """Draw a new head for each task."""
-    found = []
+    heads = []
     for expert in experiment.system.experts:
         head = build_head(expert.task, experiment.base.width, expert.head.options)
-        found.append(head.initialise(seeded(experiment.seed, expert.task.name, purpose)).to(experiment.base.device))
-    return found
+        heads.append(head.initialise(seeded(experiment.seed, expert.task.name, purpose)).to(experiment.base.device))
+    return heads
 
 
 def factor_numbers(factors: Mapping[str, Factors]) -> int:
     """Count the numbers in factors."""
-    return sum(each.a.numel() + each.b.numel() for each in factors.values())
+    return sum(pair.a.numel() + pair.b.numel() for pair in factors.values())

@@ -21,7 +21,7 @@ FAMILIES = (
 TRAINED = ("joint", "full", "calibration_lora", "probe")
 
 
-def group(arm: str) -> str:
+def group_of(arm: str) -> str:
     """Return the group of an arm."""
     family = arm.partition("/")[0]
     if family in ("router", "merge", "tuned"):
@@ -31,28 +31,28 @@ def group(arm: str) -> str:
     return "trained" if arm in TRAINED else "none"
 
 
-def look(arm: str) -> tuple[str, str]:
+def marker_of(arm: str) -> tuple[str, str]:
     """Return the colour and the mark of an arm's group."""
-    place = [name for name, _ in FAMILIES].index(group(arm))
-    return COLOURS[place], MARKS[place]
+    index = [name for name, _ in FAMILIES].index(group_of(arm))
+    return COLOURS[index], MARKS[index]
 
 
 def _legend(plt: Any, axis: Any, arms: Sequence[str], **where: Any) -> None:
-    there = {group(arm) for arm in arms}
+    groups = {group_of(arm) for arm in arms}
     handles = [
         plt.Line2D([], [], color=COLOURS[i], marker=MARKS[i], linestyle="", label=label)
         for i, (name, label) in enumerate(FAMILIES)
-        if name in there
+        if name in groups
     ]
     axis.legend(handles=handles, **where)
 
 
-def matrix(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
+def matrix(summary: Mapping[str, Any], *, form: str = "svg") -> bytes:
     """Draw the score of every expert on every task, over that of the task's own expert."""
-    tasks = list(found["tasks"])
-    names = [task for task in tasks if task in found["matrix"]]
+    tasks = list(summary["tasks"])
+    names = [task for task in tasks if task in summary["matrix"]]
     table = [
-        [share(found["matrix"][name][task], found["matrix"].get(task, {}).get(task)) for task in tasks]
+        [share(summary["matrix"][name][task], summary["matrix"].get(task, {}).get(task)) for task in tasks]
         for name in names
     ]
 
@@ -67,27 +67,27 @@ def matrix(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
     return drawn(draw, form=form)
 
 
-def share(value: float, whole: float | None) -> float:
+def share(value: float, reference: float | None) -> float:
     """Return a score over another; no number where there is nothing to divide by, which leaves a cell empty."""
-    return value / whole if whole else float("nan")
+    return value / reference if reference else float("nan")
 
 
-def scores(found: Mapping[str, Any], *, form: str = "svg", least: int = 0) -> bytes:
+def scores(summary: Mapping[str, Any], *, form: str = "svg", least: int = 0) -> bytes:
     """Draw the mean score over tasks of every arm that answers all of them, with its interval."""
-    arms = [arm for arm in found["arms"] if arm["mean"]][: least or None]
+    arms = [arm for arm in summary["arms"] if arm["mean"]][: least or None]
 
     def draw(plt: Any) -> Any:
         figure, axis = plt.subplots(figsize=(7.0, 0.9 + 0.19 * len(arms)))
-        for place, arm in enumerate(reversed(arms)):
-            colour, mark = look(arm["arm"])
+        for row, arm in enumerate(reversed(arms)):
+            colour, mark = marker_of(arm["arm"])
             mean = arm["mean"]
-            axis.plot([mean["low"], mean["high"]], [place, place], color=colour, linewidth=1.4)
-            axis.plot(mean["value"], place, color=colour, marker=mark, markersize=5)
+            axis.plot([mean["low"], mean["high"]], [row, row], color=colour, linewidth=1.4)
+            axis.plot(mean["value"], row, color=colour, marker=mark, markersize=5)
         axis.set_yticks(range(len(arms)), [arm["arm"] for arm in reversed(arms)], fontsize=8)
         axis.set_ylim(-0.7, len(arms) - 0.3)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
-        axis.set_xlabel(f"mean headline score over {len(found['tasks'])} tasks, {100 * found['level']:g} % interval")
+        axis.set_xlabel(f"mean primary score over {len(summary['tasks'])} tasks, {100 * summary['level']:g} % interval")
         names = [arm["arm"] for arm in arms]
         _legend(plt, axis, names, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
         return figure
@@ -95,19 +95,19 @@ def scores(found: Mapping[str, Any], *, form: str = "svg", least: int = 0) -> by
     return drawn(draw, form=form)
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the places of points that no other beats in both cost (less) and quality (more), cheapest first."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    kept: list[int] = []
+    best: list[int] = []
     for i in order:
-        if not kept or points[i][1] > points[kept[-1]][1]:
-            kept.append(i)
-    return kept
+        if not best or points[i][1] > points[best[-1]][1]:
+            best.append(i)
+    return best
 
 
-def cost(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
+def cost(summary: Mapping[str, Any], *, form: str = "svg") -> bytes:
     """Draw quality against what is stored and against the time to answer a row, with the arms that none beats."""
-    arms = [arm for arm in found["arms"] if arm["mean"]]
+    arms = [arm for arm in summary["arms"] if arm["mean"]]
     axes_of = (
         ("bytes", "stored besides the base, MB (log scale)", 1e-6),
         ("work", "work to answer a row, bare base = 1", 1.0),
@@ -117,7 +117,7 @@ def cost(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
         figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2), sharey=True)
         for axis, (key, label, factor) in zip(axes, axes_of, strict=True):
             points = [(max(arm[key] * factor, 1e-3), arm["mean"]["value"]) for arm in arms]
-            best = front(points)
+            best = pareto_front(points)
             axis.step(
                 [points[i][0] for i in best],
                 [points[i][1] for i in best],
@@ -127,14 +127,14 @@ def cost(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
                 zorder=1,
             )
             for i, (x, y) in enumerate(points):
-                colour, mark = look(arms[i]["arm"])
+                colour, mark = marker_of(arms[i]["arm"])
                 axis.plot(x, y, color=colour, marker=mark, markersize=5, zorder=2)
             _annotate(axis, [(points[i], arms[i]["arm"]) for i in best])
             axis.set_xlabel(label)
             axis.grid(color="#eeeeee", linewidth=0.6)
             axis.set_axisbelow(True)
         axes[0].set_xscale("log")
-        axes[0].set_ylabel("mean headline score")
+        axes[0].set_ylabel("mean primary score")
         _legend(plt, axes[1], [arm["arm"] for arm in arms], loc="lower right")
         figure.tight_layout()
         return figure
@@ -155,9 +155,9 @@ def _annotate(axis: Any, points: Sequence[tuple[tuple[float, float], str]]) -> N
         )
 
 
-def ranks(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
+def ranks(summary: Mapping[str, Any], *, form: str = "svg") -> bytes:
     """Draw the critical difference diagram (Demsar, 2006): bars join arms that the tests do not tell apart."""
-    ranking = found["ranking"]
+    ranking = summary["ranking"]
     order = list(ranking["ranks"].items())
     half = (len(order) + 1) // 2
     worst = len(order)
@@ -170,11 +170,11 @@ def ranks(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
         for tick in range(1, worst + 1):
             axis.vlines(tick, 0, 0.08, color="black", linewidth=1)
             axis.text(tick, 0.14, str(tick), ha="center", va="bottom", fontsize=8)
-        for place, (name, rank) in enumerate(order):
-            left = place < half
-            level = top - 0.3 * (place if left else len(order) - 1 - place)
+        for index, (name, rank) in enumerate(order):
+            left = index < half
+            level = top - 0.3 * (index if left else len(order) - 1 - index)
             side = 0.6 if left else worst + 0.4
-            colour, _ = look(name)
+            colour, _ = marker_of(name)
             axis.plot([rank, rank, side], [0, level, level], color=colour, linewidth=0.9)
             label = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
             axis.text(
@@ -195,9 +195,9 @@ def ranks(found: Mapping[str, Any], *, form: str = "svg") -> bytes:
     return drawn(draw, form=form)
 
 
-def routing(found: Mapping[str, Any], name: str, *, form: str = "svg") -> bytes:
+def routing(summary: Mapping[str, Any], name: str, *, form: str = "svg") -> bytes:
     """Draw where a router sends the rows of each task, and how its confidence meets its accuracy."""
-    router = found["routers"][name]
+    router = summary["routers"][name]
     tasks = list(router["tasks"])
     table = [[cell / max(1, sum(row)) for cell in row] for row in router["confusion"]]
 
@@ -210,11 +210,21 @@ def routing(found: Mapping[str, Any], name: str, *, form: str = "svg") -> bytes:
         axes[0].set_xlabel("expert chosen")
         axes[0].set_title("share of each task's rows", loc="left")
         bins = router["reliability"]
-        largest = max(each["rows"] for each in bins)
+        largest = max(interval["rows"] for interval in bins)
         axes[1].plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
-        axes[1].plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=COLOURS[0], linewidth=1)
-        sizes = [8 + 80 * b["rows"] / largest for b in bins]
-        axes[1].scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=COLOURS[0])
+        axes[1].plot(
+            [interval["confidence"] for interval in bins],
+            [interval["accuracy"] for interval in bins],
+            color=COLOURS[0],
+            linewidth=1,
+        )
+        sizes = [8 + 80 * interval["rows"] / largest for interval in bins]
+        axes[1].scatter(
+            [interval["confidence"] for interval in bins],
+            [interval["accuracy"] for interval in bins],
+            s=sizes,
+            color=COLOURS[0],
+        )
         axes[1].set_xlabel("confidence")
         axes[1].set_ylabel("accuracy")
         axes[1].set_title(f"calibration error {router['ece']:.3f}")
@@ -239,19 +249,19 @@ Rows = Sequence[Mapping[str, Any]]
 def sweeps(rows: Rows, *, form: str = "svg") -> bytes:
     """Draw each task's score over its expert's along every sweep."""
     alone = {row["tasks"][0]: row["scores"][row["tasks"][0]] for row in rows if row["study"] == "alone"}
-    there = [(study, label) for study, label in SWEEPS if any(row["study"] == study for row in rows)]
+    swept = [(study, label) for study, label in SWEEPS if any(row["study"] == study for row in rows)]
 
     def draw(plt: Any) -> Any:
-        figure, axes = plt.subplots(1, len(there), figsize=(3.3 * len(there), 3.0), sharey=True, squeeze=False)
-        for axis, (study, label) in zip(axes[0], there, strict=True):
-            own = sorted((row for row in rows if row["study"] == study), key=lambda row: row["at"])
-            at = [row["at"] for row in own]
-            for place, task in enumerate(own[0]["scores"]):
-                values = [share(row["scores"][task], alone.get(task, 1.0)) for row in own]
-                axis.plot(at, values, label=task, linewidth=1.2, markersize=4, **_style(place))
+        figure, axes = plt.subplots(1, len(swept), figsize=(3.3 * len(swept), 3.0), sharey=True, squeeze=False)
+        for axis, (study, label) in zip(axes[0], swept, strict=True):
+            points = sorted((row for row in rows if row["study"] == study), key=lambda row: row["at"])
+            positions = [row["at"] for row in points]
+            for index, task in enumerate(points[0]["scores"]):
+                values = [share(row["scores"][task], alone.get(task, 1.0)) for row in points]
+                axis.plot(positions, values, label=task, linewidth=1.2, markersize=4, **_style(index))
             if study == "rank":
                 axis.set_xscale("log", base=2)
-                axis.set_xticks(at, [str(rank) for rank in at])
+                axis.set_xticks(positions, [str(rank) for rank in positions])
             axis.axhline(1.0, color="#888888", linewidth=0.8)
             axis.set_xlabel(label)
             axis.grid(color="#eeeeee", linewidth=0.6)
@@ -263,11 +273,11 @@ def sweeps(rows: Rows, *, form: str = "svg") -> bytes:
     return drawn(draw, form=form)
 
 
-def _style(place: int) -> dict[str, Any]:
+def _style(index: int) -> dict[str, Any]:
     return {
-        "color": COLOURS[place % (len(COLOURS) - 1)],
-        "marker": MARKS[place % len(MARKS)],
-        "linestyle": LINES[place % len(LINES)],
+        "color": COLOURS[index % (len(COLOURS) - 1)],
+        "marker": MARKS[index % len(MARKS)],
+        "linestyle": LINES[index % len(LINES)],
     }
 
 
@@ -302,33 +312,35 @@ def pairs(rows: Rows, tasks: Sequence[str], *, form: str = "svg") -> bytes:
 
 def layers(rows: Rows, *, form: str = "svg") -> bytes:
     """Draw the experts' spectra, how far their spans coincide by layer, and which experts' do."""
-    own = [row for row in rows if row["study"] == "layers"]
-    names = list(own[0]["spectra"])
+    layer_rows = [row for row in rows if row["study"] == "layers"]
+    names = list(layer_rows[0]["spectra"])
     apart = ~np.eye(len(names), dtype=bool)
 
     def draw(plt: Any) -> Any:
         figure, axes = plt.subplots(1, 3, figsize=(12.0, 3.4), width_ratios=(1, 1.1, 1.2))
-        for place, name in enumerate(names):
-            spectra = [np.array(row["spectra"][name]) for row in own if row["spectra"][name]]
+        for index, name in enumerate(names):
+            spectra = [np.array(row["spectra"][name]) for row in layer_rows if row["spectra"][name]]
             size = min(map(len, spectra), default=0)
             if size:
                 shares = np.array([s[:size] / s[0] for s in spectra])
-                axes[0].plot(range(1, size + 1), shares.mean(axis=0), label=name, markersize=3, **_style(place))
+                axes[0].plot(range(1, size + 1), shares.mean(axis=0), label=name, markersize=3, **_style(index))
         axes[0].set_xlabel("singular value")
         axes[0].set_ylabel("over the largest, mean over layers")
         axes[0].set_ylim(0, 1.05)
         axes[0].xaxis.get_major_locator().set_params(integer=True)
         axes[0].legend()
-        for place, (side, label) in enumerate((("right", "read from (A)"), ("left", "written to (B)"))):
-            values = [np.array(row[side])[apart].mean() for row in own]
-            axes[1].plot(range(len(own)), values, label=label, markersize=3, **_style(place))
-        chance = [np.mean([len(s) for s in row["spectra"].values()]) / row["shape"][1] for row in own]
-        axes[1].plot(range(len(own)), chance, color="#888888", linewidth=1, label="random spans read from")
-        axes[1].set_xticks(range(len(own)), [_short(row["layer"]) for row in own], rotation=90, fontsize=6)
+        for index, (side, label) in enumerate((("right", "read from (A)"), ("left", "written to (B)"))):
+            values = [np.array(row[side])[apart].mean() for row in layer_rows]
+            axes[1].plot(range(len(layer_rows)), values, label=label, markersize=3, **_style(index))
+        chance = [np.mean([len(s) for s in row["spectra"].values()]) / row["shape"][1] for row in layer_rows]
+        axes[1].plot(range(len(layer_rows)), chance, color="#888888", linewidth=1, label="random spans read from")
+        axes[1].set_xticks(
+            range(len(layer_rows)), [_short(row["layer"]) for row in layer_rows], rotation=90, fontsize=6
+        )
         axes[1].set_ylabel("overlap of two experts' spans, mean")
         axes[1].set_ylim(0, 1.4 * axes[1].get_ylim()[1])
         axes[1].legend(loc="upper right")
-        mean = np.mean([np.array(row["cosine"]) for row in own], axis=0)
+        mean = np.mean([np.array(row["cosine"]) for row in layer_rows], axis=0)
         heat(plt, axes[2], mean.tolist(), rows=names, columns=names, low=-1.0, high=1.0, colours="PuOr")
         axes[2].set_title("cosine of the changes, mean over layers")
         figure.tight_layout()
@@ -347,16 +359,16 @@ def _short(layer: str) -> str:
 
 def unseen(rows: Rows, *, form: str = "svg") -> bytes:
     """Draw what a task gets that no expert was trained on, with a head on few of its rows."""
-    own = [row for row in rows if row["study"] == "unseen"]
-    bodies = list(own[0]["bodies"])
+    task_rows = [row for row in rows if row["study"] == "unseen"]
+    bodies = list(task_rows[0]["bodies"])
 
     def draw(plt: Any) -> Any:
-        figure, axis = plt.subplots(figsize=(1.5 + 1.25 * len(own), 3.2))
-        for place, body in enumerate(bodies):
-            style = _style(place)
-            for task, row in enumerate(own):
+        figure, axis = plt.subplots(figsize=(1.5 + 1.25 * len(task_rows), 3.2))
+        for index, body in enumerate(bodies):
+            style = _style(index)
+            for task, row in enumerate(task_rows):
                 cell = row["bodies"][body]
-                x = task + (place - (len(bodies) - 1) / 2) * 0.13
+                x = task + (index - (len(bodies) - 1) / 2) * 0.13
                 axis.plot([x, x], cell["interval"], color=style["color"], linewidth=1.2)
                 axis.plot(
                     x,
@@ -366,9 +378,9 @@ def unseen(rows: Rows, *, form: str = "svg") -> bytes:
                     markersize=5,
                     label=body if task == 0 else None,
                 )
-        axis.set_xticks(range(len(own)), [row["task"] for row in own])
-        axis.set_ylabel("headline score")
-        axis.set_title(f"A task left out, a new head on {own[0]['rows']} of its rows")
+        axis.set_xticks(range(len(task_rows)), [row["task"] for row in task_rows])
+        axis.set_ylabel("primary score")
+        axis.set_title(f"A task left out, a new head on {task_rows[0]['rows']} of its rows")
         axis.grid(axis="y", color="#eeeeee", linewidth=0.6)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure

@@ -19,61 +19,61 @@ RESULT, PICTURES = "bench.json", "pictures"
 
 def write_reports(config: Config, out: Path) -> dict[str, Any]:
     """Write the reports from the rows that are there, and return what they show."""
-    found = summarise(config, out)
-    found["studies"] = list(RowFile(out / STUDIES))
-    write_json(out / RESULT, found)
-    blocks = report(found)
+    summary = summarise(config, out)
+    summary["studies"] = list(RowFile(out / STUDIES))
+    write_json(out / RESULT, summary)
+    blocks = report(summary)
     for block in blocks:
         if isinstance(block, Picture):
             with writing(out / PICTURES / f"{block.name}.svg") as temporary:
                 temporary.write_bytes(block.image)
     for name, text in (
         ("report.md", to_markdown(blocks, folder=PICTURES)),
-        ("report.html", to_html(blocks, title=f"{found['recipe']}: the comparison")),
+        ("report.html", to_html(blocks, title=f"{summary['recipe']}: the comparison")),
     ):
         with writing(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return found
+    return summary
 
 
-def report(found: Mapping[str, Any]) -> list[Block]:
+def report(summary: Mapping[str, Any]) -> list[Block]:
     """Return the report as blocks."""
     blocks: list[Block] = [
-        Heading(f"{found['recipe']}: route, merge, or keep apart?", 1),
-        Text(what(found)),
+        Heading(f"{summary['recipe']}: route, merge, or keep apart?", 1),
+        Text(opening(summary)),
         Heading("Answers"),
-        Bullets(answers(found)),
+        Bullets(findings_of(summary)),
         Heading("All arms"),
         Text(
-            "Mean over tasks of the headline score with its interval; the mean over tasks of the score over the "
+            "Mean over tasks of the primary score with its interval; the mean over tasks of the score over the "
             "expert's; the share of the gap from the bare base to the expert that is recovered; the worst task by "
             "score over the expert's. Work is that of answering a row over the bare base's, in multiplications of its "
             "blocks; what is one change for all rows is added to the weights. A dash: the arm cannot answer every task."
         ),
-        main_table(found),
-        Picture("scores", figures.scores(found), "Mean score of every arm with its interval"),
-        task_table(found),
+        main_table(summary),
+        Picture("scores", figures.scores(summary), "Mean score of every arm with its interval"),
+        task_table(summary),
     ]
-    if found["matrix"]:
+    if summary["matrix"]:
         blocks += [
             Heading("Experts on each other's tasks"),
-            Picture("matrix", figures.matrix(found), "Every expert on every task, over the task's own expert"),
+            Picture("matrix", figures.matrix(summary), "Every expert on every task, over the task's own expert"),
         ]
-    blocks += _compared(found)
-    if found["ranking"]:
+    blocks += _compared(summary)
+    if summary["ranking"]:
         about = (
-            f"Mean ranks over {found['ranking']['tasks']} tasks, the best on the left; bars join arms that Nemenyi's "
-            f"test does not tell apart; Friedman's test p = {found['ranking']['p']:.2g}"
+            f"Mean ranks over {summary['ranking']['tasks']} tasks, the best on the left; bars join arms that Nemenyi's "
+            f"test does not tell apart; Friedman's test p = {summary['ranking']['p']:.2g}"
         )
-        blocks += [Heading("Ranks"), Picture("ranks", figures.ranks(found), about)]
-    blocks += [Heading("Cost and quality"), Picture("cost", figures.cost(found), COST)]
-    name = found["reference"] if found["reference"] in found["routers"] else next(iter(found["routers"]), None)
+        blocks += [Heading("Ranks"), Picture("ranks", figures.ranks(summary), about)]
+    blocks += [Heading("Cost and quality"), Picture("cost", figures.cost(summary), COST)]
+    name = summary["reference"] if summary["reference"] in summary["routers"] else next(iter(summary["routers"]), None)
     if name:
-        picture = figures.routing(found, name)
+        picture = figures.routing(summary, name)
         blocks += [Heading("Routing"), Picture("routing", picture, f"Confusion and calibration of {name}")]
-        blocks.append(router_table(found))
-    blocks += _studied(found)
-    blocks += [Heading("How it was done"), Bullets(method(found)), _about_arms(found), *_words(found)]
+        blocks.append(router_table(summary))
+    blocks += _studied(summary)
+    blocks += [Heading("How it was done"), Bullets(method(summary)), _about_arms(summary), *_words(summary)]
     return blocks
 
 
@@ -82,59 +82,62 @@ COST = (
 )
 
 
-def what(found: Mapping[str, Any]) -> str:
+def opening(summary: Mapping[str, Any]) -> str:
     """Return in a sentence what was compared."""
     items = ", ".join(
-        f"{task} ({metric}, {found['items'].get(task, '-')} rows)" for task, metric in found["metrics"].items()
+        f"{task} ({metric}, {summary['items'].get(task, '-')} rows)" for task, metric in summary["metrics"].items()
     )
-    seeds = len(found["seeds"])
+    seeds = len(summary["seeds"])
     return (
-        f"{len(found['arms'])} arms on the same rows of {len(found['tasks'])} tasks, {seeds} seed{'s' * (seeds > 1)}: "
-        f"{items}. Data: {found['data']['source']}. No choice was made on these rows."
+        f"{len(summary['arms'])} arms on the same rows of {len(summary['tasks'])} tasks, "
+        f"{seeds} seed{'s' * (seeds > 1)}: {items}. "
+        f"Data: {summary['data']['source']}. No choice was made on these rows."
     )
 
 
-def answers(found: Mapping[str, Any]) -> list[str]:
+def findings_of(summary: Mapping[str, Any]) -> list[str]:
     """Return what the comparison says of the three questions that it is made for, with intervals."""
-    said = []
+    findings = []
     compared = {
         (test["first"], test["second"], test["task"]): test
-        for family in found["comparisons"].values()
+        for family in summary["comparisons"].values()
         for test in (*family["overall"], *family["by_task"])
     }
-    router, best = found["reference"], found["best"]
+    router, best = summary["reference"], summary["best"]
     if (router, ORACLE, None) in compared:
-        oracle = next(arm for arm in found["arms"] if arm["arm"] == ORACLE)["mean"]["value"]
+        oracle = next(arm for arm in summary["arms"] if arm["arm"] == ORACLE)["mean"]["value"]
         test = compared[router, ORACLE, None]
         share = f"{100 * (1 + test['value'] / oracle):.2f} % of " if oracle else ""
-        said.append(f"{router}, not told the task, gets {share}the oracle's mean score: {_test(test)}.")
+        findings.append(f"{router}, not told the task, gets {share}the oracle's mean score: {_test(test)}.")
     for kind, label in (("merge", "best merge without data"), ("tuned", "best tuned merge")):
         other = best[kind]
         if (router, other, None) not in compared:
             continue
-        tests = [compared[router, other, task] for task in found["tasks"]]
+        tests = [compared[router, other, task] for task in summary["tasks"]]
         ahead = [t["task"] for t in tests if t["value"] >= 0]
         behind = [f"{t['task']} ({_test(t)})" for t in tests if t["value"] < 0]
         tail = f"; behind on {', '.join(behind)}" if behind else ""
-        said.append(
+        findings.append(
             f"Against the {label}, {other} (chosen on validation rows, told the task): "
             f"{_test(compared[router, other, None])}; at least as good on {len(ahead)} of {len(tests)} tasks{tail}."
         )
     if (best["merge"], NAIVE, None) in compared:
-        said.append(f"{best['merge']} over the average of the factors: {_test(compared[best['merge'], NAIVE, None])}.")
-    return said or ["The arms that the questions are about were not among those that ran."]
+        findings.append(
+            f"{best['merge']} over the average of the factors: {_test(compared[best['merge'], NAIVE, None])}."
+        )
+    return findings or ["The arms that the questions are about were not among those that ran."]
 
 
 def _test(test: Mapping[str, Any]) -> str:
     return f"{test['value']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_holm']:.3g} (Holm)"
 
 
-def main_table(found: Mapping[str, Any]) -> Table:
+def main_table(summary: Mapping[str, Any]) -> Table:
     """Return the arms with their measures and cost."""
-    level = f"{100 * found['level']:g} %"
+    level = f"{100 * summary['level']:g} %"
     heads = ("arm", "task", "mean", level, "of expert", "gap", "worst task", "stored MB", "fit s", "work", "evals")
     rows = []
-    for arm in found["arms"]:
+    for arm in summary["arms"]:
         mean, worst = arm["mean"], arm["worst"]
         rows.append(
             (
@@ -154,25 +157,25 @@ def main_table(found: Mapping[str, Any]) -> Table:
     return Table(heads, rows)
 
 
-def task_table(found: Mapping[str, Any]) -> Table:
+def task_table(summary: Mapping[str, Any]) -> Table:
     """Return every arm's score on every task."""
     rows = [
-        (arm["arm"], *(_number(arm["tasks"].get(task, {}).get("value")) for task in found["tasks"]))
-        for arm in found["arms"]
+        (arm["arm"], *(_number(arm["tasks"].get(task, {}).get("value")) for task in summary["tasks"]))
+        for arm in summary["arms"]
     ]
-    return Table(("arm", *found["tasks"]), rows, "Headline score by task, mean over seeds", fold=True)
+    return Table(("arm", *summary["tasks"]), rows, "Primary score by task, mean over seeds", fold=True)
 
 
-def router_table(found: Mapping[str, Any]) -> Table:
+def router_table(summary: Mapping[str, Any]) -> Table:
     """Return how well each router routes."""
     rows = [
         (name, _number(r["accuracy"]), _number(r["macro_f1"]), _number(r["ece"]))
-        for name, r in sorted(found["routers"].items(), key=lambda item: -item[1]["accuracy"])
+        for name, r in sorted(summary["routers"].items(), key=lambda item: -item[1]["accuracy"])
     ]
     return Table(("router", "accuracy", "macro F1", "calibration error"), rows, "First seed")
 
 
-def _compared(found: Mapping[str, Any]) -> list[Block]:
+def _compared(summary: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Paired comparisons"),
         Text(
@@ -181,7 +184,7 @@ def _compared(found: Mapping[str, Any]) -> list[Block]:
             "largest p-value of the seeds, not corrected."
         ),
     ]
-    for name, family in found["comparisons"].items():
+    for name, family in summary["comparisons"].items():
         for key in ("overall", "by_task"):
             if family[key]:
                 caption = family["about"].capitalize() + (", task by task" if key == "by_task" else ", mean over tasks")
@@ -203,21 +206,21 @@ def comparison_table(tests: Sequence[Mapping[str, Any]], caption: str, *, fold: 
             f"{test['p_holm']:.3g}",
         ]
         pair = f"{test['first']} - {test['second']}"
-        more = f"{test['mcnemar']:.3g}" if "mcnemar" in test else "-"
-        rows.append([pair, str(test["task"]), *cells, more] if by_task else [pair, *cells])
+        mcnemar = f"{test['mcnemar']:.3g}" if "mcnemar" in test else "-"
+        rows.append([pair, str(test["task"]), *cells, mcnemar] if by_task else [pair, *cells])
     return Table(heads, rows, caption, fold=fold)
 
 
-def _studied(found: Mapping[str, Any]) -> list[Block]:
+def _studied(summary: Mapping[str, Any]) -> list[Block]:
     """Return the studies that were made."""
-    rows = found["studies"]
+    rows = summary["studies"]
     kinds = {row["study"] for row in rows}
     blocks: list[Block] = []
     if kinds & {"coefficient", "density", "rank"}:
         picture = figures.sweeps(rows)
         blocks += [Heading("Sweeps"), Picture("sweeps", picture, "Merges along their settings, on the validation rows")]
     if "pair" in kinds:
-        picture = figures.pairs(rows, found["tasks"])
+        picture = figures.pairs(rows, summary["tasks"])
         blocks += [Heading("What two experts lose by a merge"), Picture("pairs", picture, "On the validation rows")]
     if "layers" in kinds:
         about = "Spectra of the experts' changes, overlap of their spans by layer, cosine of the changes"
@@ -231,22 +234,22 @@ def _studied(found: Mapping[str, Any]) -> list[Block]:
 
 def unseen_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return what each body gains over the bare base on a task left out."""
-    own = [row for row in rows if row["study"] == "unseen"]
-    bodies = [name for name in own[0]["bodies"] if name != "base"]
+    task_rows = [row for row in rows if row["study"] == "unseen"]
+    bodies = [name for name in task_rows[0]["bodies"] if name != "base"]
     cells = []
-    for row in own:
-        over = [row["bodies"][name]["over_base"] for name in bodies]
-        shown = [f"{o['value']:+.3f} [{o['low']:+.3f}, {o['high']:+.3f}]" for o in over]
-        cells.append([row["task"], _number(row["bodies"]["base"]["value"]), *shown])
+    for row in task_rows:
+        gains = [row["bodies"][name]["over_base"] for name in bodies]
+        cells_of = [f"{o['value']:+.3f} [{o['low']:+.3f}, {o['high']:+.3f}]" for o in gains]
+        cells.append([row["task"], _number(row["bodies"]["base"]["value"]), *cells_of])
     return Table(("task left out", "bare base", *bodies), cells, "Difference to the bare base with a paired interval")
 
 
-def method(found: Mapping[str, Any]) -> list[str]:
+def method(summary: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know to trust or repeat the comparison."""
-    versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
     return [
-        f"Settings {found['config_hash']}, rows {found['data']['fingerprint']}, seeds {found['seeds']}: the rows are "
-        "the same for all seeds, initial weights and order differ. A score is the mean over seeds; no seed is picked.",
+        f"Settings {summary['config_hash']}, rows {summary['data']['fingerprint']}, seeds {summary['seeds']}: the rows "
+        "are the same for all seeds, initial weights and order differ. A score is the mean over seeds; none is picked.",
         "Rows that are trained on, selected on, calibrated on and reported on are disjoint by normalised text.",
         "Merges, the single experts and the jointly trained arms are told the task of each row and so have the right "
         "head; routers are not told.",
@@ -256,14 +259,14 @@ def method(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _about_arms(found: Mapping[str, Any]) -> Table:
-    families = {arm["arm"].partition("/")[0]: arm["about"] for arm in found["arms"]}
+def _about_arms(summary: Mapping[str, Any]) -> Table:
+    families = {arm["arm"].partition("/")[0]: arm["about"] for arm in summary["arms"]}
     return Table(("arm", "what it is"), [(name, about) for name, about in sorted(families.items())], words=True)
 
 
-def _words(found: Mapping[str, Any]) -> list[Block]:
+def _words(summary: Mapping[str, Any]) -> list[Block]:
     rows = [
-        (name, label, ", ".join(words)) for name, labels in found["words"].items() for label, words in labels.items()
+        (name, label, ", ".join(words)) for name, labels in summary["words"].items() for label, words in labels.items()
     ]
     if not rows:
         return []

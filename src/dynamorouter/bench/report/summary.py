@@ -15,7 +15,7 @@ import numpy as np
 from dynamorouter.bench.arms.base import arms as families
 from dynamorouter.bench.arms.base import match_arms
 from dynamorouter.bench.arms.routers import OWN
-from dynamorouter.bench.results import ROWS, RowFile, read_items, row_digest
+from dynamorouter.bench.results import ROWS, RowFile, read_example_records, row_digest
 from dynamorouter.config.schema import Config
 from dynamorouter.errors import DataError
 from dynamorouter.metrics.bootstrap import Array
@@ -23,25 +23,25 @@ from dynamorouter.metrics.paired import Logs, holm, mcnemar, rank_arms
 
 ORACLE, BASE, NAIVE = "oracle", "base", "merge/factor_average"
 BINARY = ("accuracy", "squad_em", "text_match", "final_number", "pass_at_1")
-"""Headline metrics that are right or wrong for each item, so that McNemar's test applies."""
+"""Primary metrics that are right or wrong for each item, so that McNemar's test applies."""
 
 
 def summarise(config: Config, out: Path) -> dict[str, Any]:
     """Return everything that the reports show of the arms."""
-    wanted, _ = match_arms(config.bench.arms, list(config.task))
+    names, _ = match_arms(config.bench.arms, list(config.task))
     seeds = range(config.seed, config.seed + config.bench.seeds)
     digest = row_digest(config)
     rows = [
         row
         for row in RowFile(out / ROWS)
-        if row["config_hash"] == digest and row["seed"] in seeds and row["arm"] in wanted
+        if row["config_hash"] == digest and row["seed"] in seeds and row["arm"] in names
     ]
     if not rows:
         raise DataError(f"{out} holds no rows of this comparison; run 'dynamorouter bench' first")
     logs = read_logs(config, rows, out)
     order = [name for name in dict.fromkeys(row["arm"] for row in rows) if name in logs.numbers]
-    found = [_arm(logs, name, [row for row in rows if row["arm"] == name]) for name in order]
-    best = {"merge": chosen(found, "merge/", data_free=True), "tuned": chosen(found, "tuned/")}
+    arms = [_arm(logs, name, [row for row in rows if row["arm"] == name]) for name in order]
+    best = {"merge": best_arm(arms, "merge/", data_free=True), "tuned": best_arm(arms, "tuned/")}
     reference = next((name for name in (f"router/{OWN}", f"router/{config.router.kind}") if name in order), None)
     return {
         "recipe": config.recipe,
@@ -56,7 +56,7 @@ def summarise(config: Config, out: Path) -> dict[str, Any]:
         "data": {"source": config.data.source, "fingerprint": rows[0]["data_fingerprint"]},
         "experts": {str(row["seed"]): row["experts"] for row in rows},
         "versions": rows[-1]["versions"],
-        "arms": sorted(found, key=lambda arm: -(arm["mean"]["value"] if arm["mean"] else -1)),
+        "arms": sorted(arms, key=lambda arm: -(arm["mean"]["value"] if arm["mean"] else -1)),
         "matrix": _matrix(logs),
         "best": best,
         "reference": reference,
@@ -85,31 +85,33 @@ def read_logs(config: Config, rows: Sequence[dict[str, Any]], out: Path) -> Logs
     tasks = [task for task in config.task if any(row["task"] == task for row in rows)]
     metrics = {task: next(row["metric"] for row in rows if row["task"] == task) for task in tasks}
     ids: dict[str, list[str]] = {}
-    found: dict[str, dict[str, dict[int, Array]]] = {}
+    by_arm: dict[str, dict[str, dict[int, Array]]] = {}
     for row in rows:
-        own, numbers = read_items(out / row["items"])
-        if ids.setdefault(row["task"], own) != own:
+        example_ids, numbers = read_example_records(out / row["items"])
+        if ids.setdefault(row["task"], example_ids) != example_ids:
             raise DataError(f"{row['items']} holds other items than the arms before it; remove the row and resume")
-        found.setdefault(row["arm"], {}).setdefault(row["task"], {})[row["seed"]] = numbers
-    whole: dict[str, dict[str, Array]] = {}
-    for arm, by_task in found.items():
+        by_arm.setdefault(row["arm"], {}).setdefault(row["task"], {})[row["seed"]] = numbers
+    complete: dict[str, dict[str, Array]] = {}
+    for arm, by_task in by_arm.items():
         if all(sorted(by_seed) == seeds for by_seed in by_task.values()):
-            whole[arm] = {task: np.stack([by_task[task][seed] for seed in seeds]) for task in tasks if task in by_task}
+            complete[arm] = {
+                task: np.stack([by_task[task][seed] for seed in seeds]) for task in tasks if task in by_task
+            }
     settings = config.bench
-    return Logs(whole, metrics, settings.resamples, settings.permutations, settings.level, config.seed)
+    return Logs(complete, metrics, settings.resamples, settings.permutations, settings.level, config.seed)
 
 
-def chosen(found: Sequence[dict[str, Any]], prefix: str, *, data_free: bool = False) -> str | None:
+def best_arm(arms: Sequence[dict[str, Any]], prefix: str, *, data_free: bool = False) -> str | None:
     """Return the arm of a family that scored highest on the validation rows, ``None`` where none was scored there."""
-    able = [
+    candidates = [
         arm
-        for arm in found
+        for arm in arms
         if arm["arm"].startswith(prefix)
         and arm["select"] is not None
         and arm["mean"] is not None
         and not (data_free and arm["train_rows"])
     ]
-    return max(able, key=lambda arm: arm["select"])["arm"] if able else None
+    return max(candidates, key=lambda arm: arm["select"])["arm"] if candidates else None
 
 
 def _arm(logs: Logs, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,21 +120,21 @@ def _arm(logs: Logs, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any
     for task in logs.tasks:
         if task not in logs.numbers[name]:
             continue
-        own = [row for row in rows if row["task"] == task]
+        task_rows = [row for row in rows if row["task"] == task]
         interval = logs.interval(name, task).to_json()
-        tasks[task] = {**interval, "seeds": [row["value"] for row in own], **_measures(logs, name, task)}
+        tasks[task] = {**interval, "seeds": [row["value"] for row in task_rows], **_measures(logs, name, task)}
     relatives = {task: cell["relative"] for task, cell in tasks.items() if cell["relative"] is not None}
-    whole = logs.complete(name)
-    worst = min(relatives, key=lambda task: relatives[task]) if whole and relatives else None
+    complete = logs.complete(name)
+    worst = min(relatives, key=lambda task: relatives[task]) if complete and relatives else None
     selects = [row["select"] for row in rows if row["select"] is not None]
     return {
         "arm": name,
         "about": families.get(name.partition("/")[0]).about,
         "told": rows[0]["told"],
         "tasks": tasks,
-        "mean": logs.interval(name).to_json() if whole else None,
-        "relative": float(np.mean(list(relatives.values()))) if whole and relatives else None,
-        "gap": _mean([cell["gap"] for cell in tasks.values()]) if whole else None,
+        "mean": logs.interval(name).to_json() if complete else None,
+        "relative": float(np.mean(list(relatives.values()))) if complete and relatives else None,
+        "gap": _mean([cell["gap"] for cell in tasks.values()]) if complete else None,
         "worst": {"task": worst, "value": relatives[worst] if worst else None},
         "parameters": max(row["parameters"] for row in rows),
         "bytes": max(row["bytes"] for row in rows),
@@ -148,8 +150,9 @@ def _arm(logs: Logs, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any
 def _fit_seconds(rows: Sequence[dict[str, Any]]) -> float:
     """Return the seconds that fitting took, mean over seeds: once for all tasks, and then for each task."""
     seeds = {row["seed"] for row in rows}
-    own = [[row["seconds"] for row in rows if row["seed"] == seed] for seed in seeds]
-    return float(np.mean([max(each["fit"] for each in one) + sum(each["prepare"] for each in one) for one in own]))
+    seconds_by_seed = [[row["seconds"] for row in rows if row["seed"] == seed] for seed in seeds]
+    totals = [max(s["fit"] for s in tasks) + sum(s["prepare"] for s in tasks) for tasks in seconds_by_seed]
+    return float(np.mean(totals))
 
 
 def _measures(logs: Logs, name: str, task: str) -> dict[str, Any]:
@@ -162,15 +165,15 @@ def _measures(logs: Logs, name: str, task: str) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
 
 
 def _matrix(logs: Logs) -> dict[str, dict[str, float]]:
     """Return the score of every expert on every task."""
     return {
-        name.partition("/")[2]: {task: logs.score(name, task) for task in own}
-        for name, own in logs.numbers.items()
+        name.partition("/")[2]: {task: logs.score(name, task) for task in by_task}
+        for name, by_task in logs.numbers.items()
         if name.startswith("expert/")
     }
 
@@ -179,64 +182,64 @@ def _comparisons(
     logs: Logs, order: Sequence[str], best: dict[str, str | None], reference: str | None
 ) -> dict[str, dict[str, Any]]:
     """Compare what was planned to be compared; Holm's correction is over all tests of one family."""
-    whole = [name for name in order if logs.complete(name)]
-    merges = [name for name in whole if name.startswith("merge/") and name != NAIVE]
+    complete = [name for name in order if logs.complete(name)]
+    merges = [name for name in complete if name.startswith("merge/") and name != NAIVE]
     planned: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "router": (
             "the learned router against the oracle, the best merges (chosen on validation rows) and what one could "
             "train",
             [
-                (reference, other)
-                for other in dict.fromkeys([ORACLE, best["merge"], best["tuned"], "joint", "full", "probe"])
-                if other in whole and reference in whole
+                (reference, rival)
+                for rival in dict.fromkeys([ORACLE, best["merge"], best["tuned"], "joint", "full", "probe"])
+                if rival in complete and reference in complete
             ],
         ),
         "merges": (
             "merges with their own defaults against the average of the factors",
-            [(name, NAIVE) for name in merges if NAIVE in whole],
+            [(name, NAIVE) for name in merges if NAIVE in complete],
         ),
         "oracle": (
             "every arm against each task's own expert",
-            [(name, ORACLE) for name in whole if ORACLE in whole and name != ORACLE],
+            [(name, ORACLE) for name in complete if ORACLE in complete and name != ORACLE],
         ),
     }
-    found = {}
+    comparisons = {}
     for family, (about, pairs) in planned.items():
-        overall = [_compare(logs, first, second, None) for first, second in pairs]
+        overall = [_compare(logs, arm, other, None) for arm, other in pairs]
         by_task = (
-            [_compare(logs, first, second, task) for first, second in pairs for task in logs.tasks]
+            [_compare(logs, arm, other, task) for arm, other in pairs for task in logs.tasks]
             if family != "oracle"
             else []
         )
         for tests in (overall, by_task):
             for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
                 test["p_holm"] = adjusted
-        found[family] = {"about": about, "overall": overall, "by_task": by_task}
-    return found
+        comparisons[family] = {"about": about, "overall": overall, "by_task": by_task}
+    return comparisons
 
 
-def _compare(logs: Logs, first: str, second: str, task: str | None) -> dict[str, Any]:
+def _compare(logs: Logs, arm: str, reference: str, task: str | None) -> dict[str, Any]:
     """Return one paired comparison; McNemar's p-value is the largest of the seeds'."""
-    found = {
-        "first": first,
-        "second": second,
+    comparison = {
+        "first": arm,
+        "second": reference,
         "task": task,
-        **logs.difference(first, second, task).to_json(),
-        "p": logs.p_value(first, second, task),
+        **logs.difference(arm, reference, task).to_json(),
+        "p": logs.p_value(arm, reference, task),
     }
     if task is not None and logs.metrics[task] in BINARY:
-        pairs = zip(logs.numbers[first][task], logs.numbers[second][task], strict=True)
-        found["mcnemar"] = max(mcnemar(one[:, 0] > 0.5, other[:, 0] > 0.5) for one, other in pairs)
-    return found
+        pairs = zip(logs.numbers[arm][task], logs.numbers[reference][task], strict=True)
+        comparison["mcnemar"] = max(mcnemar(ours[:, 0] > 0.5, theirs[:, 0] > 0.5) for ours, theirs in pairs)
+    return comparison
 
 
 def _ranking(config: Config, logs: Logs) -> dict[str, Any] | None:
     """Rank the arms of the diagram; ``None`` where there are too few arms or tasks."""
-    wanted = [name for name in match_arms(config.bench.diagram, list(config.task))[0] if name in logs.numbers]
-    whole = [name for name in wanted if logs.complete(name)]
-    if len(whole) < 2 or len(logs.tasks) < 2:
+    names = [name for name in match_arms(config.bench.diagram, list(config.task))[0] if name in logs.numbers]
+    complete = [name for name in names if logs.complete(name)]
+    if len(complete) < 2 or len(logs.tasks) < 2:
         return None
-    scores = {name: [logs.score(name, task) for task in logs.tasks] for name in whole}
+    scores = {name: [logs.score(name, task) for task in logs.tasks] for name in complete}
     ranking = rank_arms(scores, level=config.bench.level)
     return {
         "ranks": ranking.ranks,

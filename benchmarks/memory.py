@@ -17,7 +17,7 @@ from dynamorouter.config.compose import compose
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.mount import mount
-from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.config import RouterConfig
 from dynamorouter.runs.build import expert_plan
 from dynamorouter.system.library import Library
 from dynamorouter.system.router import RouterRows, fit_system_router
@@ -56,7 +56,7 @@ def main() -> None:
     measured = {expert.name: grow(base, expert, (2, 12)) for expert in experts}
     system = System({base.spec.name: base}, experts, None, router_base=base.spec.name)
     train = sample(tasks, Path("/nonexistent"), "train", 40, seed=0)
-    skills, _ = fit_system_router(system, RouterSettings(epochs=1).model_dump(), RouterRows(train, {}), seed=0)
+    skills, _ = fit_system_router(system, RouterConfig(epochs=1).model_dump(), RouterRows(train, {}), seed=0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         system.save(folder, skills=skills)

@@ -36,7 +36,7 @@ from dynamorouter.metrics.base import score
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
-from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.config import RouterConfig
 from dynamorouter.routing.pooling import to_pseudo_tokens
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
@@ -112,7 +112,7 @@ def routers(system: System, data: PreparedData, count: int) -> list[dict[str, An
         own[how] = accuracy(system.router, batches, targets)
     found.append(own)
     for label, changes in ROUTERS.items():
-        settings = {**RouterSettings().model_dump(), "layers": (0, 1, 2, 3), **changes}
+        settings = {**RouterConfig().model_dump(), "layers": (0, 1, 2, 3), **changes}
         kind = settings["kind"]
         options = router_options(kind, settings)
         reader = build(kind, options)

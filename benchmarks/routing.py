@@ -17,7 +17,7 @@ import torch
 from _common import arguments, finish, in_turn, row
 from _training import DEFAULT_DATA, minilm, plans, sample, tasks_of_seven
 from dynamorouter.model.text.tokenize import TextPair
-from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.config import RouterConfig
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
@@ -29,7 +29,7 @@ def make_system(data: Path, *, depth: int, rows: int, layers: Sequence[int] | st
     base, tasks = minilm(), tasks_of_seven()
     experts = [fresh_expert(base, plan, seed=0) for plan in plans(tasks, depth=depth, epochs=1)]
     system = System({base.spec.name: base}, experts, None, router_base=base.spec.name)
-    settings = {**RouterSettings().model_dump(), "layers": layers, "epochs": 3}
+    settings = {**RouterConfig().model_dump(), "layers": layers, "epochs": 3}
     train = sample(tasks, data, "train", rows, seed=0)
     fit_system_router(system, settings, RouterRows(train, {}), seed=0)
     return system

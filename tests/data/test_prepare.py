@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamorouter.data.augment import AugmentOptions, augmented
+from dynamorouter.data.augment import augmented
+from dynamorouter.data.config import AugmentConfig
 from dynamorouter.data.dedup import key_of
 from dynamorouter.data.lengths import truncation_report
 from dynamorouter.data.prepare import (
@@ -248,8 +249,8 @@ def test_prepared_data_is_opened_again_and_checked(tmp_path: Path) -> None:
 
 def test_all_wrong_options_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        PrepareOptions(train_rows=0, carve=1.5, when_short="stretch", augment=AugmentOptions(swap=2))  # type: ignore[arg-type]
-    for word in ("train_rows is 0", "carve is 1.5", "when_short is 'stretch'", "augment.swap is 2"):
+        PrepareOptions(train_rows=0, carve=1.5, when_short="stretch")  # type: ignore[arg-type]
+    for word in ("train_rows is 0", "carve is 1.5", "when_short is 'stretch'"):
         assert word in str(caught.value)
 
 
@@ -277,7 +278,7 @@ def test_tags_are_drawn_by_their_entity_types() -> None:
     assert len(left) == 50
 
 
-NOISY = AugmentOptions(copies=3, dropout=0.3, swap=0.3, noise=0.9)
+NOISY = AugmentConfig(copies=3, dropout=0.3, swap=0.3, noise=0.9)
 WORDS = st.lists(
     st.sampled_from(["The", "quick", "brown", "fox", "is", "not", "42", "years", "Old,", "isn't", "he?"]),
     min_size=1,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dynamorouter.data.augment import AugmentOptions, augmented
+from dynamorouter.data.augment import augmented
+from dynamorouter.data.config import AugmentConfig
 from dynamorouter.data.convert import convert
 from dynamorouter.errors import ConfigError
 from dynamorouter.model.base.base import Base
@@ -103,7 +104,7 @@ def test_records_of_texts_carry_what_a_metric_reads_in_their_target() -> None:
     assert "assert" not in found.text and Record.from_json(found.to_json()) == found
     kind = head_kind(task.head)
     assert kind.stratum(found.target) == ""
-    assert list(augmented([found], AugmentOptions(copies=2), kind=kind, seed=0)) == []
+    assert list(augmented([found], AugmentConfig(copies=2), kind=kind, seed=0)) == []
     several = convert(task, 0, {**row, "answer": ["x", "y"]}, "0", fixed=Counter())
     assert isinstance(several, Record) and several.target == {"texts": ["x", "y"], "tests": ["assert 1"]}
     for wrong, code in (("", "no_answer"), (None, "no_answer"), (3, "not_text"), ("a\x00", "control_characters")):

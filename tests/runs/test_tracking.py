@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dynamorouter.errors import DataError, MissingExtraError
-from dynamorouter.utils.tracking import Tracker, TrackingSettings
+from dynamorouter.utils.tracking import Tracker, TrackingConfig
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Tracker(tmp_path, TrackingSettings(tensorboard=True)) as tracker:
+    with Tracker(tmp_path, TrackingConfig(tensorboard=True)) as tracker:
         for step in range(3):
             tracker.log(step, "experts", loss=step / 2, task="sst2", lr={"sst2": 0.25})
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -65,7 +65,7 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
 
 def test_wandb_works_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    with Tracker(tmp_path, TrackingSettings(wandb=True), config={"seed": 1}) as tracker:
+    with Tracker(tmp_path, TrackingConfig(wandb=True), config={"seed": 1}) as tracker:
         tracker.log(0, "experts", loss=0.5)
         tracker.log(0, "router", loss=0.25)
     assert len(lines(tmp_path)) == 2
@@ -78,4 +78,4 @@ def test_a_missing_service_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"tracking\.{field}=true .* pip install 'dynamorouter\[track\]'"):
-        Tracker(tmp_path, TrackingSettings.model_validate({field: True}))
+        Tracker(tmp_path, TrackingConfig.model_validate({field: True}))

@@ -12,7 +12,7 @@ ARMS = ("*",)
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class StudySettings(Options):
+class StudyConfig(Options):
     """Measurements beside the arms, made on the first seed and the validation rows."""
 
     coefficients: tuple[Weight, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
@@ -29,7 +29,7 @@ class StudySettings(Options):
     """Spectra of the experts' changes and the angles between them, per layer."""
 
 
-class BenchSettings(Options):
+class BenchConfig(Options):
     """The comparison: arms by seeds by tasks."""
 
     enabled: bool = False
@@ -71,5 +71,5 @@ class BenchSettings(Options):
         "merge/iso_c",
     )
     """Arms of the critical difference diagram."""
-    studies: StudySettings = StudySettings()
+    studies: StudyConfig = StudyConfig()
     """Measurements beside the arms."""

@@ -13,19 +13,19 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from dynamorouter.config.bench import BenchSettings
-from dynamorouter.data.complexity.config import ComplexitySettings
-from dynamorouter.data.config import DataSettings
+from dynamorouter.config.bench import BenchConfig
+from dynamorouter.data.complexity.config import ComplexityConfig
+from dynamorouter.data.config import DataConfig
 from dynamorouter.model.base.config import BaseSpec
-from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.config import RouterConfig
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertConfig, ExpertOverrides, JointConfig
 from dynamorouter.utils.explain import Branch, Inside
 from dynamorouter.utils.options import FOR_DIGEST, Alias, Count, Options, Rows, Size
-from dynamorouter.utils.tracking import TrackingSettings
+from dynamorouter.utils.tracking import TrackingConfig
 
 
-class EvaluationSettings(Options):
+class EvaluationConfig(Options):
     """Held-out rows per task and what they decide."""
 
     select_rows: Annotated[Count, Alias("max_eval_samples"), Alias("validation_rows")] = 500
@@ -69,25 +69,25 @@ class Config(Options):
     """The base that routing reads and that experts sit on unless they name another."""
     bases: dict[str, BaseSpec] = Field(default_factory=dict)
     """Further bases by name."""
-    data: DataSettings = DataSettings()
+    data: DataConfig = DataConfig()
     """Where rows come from."""
     experts: ExpertConfig = ExpertConfig()
     """The expert phase."""
-    router: RouterSettings = RouterSettings()
+    router: RouterConfig = RouterConfig()
     """The router and its phase."""
     joint: JointConfig = JointConfig()
     """The joint phase."""
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out rows."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; ``auto`` takes a CUDA device when there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward pass; ``auto`` is fp32 on a CPU and bf16 or fp16 on a GPU."""
-    tracking: TrackingSettings = TrackingSettings()
+    tracking: TrackingConfig = TrackingConfig()
     """What is written beside the log."""
-    bench: BenchSettings = BenchSettings()
+    bench: BenchConfig = BenchConfig()
     """The comparison of arms, where ``run`` is one, and what it measures."""
-    complexity: ComplexitySettings | None = None
+    complexity: ComplexityConfig | None = None
     """How rows get their tier, where the tasks are tiers of one instruction data set; ``null`` where they are not."""
 
     @model_validator(mode="after")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from dynamorouter.data.config import AugmentConfig
 from dynamorouter.tasks.kinds.base import HeadKind, Noise
 from dynamorouter.tasks.record import Record
 
@@ -38,33 +39,7 @@ _KEPT = frozenset(
 _MIN_WORDS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class AugmentOptions:
-    """How much noise.
-
-    Attributes:
-        copies: noisy copies made of each training row; 0 switches it off.
-        dropout: chance of each word to be dropped, 0 to 1.
-        swap: chance of each word to change places with the next, 0 to 1.
-        noise: chance of each text to lose its capitals or its final punctuation, 0 to 1.
-    """
-
-    copies: int = 0
-    dropout: float = 0.05
-    swap: float = 0.05
-    noise: float = 0.5
-
-    def problems(self) -> list[str]:
-        """Return a sentence for each setting that is out of range."""
-        found = [] if self.copies >= 0 else [f"augment.copies is {self.copies}; at least 0 is allowed"]
-        for name in ("dropout", "swap", "noise"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                found.append(f"augment.{name} is {value}; 0 to 1 is allowed")
-        return found
-
-
-def augmented(records: Sequence[Record], options: AugmentOptions, *, kind: HeadKind, seed: int) -> Iterator[Record]:
+def augmented(records: Sequence[Record], options: AugmentConfig, *, kind: HeadKind, seed: int) -> Iterator[Record]:
     """Yield the noisy copies of training rows, each with its own id; a copy that noise left as it was is left out.
 
     Args:
@@ -81,7 +56,7 @@ def augmented(records: Sequence[Record], options: AugmentOptions, *, kind: HeadK
                 yield replace(noisy, id=f"{record.id}#{copy}")
 
 
-def _noisy(record: Record, noise: Mapping[str, Noise], options: AugmentOptions, generator: random.Random) -> Record:
+def _noisy(record: Record, noise: Mapping[str, Noise], options: AugmentConfig, generator: random.Random) -> Record:
     add_noise = {"words": _disturbed, "case": _recased}
     text, pair = record.text, record.pair
     if "text" in noise:
@@ -91,7 +66,7 @@ def _noisy(record: Record, noise: Mapping[str, Noise], options: AugmentOptions, 
     return replace(record, text=text, pair=pair)
 
 
-def _recased(text: str, options: AugmentOptions, generator: random.Random) -> str:
+def _recased(text: str, options: AugmentConfig, generator: random.Random) -> str:
     """Change the case of all words; the number of words stays."""
     if generator.random() >= options.noise:
         return text
@@ -99,7 +74,7 @@ def _recased(text: str, options: AugmentOptions, generator: random.Random) -> st
     return changed if len(changed.split()) == len(text.split()) else text
 
 
-def _disturbed(text: str, options: AugmentOptions, generator: random.Random) -> str:
+def _disturbed(text: str, options: AugmentConfig, generator: random.Random) -> str:
     words = text.split()
     if len(words) >= _MIN_WORDS:
         words = [word for word in words if _fixed(word) or generator.random() >= options.dropout] or words

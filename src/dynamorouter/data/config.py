@@ -11,7 +11,7 @@ from dynamorouter.errors import one_of, suggest
 from dynamorouter.utils.options import Count, Options, Share, Size
 
 
-class FilterSettings(Options):
+class FilterConfig(Options):
     """Which rows are dropped before splitting, empty ones, duplicates and unknown labels always; all are counted."""
 
     max_chars: Count = 20_000
@@ -22,7 +22,7 @@ class FilterSettings(Options):
     """Leave broken rows out with a count instead of stopping at the first."""
 
 
-class AugmentSettings(Options):
+class AugmentConfig(Options):
     """Light augmentation, of train rows only."""
 
     copies: Size = 0
@@ -35,20 +35,20 @@ class AugmentSettings(Options):
     """Chance of each text to lose its capitals or its final punctuation."""
 
 
-class DataSettings(Options):
+class DataConfig(Options):
     """Where rows come from and which are kept."""
 
     source: str = "builtin"
     """``builtin`` rows, ``local`` JSONL, CSV, TSV or Parquet, the Hugging Face ``hub``, or a source of a plugin."""
     root: str | None = None
     """Folder with one folder per task, for ``source: local``."""
-    filters: FilterSettings = FilterSettings()
+    filters: FilterConfig = FilterConfig()
     """Which rows are dropped."""
     leaks: Literal["drop", "fail"] = "drop"
     """What happens when a validation row is in train: drop it from train and count it, or stop."""
     when_short: Literal["shrink", "overlap", "fail"] = "shrink"
     """With too few train rows: shrink all parts, let router and joint rows overlap with the experts', or stop."""
-    augment: AugmentSettings = AugmentSettings()
+    augment: AugmentConfig = AugmentConfig()
     """Augmentation of train rows."""
 
     @field_validator("source")

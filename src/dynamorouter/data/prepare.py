@@ -21,7 +21,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynamorouter.data.augment import AugmentOptions, augmented
+from dynamorouter.data.augment import augmented
+from dynamorouter.data.config import AugmentConfig
 from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
@@ -82,7 +83,7 @@ class PrepareOptions:
     max_chars: int = MAX_CHARS
     max_words: int | None = None
     skip_bad: bool = False
-    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         """Check all settings at once.
@@ -103,9 +104,12 @@ class PrepareOptions:
             value = getattr(self, name)
             if value not in allowed:
                 found.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
-        found += self.augment.problems()
         if found:
             raise ConfigError("prepare: " + "; ".join(found))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return {**asdict(self), "augment": self.augment.model_dump()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ def prepare(
         entry = read_finished(root / task.name / MANIFEST, digest=digest, hashes=_split_hashes)
         done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, own, digest)
         progress.advance()
-    manifest = {"format": FORMAT, "source": source, "options": asdict(options), "tasks": done}
+    manifest = {"format": FORMAT, "source": source, "options": options.to_json(), "tasks": done}
     _write_json(root / MANIFEST, manifest)
     return PreparedData(root, tuple(task.name for task in tasks), manifest)
 
@@ -220,7 +224,7 @@ def _digest(task: Task, task_id: int, source: str, source_options: Mapping[str, 
         "task": [task.name, task_id, task.version, task.head, task.columns.model_dump(), task.labels],
         "source": [source, {key: value for key, value in source_options.items() if key not in ("root", "cache_dir")}],
         "data": sources.get(source)().fingerprint(task, source_options),
-        "options": asdict(options),
+        "options": options.to_json(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8")).hexdigest()
 

@@ -25,7 +25,7 @@ from dynamorouter.utils.options import (
 )
 
 
-class RouterSettings(Options):
+class RouterConfig(Options):
     """The router: which one, what it reads, how it is fitted."""
 
     kind: str = "mlp"

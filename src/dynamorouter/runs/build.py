@@ -7,8 +7,7 @@ from pathlib import Path
 
 from dynamorouter.config.checks import check_names
 from dynamorouter.config.schema import Config
-from dynamorouter.data.augment import AugmentOptions
-from dynamorouter.data.complexity.config import ComplexitySettings
+from dynamorouter.data.complexity.config import ComplexityConfig
 from dynamorouter.data.complexity.prepare import TierOptions
 from dynamorouter.data.complexity.score import CAPS, WEIGHTS, ScoreOptions
 from dynamorouter.data.prepare import PrepareOptions
@@ -54,7 +53,7 @@ def source_tasks(config: Config) -> list[Task]:
     return tasks
 
 
-def tier_options(config: Config, settings: ComplexitySettings) -> TierOptions:
+def tier_options(config: Config, settings: ComplexityConfig) -> TierOptions:
     """Return how rows get their tier."""
     filters = config.data.filters
     return TierOptions(
@@ -87,7 +86,7 @@ def prepare_options(config: Config) -> PrepareOptions:
         max_chars=filters.max_chars,
         max_words=filters.max_words,
         skip_bad=filters.skip_bad,
-        augment=AugmentOptions(**config.data.augment.model_dump()),
+        augment=config.data.augment,
     )
 
 

@@ -44,7 +44,7 @@ class Tracker:
     def __init__(
         self,
         folder: str | Path,
-        settings: TrackingSettings | None = None,
+        settings: TrackingConfig | None = None,
         *,
         resume_at: int | None = None,
         config: Mapping[str, Any] | None = None,
@@ -142,7 +142,7 @@ class _TensorBoard:
 class _WandB:
     """A Weights & Biases run, offline unless the settings say otherwise."""
 
-    def __init__(self, folder: Path, settings: TrackingSettings, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: TrackingConfig, config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -167,7 +167,7 @@ def _missing(setting: str, package: str) -> MissingExtraError:
     )
 
 
-class TrackingSettings(Options):
+class TrackingConfig(Options):
     """What is written beside ``log.jsonl``, which always is."""
 
     tensorboard: bool = False

@@ -15,7 +15,7 @@ from dynamorouter.bench.experiment import Experiment, factor_count, factor_work,
 from dynamorouter.config.compose import CONF
 from dynamorouter.inference.policy import ROUTED
 from dynamorouter.metrics.routing import router_metrics
-from dynamorouter.routing.config import RouterSettings
+from dynamorouter.routing.config import RouterConfig
 from dynamorouter.routing.registry import routers
 from dynamorouter.system.router import RouterRows, fit_system_router
 from dynamorouter.tasks.answer import Answer
@@ -88,12 +88,12 @@ class Routed(Arm):
         return self._answers[first : first + len(experiment.rows("test", task))]
 
 
-def router_settings(name: str, shared: RouterSettings) -> dict[str, Any]:
+def router_settings(name: str, shared: RouterConfig) -> dict[str, Any]:
     """Return the settings of a router file, laid over the run's own for what the file leaves open."""
     file_settings = _router_file(name)
     same_kind = {} if file_settings.get("kind") != shared.kind else shared.model_dump()
     policy = {key: value for key, value in shared.model_dump().items() if key in ("top_k", "abstain_below")}
-    return RouterSettings.model_validate({**policy, **same_kind, **file_settings}).model_dump()
+    return RouterConfig.model_validate({**policy, **same_kind, **file_settings}).model_dump()
 
 
 def _router_file(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from dynamorouter.utils.options import Count, Options, Rate, Share, Weight
 
 
-class ComplexitySettings(Options):
+class ComplexityConfig(Options):
     """One instruction data set parted into tiers; the tasks of the run are the tiers, the simplest first."""
 
     pipeline: str = "auto"

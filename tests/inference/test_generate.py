@@ -332,7 +332,7 @@ def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
     body = Base.load(BaseSpec(name="body", path=base.spec.path, kind="encoder"), device=torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"'encoder'.*cannot write"):
         generate(body, [[5]], None)
-    with pytest.raises(ConfigError, match="no words to say"):
+    with pytest.raises(ConfigError, match="no language-model head; use a decoder, or an"):
         body.logits(torch.zeros(1, 32))
     with pytest.raises(ConfigError, match=r"kind 'decoder'.*no decoder stack"):
         base.encode(Batch(torch.ones(1, 1).long(), None, torch.ones(1, 1).long()), None)

@@ -48,7 +48,8 @@ class Base:
         blocks: the blocks that a trunk is cut from; those of the encoder, where there are two stacks.
         language_head: turns hidden states into words, where the model can.
         eos_ids: tokens that end a text.
-        start_id, forced_id: what the decoder of an encoder-decoder begins with, and what it must say first, if any.
+        start_id, forced_id: what the decoder of an encoder-decoder begins with, and what it is forced to generate
+            first, if anything.
         positions, takes_positions: how many positions the model can tell apart, and whether it can be told them.
 
     Raises:
@@ -94,27 +95,32 @@ class Base:
         Raises:
             ConfigError: there is no model at that place, it has no safetensors, or it lacks what its kind needs.
         """
-        place = spec.locate()
+        source = spec.locate()
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            options = {} if Path(place).is_dir() else {"revision": spec.revision}
-            config = AutoConfig.from_pretrained(place, **options)
+            options = {} if Path(source).is_dir() else {"revision": spec.revision}
+            config = AutoConfig.from_pretrained(source, **options)
             kind = kind_of_config(config) if spec.kind == "auto" else spec.kind
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
             with torch.random.fork_rng():
                 torch.manual_seed(0)  # layers that the checkpoint lacks, such as a pooler, are the same every time
                 model, info = LOADERS[kind].from_pretrained(
-                    place, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                    source,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **options,
                 )
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"base {spec.name!r} cannot be loaded from {place!r}: {error}; "
+                f"base {spec.name!r} cannot be loaded from {source!r}: {error}; "
                 "give a folder with config.json, model.safetensors and a tokenizer, or the id of a hub model"
             ) from error
         missing = sorted(info["missing_keys"])
         if kind != "encoder" and missing:
             raise ConfigError(
-                f"base {spec.name!r} is to be loaded as a {kind}, but {place!r} lacks {', '.join(missing[:3])}; "
+                f"base {spec.name!r} is to be loaded as a {kind}, but {source!r} lacks {', '.join(missing[:3])}; "
                 "say kind=encoder to use it without a language-model head, or give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
@@ -235,12 +241,12 @@ class Base:
     def decode_hidden(
         self, states: Tensor, mask: Tensor, labels: Tensor, gate: Gate | None, *, dropout: Dropout = 0.0
     ) -> Tensor:
-        """Return the decoder's hidden states ``(B, T, D)``, from whose place t label t is to be told.
+        """Return the decoder's hidden states ``(B, T, D)``, whose position t predicts label t.
 
         Args:
             states: what ``encode`` returned, ``(B, S, D)``.
             mask: of the encoder's batch, ``(B, S)``.
-            labels: the wanted text ``(B, T)``, padded on the right with -100 or the padding token.
+            labels: the target text ``(B, T)``, padded on the right with -100 or the padding token.
             gate: the experts of each row.
             dropout: on the experts' input.
         """
@@ -261,7 +267,7 @@ class Base:
         """
         if self.language_head is None:
             raise ConfigError(
-                f"base {self.spec.name!r} is of kind 'encoder' and has no words to say; use a decoder, or an "
+                f"base {self.spec.name!r} is of kind 'encoder' and has no language-model head; use a decoder, or an "
                 "encoder-decoder, for text (a checkpoint with a language-model head, kind=decoder or kind=seq2seq)"
             )
         return self.language_head(hidden)
@@ -298,12 +304,12 @@ class Base:
         if positions is not None and "packing" not in self._probed:
             self._probe("packing", check_packing, self.takes_positions)
 
-    def _probe(self, what: int | str, check: Callable[[Base, Any], None], value: object) -> None:
+    def _probe(self, capability: int | str, check: Callable[[Base, Any], None], value: object) -> None:
         """Check once whether the architecture can do something; the check itself does it, too."""
         with self.context.lock:
-            self._probed.add(what)
+            self._probed.add(capability)
             try:
                 check(self, value)
             except ConfigError:
-                self._probed.remove(what)
+                self._probed.remove(capability)
                 raise

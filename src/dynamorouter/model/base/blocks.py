@@ -125,13 +125,12 @@ def _lend_position_bias(owner: nn.Module, user: nn.Module) -> Iterator[None]:
     """Let the first block that runs compute T5's relative positions, which all blocks share and only block 0 has."""
     lent = []
     for name, attention in owner.named_modules():
-        other = dict(user.named_modules()).get(name)
-        if getattr(attention, "has_relative_attention_bias", False) and other is not None:
-            borrower: Any = other
-            if not getattr(borrower, "has_relative_attention_bias", True):
-                borrower.has_relative_attention_bias = True
-                borrower.relative_attention_bias = attention.relative_attention_bias
-                lent.append(borrower)
+        borrower: Any = dict(user.named_modules()).get(name)
+        lends = getattr(attention, "has_relative_attention_bias", False)
+        if lends and borrower is not None and not getattr(borrower, "has_relative_attention_bias", True):
+            borrower.has_relative_attention_bias = True
+            borrower.relative_attention_bias = attention.relative_attention_bias
+            lent.append(borrower)
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ def package_folder(package: str) -> Path | None:
     """Return the folder of an installed package without importing it."""
     from importlib.util import find_spec
 
-    found = find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    module_spec = find_spec(package)
+    if module_spec is None or not module_spec.submodule_search_locations:
         return None
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(module_spec.submodule_search_locations)))

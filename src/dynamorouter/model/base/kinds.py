@@ -42,12 +42,16 @@ def kind_of_config(config: Any) -> Kind:
     """
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq"
-    named = getattr(config, "architectures", None) or []
+    architectures = getattr(config, "architectures", None) or []
     bidirectional = config.model_type in _MASKED and not getattr(config, "is_decoder", False)
     if bidirectional:
         return "encoder"
-    known = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return "decoder" if any(name in _CAUSAL for name in named) or (known and not named) else "encoder"
+    is_causal_type = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return (
+        "decoder"
+        if any(name in _CAUSAL for name in architectures) or (is_causal_type and not architectures)
+        else "encoder"
+    )
 
 
 def kind_of_model(model: nn.Module) -> Kind:
@@ -155,9 +159,9 @@ def check_logits(parts: Parts, head: LanguageHead, name: str) -> None:
     if parts.decoder is not None:
         inputs["decoder_input_ids"] = ids
         hidden = parts.decoder(input_ids=ids, encoder_hidden_states=hidden).last_hidden_state
-    want = model(**inputs).logits.float()
-    got = head(hidden)
-    if got.shape != want.shape or not torch.allclose(got, want, atol=1e-3, rtol=1e-3):
+    expected = model(**inputs).logits.float()
+    logits = head(hidden)
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, atol=1e-3, rtol=1e-3):
         raise ConfigError(
             f"{type(model).__name__} of base {name!r} computes its logits in a way that is not known here, so that "
             "text would be wrong; load the base with kind=encoder, or use another base"
@@ -165,15 +169,15 @@ def check_logits(parts: Parts, head: LanguageHead, name: str) -> None:
 
 
 def special_ids(model: Any, tokenizer: Any) -> tuple[frozenset[int], int | None, int | None]:
-    """Return the ids that end a text, the id a decoder starts from, and the id that it is forced to say first."""
-    found: dict[str, Any] = {}
+    """Return the ids that end a text, the id a decoder starts from, and the id that it is forced to generate first."""
+    id_of: dict[str, Any] = {}
     for key in ("eos_token_id", "decoder_start_token_id", "forced_bos_token_id", "bos_token_id"):
         for source in (getattr(model, "generation_config", None), model.config):
-            if found.get(key) is None:
-                found[key] = getattr(source, key, None)
-    ends = found["eos_token_id"]
-    if ends is None:
-        ends = getattr(tokenizer, "eos_token_id", None)
-    several = [] if ends is None else ends if isinstance(ends, list | tuple) else [ends]
-    start = found["decoder_start_token_id"]
-    return frozenset(map(int, several)), found["bos_token_id"] if start is None else start, found["forced_bos_token_id"]
+            if id_of.get(key) is None:
+                id_of[key] = getattr(source, key, None)
+    eos = id_of["eos_token_id"]
+    if eos is None:
+        eos = getattr(tokenizer, "eos_token_id", None)
+    eos_ids = [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]
+    start = id_of["decoder_start_token_id"]
+    return frozenset(map(int, eos_ids)), id_of["bos_token_id"] if start is None else start, id_of["forced_bos_token_id"]

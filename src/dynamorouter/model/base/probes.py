@@ -26,8 +26,8 @@ def _row(base: Base, start: int, stop: int) -> Batch:
     return Batch(ids=ids, types=types, mask=torch.ones_like(ids))
 
 
-def _differ(one: Tensor | None, other: Tensor) -> bool:
-    return one is None or not torch.allclose(one.float(), other.float(), atol=TOLERANCE, rtol=TOLERANCE)
+def _differ(actual: Tensor | None, expected: Tensor) -> bool:
+    return actual is None or not torch.allclose(actual.float(), expected.float(), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @torch.no_grad()
@@ -38,13 +38,13 @@ def check_cut(base: Base, depth: int) -> None:
         ConfigError: it is not.
     """
     batch = _row(base, 0, TOKENS)
-    whole = base.forward(batch, None)
+    uncut = base.forward(batch, None)
     try:
         states = base.forward_to(batch, depth)
         cut: Tensor | None = base.forward_from(states[depth], batch.mask, None, depth=depth)
     except _WRONG:
         cut = None
-    if _differ(cut, whole):
+    if _differ(cut, uncut):
         raise ConfigError(
             f"a pass of {base.config.model_type} (base {base.spec.name!r}) cannot be cut at block {depth}, because its "
             "blocks share more than hidden states; use trunk_depth=0 on this base"
@@ -58,13 +58,13 @@ def check_packing(base: Base, takes_positions: bool) -> None:
     Raises:
         ConfigError: they are not, or the base cannot read such a row at all.
     """
-    one, other = _row(base, 0, TOKENS), _row(base, TOKENS, 2 * TOKENS - 1)
+    first, second = _row(base, 0, TOKENS), _row(base, TOKENS, 2 * TOKENS - 1)
     packed: Tensor | None = None
     if base.kind == "decoder" and takes_positions:
-        ids = torch.cat([one.ids, other.ids], dim=1)
-        places = torch.cat([torch.arange(batch.ids.shape[1], device=base.device) for batch in (one, other)])
-        packed = base.forward(Batch(ids=ids, types=None, mask=torch.ones_like(ids), positions=places[None]), None)
-    alone = torch.cat([base.forward(batch, None) for batch in (one, other)], dim=1)
+        ids = torch.cat([first.ids, second.ids], dim=1)
+        positions = torch.cat([torch.arange(batch.ids.shape[1], device=base.device) for batch in (first, second)])
+        packed = base.forward(Batch(ids=ids, types=None, mask=torch.ones_like(ids), positions=positions[None]), None)
+    alone = torch.cat([base.forward(batch, None) for batch in (first, second)], dim=1)
     if _differ(packed, alone):
         raise ConfigError(
             f"{base.config.model_type} (base {base.spec.name!r}) cannot read several examples in one row and keep them "

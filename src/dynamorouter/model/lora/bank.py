@@ -40,11 +40,11 @@ class LoraBank(nn.Module):
         shape = base.weight.shape
         self.out_features, self.in_features = (shape[1], shape[0]) if self.transposed else (shape[0], shape[1])
         self.context = context
-        place: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
-        self.a = nn.Parameter(torch.zeros(experts, rank, self.in_features, **place))
-        self.b = nn.Parameter(torch.zeros(experts, self.out_features, rank, **place))
+        factory: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
+        self.a = nn.Parameter(torch.zeros(experts, rank, self.in_features, **factory))
+        self.b = nn.Parameter(torch.zeros(experts, self.out_features, rank, **factory))
         self.scaling: Tensor
-        self.register_buffer("scaling", torch.zeros(experts, **place), persistent=False)
+        self.register_buffer("scaling", torch.zeros(experts, **factory), persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -106,14 +106,14 @@ class LoraBank(nn.Module):
         size = (self.experts if experts is None else experts, self.rank if rank is None else rank)
         if size == (self.experts, self.rank):
             return
-        kept, width = min(size[0], self.experts), min(size[1], self.rank)
+        common_experts, common_rank = min(size[0], self.experts), min(size[1], self.rank)
         a = self.a.new_zeros(*size, self.in_features)
         b = self.b.new_zeros(size[0], self.out_features, size[1])
         scaling = self.scaling.new_zeros(size[0])
         with torch.no_grad():
-            a[:kept, :width] = self.a[:kept, :width]
-            b[:kept, :, :width] = self.b[:kept, :, :width]
-            scaling[:kept] = self.scaling[:kept]
+            a[:common_experts, :common_rank] = self.a[:common_experts, :common_rank]
+            b[:common_experts, :, :common_rank] = self.b[:common_experts, :, :common_rank]
+            scaling[:common_experts] = self.scaling[:common_experts]
         self.a = nn.Parameter(a, requires_grad=self.a.requires_grad)
         self.b = nn.Parameter(b, requires_grad=self.b.requires_grad)
         self.scaling = scaling

@@ -26,7 +26,7 @@ class Expert:
     Attributes:
         name: unique in its library; by default the task's name.
         task: the task it answers.
-        base: name of the base that it sits on.
+        base: name of its base model.
         factors: name of a linear layer of the base to the expert's change to it.
         head: turns hidden states into answers.
         lora: how the factors were shaped.
@@ -76,20 +76,24 @@ def share_factors(experts: Sequence[Expert]) -> list[Expert]:
 
     Their cards name the merge; factors that differ nevertheless stay as they are.
     """
-    first: dict[tuple[str, str], Expert] = {}
+    first_of_merge: dict[tuple[str, str], Expert] = {}
     shared = []
     for expert in experts:
         merge = expert.card.get("merge")
-        known = first.setdefault((expert.base, str(merge["name"])), expert) if merge else expert
-        shared.append(replace(expert, factors=known.factors) if _same(known.factors, expert.factors) else expert)
+        sharer = first_of_merge.setdefault((expert.base, str(merge["name"])), expert) if merge else expert
+        shared.append(
+            replace(expert, factors=sharer.factors) if _same_factors(sharer.factors, expert.factors) else expert
+        )
     return shared
 
 
-def _same(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> bool:
-    return one is other or (
-        one.keys() == other.keys()
+def _same_factors(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> bool:
+    return first is second or (
+        first.keys() == second.keys()
         and all(
-            f.scaling == other[layer].scaling and torch.equal(f.a, other[layer].a) and torch.equal(f.b, other[layer].b)
-            for layer, f in one.items()
+            f.scaling == second[layer].scaling
+            and torch.equal(f.a, second[layer].a)
+            and torch.equal(f.b, second[layer].b)
+            for layer, f in first.items()
         )
     )

@@ -85,10 +85,10 @@ class Fusion:
 
     def state(self) -> dict[str, Tensor]:
         """Return the layers' tensors as ``LAYER/query`` and ``LAYER/key``, the head's as ``head/NAME``."""
-        found = {
+        layer_tensors = {
             f"{name}/{key}": value for name, layer in self.layers.items() for key, value in layer.named_parameters()
         }
-        return {**found, **{f"head/{key}": value for key, value in self.head.state_dict().items()}}
+        return {**layer_tensors, **{f"head/{key}": value for key, value in self.head.state_dict().items()}}
 
 
 def load_layers(tensors: Mapping[str, Tensor], *, experts: int, where: str) -> dict[str, FusionLayer]:
@@ -100,11 +100,11 @@ def load_layers(tensors: Mapping[str, Tensor], *, experts: int, where: str) -> d
     layers = {}
     for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors):
         query, key = tensors.get(f"{name}/query"), tensors.get(f"{name}/key")
-        whole = query is not None and key is not None and (query.dim(), key.dim()) == (2, 3)
-        if not whole or query is None or key is None or (key.shape[0], key.shape[2]) != (experts, query.shape[1]):
-            found = {part: tuple(tensors[part].shape) for part in tensors if part.rpartition("/")[0] == name}
+        complete = query is not None and key is not None and (query.dim(), key.dim()) == (2, 3)
+        if not complete or query is None or key is None or (key.shape[0], key.shape[2]) != (experts, query.shape[1]):
+            shapes = {part: tuple(tensors[part].shape) for part in tensors if part.rpartition("/")[0] == name}
             raise LibraryError(
-                f"{where} holds {found} for layer {name!r}, but needs a query (D, K) and a key ({experts}, R, K); "
+                f"{where} holds {shapes} for layer {name!r}, but needs a query (D, K) and a key ({experts}, R, K); "
                 "the file is damaged: restore it, or train the expert again"
             )
         layer = FusionLayer(query.shape[0], experts=experts, rank=key.shape[1], key_width=key.shape[2])

@@ -79,7 +79,7 @@ class Mounted:
             self._reserve(_ranks(expert.factors for expert in experts))
             for expert in experts:
                 self._check_name(expert)
-                self._put(expert)
+                self._fill_slot(expert)
             _settle(base)
             base.context.mounts.append(weakref.ref(self))
             _show(base, self)
@@ -131,7 +131,7 @@ class Mounted:
                 for bank in self.banks.values():
                     bank.resize(experts=self.capacity)
             self._reserve(_ranks([expert.factors]))
-            slot = self._put(expert)
+            slot = self._fill_slot(expert)
             self._show_again()
             return slot
 
@@ -200,7 +200,7 @@ class Mounted:
                 bank.b.requires_grad_(self.trainable)
                 self.banks[layer] = bank
 
-    def _put(self, expert: Mountable) -> int:
+    def _fill_slot(self, expert: Mountable) -> int:
         """Write an expert's factors into a free slot, unless it shares one that holds them already."""
         slot = self._slot_of(expert.factors)
         if slot is None:
@@ -213,8 +213,8 @@ class Mounted:
 
     def _slot_of(self, factors: Mapping[str, Factors]) -> int | None:
         """Return the slot that an expert of these factors shares."""
-        taken = self._factors.items() if self.share else ()
-        return next((slot for slot, other in taken if other is factors), None)
+        occupied = self._factors.items() if self.share else ()
+        return next((slot for slot, slot_factors in occupied if slot_factors is factors), None)
 
     def _show_again(self) -> None:
         """Let the base see banks that have come or gone."""

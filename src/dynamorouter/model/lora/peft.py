@@ -100,9 +100,9 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
     config = read_json(folder / CONFIG)
     _refuse(folder, config)
     if not (folder / WEIGHTS).is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        names = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise AdapterError(
-            f"{folder} has no {WEIGHTS} (found: {found}); pickled adapters are not loaded: "
+            f"{folder} has no {WEIGHTS} (found: {names}); pickled adapters are not loaded: "
             "load it with PEFT and save it again with safe_serialization=True"
         )
     sides: dict[str, dict[str, Tensor]] = {}
@@ -138,7 +138,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     """Name everything in the config that a plain low-rank change cannot represent."""
     plain = {None, True, False, "gaussian", "eva", "orthogonal"}
     initial = config.get("init_lora_weights", True)
-    wrong = {
+    inexact = {
         f"peft_type={config.get('peft_type')!r} (only LORA is a low-rank change)": config.get("peft_type") != "LORA",
         "use_dora=True (DoRA rescales columns of the base)": config.get("use_dora"),
         f"bias={config.get('bias')!r} (biases of the base were trained)": config.get("bias", "none") != "none",
@@ -150,10 +150,10 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         "use_qalora=True (inputs are pooled before the factors)": config.get("use_qalora"),
         f"init_lora_weights={initial!r} (the base's weights were changed with it)": initial not in plain,
     }
-    named = [what for what, holds in wrong.items() if holds]
-    if named:
+    refused = [setting for setting, is_set in inexact.items() if is_set]
+    if refused:
         raise AdapterError(
-            f"the adapter in {folder} cannot be represented exactly: {'; '.join(named)}; "
+            f"the adapter in {folder} cannot be represented exactly: {'; '.join(refused)}; "
             "train it as plain LoRA with bias='none', or convert it with PEFT first"
         )
 
@@ -199,5 +199,5 @@ def _lowest_block(layers: Mapping[str, Any], base: Base) -> int:
     inside = re.compile(re.escape(base.blocks_name) + r"\.(\d+)\.")
     decoder = base.decoder_name  # of an encoder-decoder: it comes after the whole trunk
     below = [layer for layer in layers if decoder is None or not layer.startswith(f"{decoder}.")]
-    found = [int(match[1]) if (match := inside.match(layer)) else 0 for layer in below]
-    return min(found, default=0)
+    indices = [int(match[1]) if (match := inside.match(layer)) else 0 for layer in below]
+    return min(indices, default=0)

@@ -40,20 +40,20 @@ class RowGate(Gate):
                 f"gate weights have shape {tuple(weights.shape)}, but the experts {tuple(experts.shape)}; "
                 "give one weight per chosen expert"
             )
-        chosen = experts.reshape(experts.shape[0], -1)
-        absent = chosen < 0
-        self.rows = chosen.shape[0]
-        self.per_row = chosen.shape[1]
+        indices = experts.reshape(experts.shape[0], -1)
+        absent = indices < 0
+        self.rows = indices.shape[0]
+        self.per_row = indices.shape[1]
         self._empty = bool(absent.all())
-        self.largest = int(chosen.max()) if chosen.numel() else -1
-        self.weights = None if weights is None else weights.reshape(chosen.shape)
+        self.largest = int(indices.max()) if indices.numel() else -1
+        self.weights = None if weights is None else weights.reshape(indices.shape)
         if bool(absent.any()):
             present = (~absent).to(torch.get_default_dtype() if weights is None else weights.dtype)
             self.weights = present if self.weights is None else self.weights * present
-        self.experts = chosen.clamp_min(0)
+        self.experts = indices.clamp_min(0)
         self.flat = self.experts.reshape(-1)
         plain = self.per_row == 1 and self.weights is None and self.largest >= 0
-        self.single = self.largest if plain and int(chosen.min()) == self.largest else None
+        self.single = self.largest if plain and int(indices.min()) == self.largest else None
         self.cache: dict[LoraBank, tuple[Tensor, Tensor]] | None = None
 
     @property

@@ -8,13 +8,15 @@ STAMP := $(VENV)/.installed
 EXTRAS := offline,dev
 OUT ?= runs/quickstart
 # A worker per core, at most eight, each with one thread; one that is done takes tests from another.
-PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# Least share of lines and branches, in percent, that the tests together run.
+FLOOR := 85
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all coverage check bench docs pins clean
+.PHONY: help install demo test e2e coverage check bench docs pins clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## Create .venv and install what is pinned
 
@@ -32,13 +34,14 @@ demo: $(STAMP) ## Train the quickstart system and let it answer a few texts
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh $(OUT)
 
 test: $(STAMP) ## Run the tests, offline, on all cores; the longest are left out
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST) $(if $(COVER),--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=$(FLOOR))
 
-test-all: $(STAMP) ## The same, the longest among them: whole runs, real processes, kills
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+e2e: $(STAMP) ## Run the longest tests: whole runs, killed as processes or trained to the end
+	$(PYTEST) -m e2e $(if $(COVER),--cov --cov-report=)
 
-coverage: $(STAMP) ## The same tests as test-all, and the lines and branches that none of them runs
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=term:skip-covered
+coverage: ## Run all tests and show which lines and branches none of them runs
+	$(MAKE) e2e COVER=yes
+	$(MAKE) test COVER=yes
 
 check: $(STAMP) ## Lint, format, types, layers, and the pages that name them
 	$(BIN)/ruff check .
@@ -73,5 +76,5 @@ pins: ## Rewrite constraints.txt from the newest versions
 	rm -rf build/pins
 
 clean: ## Remove .venv and everything that was built; runs/ stays
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

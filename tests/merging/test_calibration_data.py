@@ -120,7 +120,7 @@ def test_entropy_looks_at_no_target_and_is_differentiable(tiny_base: Callable[..
         step = 1e-2
         for e in range(3):
             moved = [point.detach() + s * step * torch.eye(3)[e] for s in (1, -1)]
-            up, down = (float(judge(dict.fromkeys(experts[0].factors, each))) for each in moved)
+            up, down = (float(judge(dict.fromkeys(experts[0].factors, each)).detach()) for each in moved)
             assert (up - down) / (2 * step) == pytest.approx(float(slope[e]), abs=2e-3)
         result = merge_experts(experts, method="adamerging", entropy=judge, steps=20, learning_rate=0.05)
     before, after = (float(x) for x in result.notes[0].split("entropy ")[1].split(" in")[0].split(" -> "))

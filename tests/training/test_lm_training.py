@@ -266,7 +266,7 @@ def test_the_prompt_is_cut_and_not_the_text(lm_folder: Folder) -> None:
 
 def test_a_head_on_the_wrong_kind_of_base_is_refused(lm_folder: Folder) -> None:
     base = load_lm(lm_folder("t5"))
-    with pytest.raises(ConfigError, match=r"causal_lm head writes on a base of kind 'decoder'.*'seq2seq'"):
+    with pytest.raises(ConfigError, match=r"causal_lm head generates on a base of kind 'decoder'.*'seq2seq'"):
         make_examples(base, build_head(ONE, base.width), ONE, ROWS["one"], expert=0)
     mood = Task(
         name="mood", head="classification", columns=Columns(text="text", target="label"), labels=("bad", "good")

@@ -4,7 +4,7 @@ A head's half without tensors, its ``HeadKind``, is registered in ``dynamorouter
 
 An ``EncoderHead`` answers from a text's own hidden states in three steps: ``logits`` is all tensor work and can be
 exported; a row may be read in several windows, and ``parts`` decodes the logits of each; ``merge`` makes one answer of
-a row's parts. Heads that write a text token by token are in ``language``.
+a row's parts. Heads that generate a text token by token are in ``language``.
 
 Letters: B windows, S positions, D width, C classes, T tags.
 """
@@ -45,7 +45,7 @@ class Head(nn.Module, ABC):
 
     Attributes:
         kind: the name that it is registered under.
-        is_generative: whether it answers with a text that is written token by token.
+        is_generative: whether it answers with a text that is generated token by token.
         appends_target: whether its examples hold the target's tokens after the prompt; a target then begins with the
             prompt's length.
     """
@@ -71,7 +71,7 @@ class Head(nn.Module, ABC):
 
         Args:
             tensors: what the task model calls its head's weights; those that are understood are taken out.
-            base: that the head sits on.
+            base: the head's base model.
 
         Returns:
             Options for the constructor, and its ``state_dict``; both empty where there is no such task model.
@@ -79,7 +79,7 @@ class Head(nn.Module, ABC):
         return {}, {}
 
     def attach(self, base: Base) -> None:
-        """Take note of the base that the head sits on.
+        """Take note of the head's base model.
 
         Raises:
             ConfigError: it does not go with this kind of head.
@@ -92,7 +92,7 @@ class Head(nn.Module, ABC):
         """Yield what there is to learn from records, as the base's tokens.
 
         Args:
-            base: that the head sits on.
+            base: the head's base model.
             task: whose rows they are.
             records: the rows.
             max_tokens: longest window, or longest prompt.
@@ -177,8 +177,8 @@ class EncoderHead(Head):
 
 def take_linear(tensors: dict[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
     """Take the weight and bias under a prefix out of ``tensors``, under another name."""
-    taken = {leaf: tensors.pop(f"{prefix}.{leaf}", None) for leaf in ("weight", "bias")}
-    return {f"{name}.{leaf}": value for leaf, value in taken.items() if value is not None}
+    by_leaf = {leaf: tensors.pop(f"{prefix}.{leaf}", None) for leaf in ("weight", "bias")}
+    return {f"{name}.{leaf}": value for leaf, value in by_leaf.items() if value is not None}
 
 
 heads: Registry[type[Head]] = Registry(

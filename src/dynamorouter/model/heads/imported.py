@@ -18,11 +18,11 @@ def imported_head(task: Task, base: Base, tensors: Mapping[str, Tensor]) -> Head
     Raises:
         AdapterError: its tensors are not those of a known head for this kind of task.
     """
-    left = dict(tensors)
-    options, state = heads.get(task.head).import_state(left, base)
+    unused = dict(tensors)
+    options, state = heads.get(task.head).import_state(unused, base)
     head = build_head(task, base.width, options)
     shapes = {key: tuple(value.shape) for key, value in head.state_dict().items()}
-    if left or shapes != {key: tuple(value.shape) for key, value in state.items()}:
+    if unused or shapes != {key: tuple(value.shape) for key, value in state.items()}:
         listed = ", ".join(f"{key} {tuple(value.shape)}" for key, value in sorted(tensors.items()))
         needed = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
         raise AdapterError(

@@ -1,9 +1,9 @@
-"""Heads that write: a prompt in, a text out, in the words of the base's own language-model head.
+"""Heads that generate: a prompt in, a text out, by the base's own language-model head.
 
-They have no weights. The loss is the cross-entropy of the wanted text and of the token that ends it; the prompt gives
-none. Logits are computed where there is something to be told alone, some at a time where the vocabulary is large.
+They have no weights. The loss is the cross-entropy of the target text and of the token that ends it; the prompt gives
+none. Logits are computed at predicted positions alone, some at a time where the vocabulary is large.
 
-Letters: B examples, S positions, T tokens of the wanted text, N of all of a batch, D width, V vocabulary.
+Letters: B examples, S positions, T tokens of the target text, N of all of a batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOGITS = 1 << 26
 
 
 class LanguageModelHead(Head):
-    """Base of the heads that write; a head borrows the vocabulary of the base that its examples were made for.
+    """Base of the heads that generate; a head borrows the vocabulary of the base that its examples were made for.
 
     Args:
         width: D.
@@ -59,7 +59,7 @@ class LanguageModelHead(Head):
         """
         if base.kind != self.base_kind:
             raise ConfigError(
-                f"a {self.kind} head writes on a base of kind {self.base_kind!r}, but base {base.spec.name!r} is of "
+                f"a {self.kind} head generates on a base of kind {self.base_kind!r}, but base {base.spec.name!r} is of "
                 f"kind {base.kind!r}; name another base in the task, or take the head that goes with this one"
             )
         if not base.eos_ids:
@@ -81,7 +81,7 @@ class LanguageModelHead(Head):
         return int(self.base.config.vocab_size)
 
     def target(self, record: Record) -> str:
-        """Return the first of the texts that a record wants.
+        """Return the first of a record's target texts.
 
         Raises:
             DataError: its target is no text.
@@ -97,7 +97,7 @@ class LanguageModelHead(Head):
 
     @abstractmethod
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of wanted texts, with what ends them."""
+        """Return the tokens of target texts, with what ends them."""
 
     def _errors(self, hidden: Tensor, gold: Tensor) -> Tensor:
         """Return the cross-entropy of gold tokens ``(N,)`` at hidden states ``(N, D)``."""
@@ -130,15 +130,15 @@ class CausalLMHead(LanguageModelHead):
         """
         self.attach(base)
         room = prompt_room(base, task, max_tokens)
-        wanted = self.completions([self.target(record) for record in records])
+        completions = self.completions([self.target(record) for record in records])
         rows = [(record.text, record.pair) for record in records]
         prompts = encode_prompts(base, rows, form=task.prompt or base.spec.prompt, room=room)
-        for row, (prompt, whole) in enumerate(zip(prompts, wanted, strict=True)):
-            begin = prompt.ids
-            text = whole[: room + task.generation.max_new_tokens - len(begin)]
-            target = np.array([len(begin), *text])
-            cut = (prompt.cut, len(whole) - len(text))
-            yield TrainingExample.of(row, [*begin, *text], target, units=self.units(target), cut=cut)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            prompt_ids = prompt.ids
+            text_ids = completion[: room + task.generation.max_new_tokens - len(prompt_ids)]
+            target = np.array([len(prompt_ids), *text_ids])
+            cut = (prompt.cut, len(completion) - len(text_ids))
+            yield TrainingExample.of(row, [*prompt_ids, *text_ids], target, units=self.units(target), cut=cut)
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts, and the token that ends them."""
@@ -150,18 +150,18 @@ class CausalLMHead(LanguageModelHead):
         return len(target) - 1
 
     def loss(self, hidden: Tensor, mask: Tensor, targets: Sequence[WindowTarget]) -> Tensor:
-        """Sum of the text's cross-entropies in each example; each token is told from the place before it."""
+        """Sum of the text's cross-entropies in each example; each token is predicted from the position before it."""
         lengths = torch.tensor([len(target) - 1 for target in targets], device=hidden.device)
         row = torch.arange(len(targets), device=hidden.device).repeat_interleave(lengths)
-        place = np.concatenate([np.arange(target[0] - 1, target[0] + len(target) - 2) for target in targets])
+        positions = np.concatenate([np.arange(target[0] - 1, target[0] + len(target) - 2) for target in targets])
         gold = torch.as_tensor(np.concatenate([target[1:] for target in targets]), device=hidden.device)
-        errors = self._errors(hidden[row, torch.as_tensor(place, device=hidden.device)], gold)
+        errors = self._errors(hidden[row, torch.as_tensor(positions, device=hidden.device)], gold)
         return torch.zeros(len(targets), device=hidden.device).index_add(0, row, errors)
 
 
 @heads.register("seq2seq")
 class Seq2SeqHead(LanguageModelHead):
-    """Writes with the decoder of an encoder-decoder; an example is the prompt, its target the text.
+    """Generates with the decoder of an encoder-decoder; an example is the prompt, its target the text.
 
     The hidden states that its loss reads are the decoder's, one for each token of the text.
     """
@@ -174,19 +174,19 @@ class Seq2SeqHead(LanguageModelHead):
     ) -> Iterator[TrainingExample]:
         """Yield each record's prompt with the text as target."""
         self.attach(base)
-        most, room = task.generation.max_new_tokens, prompt_room(base, task, max_tokens)
-        wanted = self.completions([self.target(record) for record in records])
+        max_new_tokens, room = task.generation.max_new_tokens, prompt_room(base, task, max_tokens)
+        completions = self.completions([self.target(record) for record in records])
         rows = [(record.text, record.pair) for record in records]
         prompts = encode_prompts(base, rows, form=task.prompt or base.spec.prompt, room=room)
-        for row, (prompt, text) in enumerate(zip(prompts, wanted, strict=True)):
-            target = np.array(text[:most])
-            lost = max(0, len(text) - most)
-            yield TrainingExample.of(row, prompt.ids, target, units=self.units(target), cut=(prompt.cut, lost))
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            target = np.array(completion[:max_new_tokens])
+            text_cut = max(0, len(completion) - max_new_tokens)
+            yield TrainingExample.of(row, prompt.ids, target, units=self.units(target), cut=(prompt.cut, text_cut))
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts as the base's tokenizer begins and ends them."""
-        end, found = end_id(self.base), [list(encoding.ids) for encoding in self.base.encoder.encode(texts)]
-        return [ids if ids and ids[-1] in self.base.eos_ids else [*ids, end] for ids in found]
+        end, token_ids = end_id(self.base), [list(encoding.ids) for encoding in self.base.encoder.encode(texts)]
+        return [ids if ids and ids[-1] in self.base.eos_ids else [*ids, end] for ids in token_ids]
 
     def units(self, target: WindowTarget) -> int:
         """One per token of the text."""
@@ -196,9 +196,9 @@ class Seq2SeqHead(LanguageModelHead):
         """Sum of the text's cross-entropies in each example, from the decoder's states ``(B, T, D)``."""
         lengths = torch.tensor([len(target) for target in targets], device=hidden.device)
         row = torch.arange(len(targets), device=hidden.device).repeat_interleave(lengths)
-        place = torch.cat([torch.arange(len(target), device=hidden.device) for target in targets])
+        positions = torch.cat([torch.arange(len(target), device=hidden.device) for target in targets])
         gold = torch.as_tensor(np.concatenate(list(targets)), device=hidden.device)
-        errors = self._errors(hidden[row, place], gold)
+        errors = self._errors(hidden[row, positions], gold)
         return torch.zeros(len(targets), device=hidden.device).index_add(0, row, errors)
 
 
@@ -211,13 +211,13 @@ def prompt_room(base: Base, task: Task, max_tokens: int) -> int:
     room = min(max_tokens, base.positions - (task.generation.max_new_tokens if base.kind == "decoder" else 0))
     if room < 1:
         raise ConfigError(
-            f"task {task.name!r} may write {task.generation.max_new_tokens} tokens, but base {base.spec.name!r} holds "
-            f"{base.positions}, prompt included; lower task.{task.name}.generation.max_new_tokens"
+            f"task {task.name!r} may generate {task.generation.max_new_tokens} tokens, but base {base.spec.name!r} "
+            f"holds {base.positions}, prompt included; lower task.{task.name}.generation.max_new_tokens"
         )
     return room
 
 
 def end_id(base: Base) -> int:
     """Return the token that a text is taught to end with: the tokenizer's own, where it ends texts on this base."""
-    own = getattr(base.tokenizer, "eos_token_id", None)
-    return int(own) if own in base.eos_ids else min(base.eos_ids)
+    eos_id = getattr(base.tokenizer, "eos_token_id", None)
+    return int(eos_id) if eos_id in base.eos_ids else min(base.eos_ids)

@@ -71,8 +71,8 @@ class SpanHead(EncoderHead):
         if not inside:
             return np.array([0, 0])
         begins, stops = window.encoding.offsets[inside[0]][0], window.encoding.offsets[inside[-1]][1]
-        whole = begins <= start and stops >= end
-        return np.array([inside[0], inside[-1]] if whole else [0, 0])
+        contains_answer = begins <= start and stops >= end
+        return np.array([inside[0], inside[-1]] if contains_answer else [0, 0])
 
     def units(self, target: WindowTarget) -> int:
         """One per window."""

@@ -21,8 +21,8 @@ def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     for i in order:
         longest = lengths[groups[-1][0]] if groups else 0
-        held = len(groups[-1]) * longest if groups else 0
-        if groups and held + longest <= budget and (held < FULL or longest <= 1.25 * lengths[i]):
+        padded_tokens = len(groups[-1]) * longest if groups else 0
+        if groups and padded_tokens + longest <= budget and (padded_tokens < FULL or longest <= 1.25 * lengths[i]):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -31,8 +31,8 @@ def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
 
 def rows_of(experts: Sequence[int]) -> dict[int, list[int]]:
     """Group batch positions by expert; -1 is left out."""
-    found: dict[int, list[int]] = {}
+    positions_of: dict[int, list[int]] = {}
     for position, expert in enumerate(experts):
         if expert >= 0:
-            found.setdefault(expert, []).append(position)
-    return found
+            positions_of.setdefault(expert, []).append(position)
+    return positions_of

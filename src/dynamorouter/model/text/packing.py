@@ -65,31 +65,31 @@ class Layout:
         """Return the rows as a padded batch ``(R, S)`` on the base's device."""
         if not self.packed:
             return batch_of(base, self.examples)
-        ids, places, at = [], [], 0
+        ids, row_positions, start = [], [], 0
         for count in self.rows:
-            own = self.examples[at : at + count]
-            ids.append(np.concatenate([example.ids for example in own]))
-            places.append(np.concatenate([np.arange(len(example)) for example in own]))
-            at += count
-        whole = base.encoder.pad(ids, [np.zeros_like(row) for row in ids], base.device)
-        table = np.zeros(tuple(whole.ids.shape), dtype=np.int64)  # padding: examples of one token
-        for row, place in enumerate(places):
-            table[row, : len(place)] = place
-        return Batch(whole.ids, whole.types, whole.mask, torch.from_numpy(table).to(base.device))
+            row_examples = self.examples[start : start + count]
+            ids.append(np.concatenate([example.ids for example in row_examples]))
+            row_positions.append(np.concatenate([np.arange(len(example)) for example in row_examples]))
+            start += count
+        padded = base.encoder.pad(ids, [np.zeros_like(row) for row in ids], base.device)
+        positions = np.zeros(tuple(padded.ids.shape), dtype=np.int64)  # padding: examples of one token
+        for row, own_positions in enumerate(row_positions):
+            positions[row, : len(own_positions)] = own_positions
+        return Batch(padded.ids, padded.types, padded.mask, torch.from_numpy(positions).to(base.device))
 
     def apart(self, hidden: Tensor) -> Tensor:
         """Return states ``(R, S, D)`` one example a row, ``(B, L, D)``; beyond an example's end they mean nothing."""
         if not self.packed:
             return hidden
-        return hidden.flatten(0, 1)[self._places(hidden.shape[1], hidden.device)]
+        return hidden.flatten(0, 1)[self._flat_positions(hidden.shape[1], hidden.device)]
 
     def together(self, states: Tensor, size: int) -> Tensor:
         """Return states of single examples ``(B, L, D)`` as rows of ``size`` positions, ``(R, S, D)``."""
         if not self.packed:
             return states
         rows = states.new_zeros(len(self.rows) * size, states.shape[-1])
-        there = self.mask(states.device).bool()
-        rows[self._places(size, states.device)[there]] = states[there]
+        is_token = self.mask(states.device).bool()
+        rows[self._flat_positions(size, states.device)[is_token]] = states[is_token]
         return rows.view(len(self.rows), size, -1)
 
     def mask(self, device: torch.device) -> Tensor:
@@ -97,17 +97,17 @@ class Layout:
         lengths = torch.tensor([len(example) for example in self.examples], device=device)
         return (torch.arange(self.longest, device=device) < lengths[:, None]).long()
 
-    def longest_read(self, base: Base, mine: Sequence[int]) -> int:
+    def longest_read(self, base: Base, indices: Sequence[int]) -> int:
         """Return the most states that a head reads of one of some examples: those of its tokens, or of its target's."""
-        own = [self.examples[i] for i in mine]
-        return max(len(example.target) if base.kind == "seq2seq" else len(example) for example in own)
+        examples = [self.examples[i] for i in indices]
+        return max(len(example.target) if base.kind == "seq2seq" else len(example) for example in examples)
 
-    def _places(self, size: int, device: torch.device) -> Tensor:
+    def _flat_positions(self, size: int, device: torch.device) -> Tensor:
         """Return where each position of each example lies among ``R * size`` positions, ``(B, L)``."""
-        begins, lengths, at = [], [len(example) for example in self.examples], 0
+        begins, lengths, start = [], [len(example) for example in self.examples], 0
         for row, count in enumerate(self.rows):
-            begins += [row * size + sum(lengths[at : at + i]) for i in range(count)]
-            at += count
+            begins += [row * size + sum(lengths[start : start + i]) for i in range(count)]
+            start += count
         first, last = torch.tensor(begins, device=device), torch.tensor(lengths, device=device) - 1
         steps = torch.arange(self.longest, device=device)
         return first[:, None] + torch.minimum(steps, last[:, None])
@@ -129,15 +129,15 @@ def plan_micro_batches(
     open_rows: dict[int, list[tuple[list[int], int]]] = {}
     for i in sorted(pool, key=lambda i: -len(examples[i])):
         example = examples[i]
-        own = open_rows.setdefault(example.expert, [])
-        for at, (row, free) in enumerate(own):
+        expert_rows = open_rows.setdefault(example.expert, [])
+        for index, (row, free) in enumerate(expert_rows):
             if free >= len(example):
                 row.append(i)
-                own[at] = (row, free - len(example))
+                expert_rows[index] = (row, free - len(example))
                 break
         else:
             rows.append([i])
-            own.append((rows[-1], size - len(example)))
+            expert_rows.append((rows[-1], size - len(example)))
     lengths = [sum(len(examples[i]) for i in row) for row in rows]
     return [[rows[i] for i in group] for group in token_batches(lengths, budget=budget)]
 

@@ -1,7 +1,7 @@
-"""Prompts: the forms in which a row is put to a model that writes, and their tokens.
+"""Prompts: the forms in which a row is put to a model that generates, and their tokens.
 
 A form is one function, ``(text, pair, tokenizer) -> prompt``, registered by name. None of them names a task. The prompt
-is what a router on a decoder reads too, so that routing and writing share its tokens.
+is what a router on a decoder reads too, so that routing and generation share its tokens.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def query_answer(text: str, pair: str | None, tokenizer: Any) -> str:
 @prompts.register("sharegpt")
 def sharegpt(text: str, pair: str | None, tokenizer: Any) -> str:
     """One turn of a conversation as ShareGPT names its speakers."""
-    said = text if pair is None else f"{text}\n\n{pair}"
-    return f"human: {said}\n\ngpt: \n"
+    message = text if pair is None else f"{text}\n\n{pair}"
+    return f"human: {message}\n\ngpt: \n"
 
 
 @prompts.register("chat")
@@ -70,14 +70,14 @@ def chat(text: str, pair: str | None, tokenizer: Any) -> str:
             f"prompt 'chat' needs a chat template, and the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has "
             f"none; choose {one_of(name for name in prompts if name != 'chat')}, or a base with a template"
         )
-    said = text if pair is None else f"{text}\n\n{pair}"
-    turns = [{"role": "user", "content": said}]
+    message = text if pair is None else f"{text}\n\n{pair}"
+    turns = [{"role": "user", "content": message}]
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row as a model that writes reads it.
+    """A row as a model that generates reads it.
 
     Attributes:
         encoding: its tokens; those that begin a text are among them, and for an encoder-decoder those that end one.
@@ -111,12 +111,12 @@ def encode_prompts(base: Base, rows: Sequence[TextPair], *, form: str, room: int
 
 
 def prompt_windows(base: Base, rows: Sequence[TextPair], *, max_tokens: int, stride: int) -> list[Window]:
-    """Return what a router on this base reads: windows of text and pair, or on a base that writes, its prompts."""
+    """Return what a router on this base reads: windows of text and pair, or on a base that generates, its prompts."""
     if base.kind == "encoder":
         return base.encoder.windows(rows, max_tokens=max_tokens, stride=stride)
     room = min(max_tokens, base.encoder.limit)
-    found = encode_prompts(base, rows, form=base.spec.prompt, room=room)
-    return [Window(row, 0, prompt.encoding) for row, prompt in enumerate(found)]
+    encoded = encode_prompts(base, rows, form=base.spec.prompt, room=room)
+    return [Window(row, 0, prompt.encoding) for row, prompt in enumerate(encoded)]
 
 
 def _encode(base: Base, texts: Sequence[str]) -> list[Encoding]:
@@ -139,20 +139,20 @@ def _encode(base: Base, texts: Sequence[str]) -> list[Encoding]:
 def _shortened(base: Base, row: TextPair, encoding: Encoding, *, form: str, room: int) -> Prompt:
     """Cut the end of a row's pair, and where that does not do, of its text, until its prompt fits."""
     parts = list(row)
-    write, whole = prompts.get(form), len(encoding)
-    for at in (1, 0):
-        text = parts[at]
+    write, uncut_tokens = prompts.get(form), len(encoding)
+    for part in (1, 0):
+        text = parts[part]
         if text is None:
             continue
         offsets = base.encoder.encode([text], special=False)[0].offsets
-        keep = len(offsets)
-        while len(encoding) > room and keep > 1:
-            keep = max(1, keep - (len(encoding) - room))
-            parts[at] = text[: offsets[keep - 1][1]]
+        kept_tokens = len(offsets)
+        while len(encoding) > room and kept_tokens > 1:
+            kept_tokens = max(1, kept_tokens - (len(encoding) - room))
+            parts[part] = text[: offsets[kept_tokens - 1][1]]
             encoding = _encode(base, [write(str(parts[0]), parts[1], base.tokenizer)])[0]
     if len(encoding) > room:
         raise ConfigError(
             f"prompt {form!r} takes {len(encoding)} tokens on base {base.spec.name!r} with one token of the row's own, "
             f"but {room} are allowed; raise the task's max_tokens, or choose another prompt"
         )
-    return Prompt(encoding, whole - len(encoding))
+    return Prompt(encoding, uncut_tokens - len(encoding))

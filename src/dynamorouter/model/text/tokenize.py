@@ -48,7 +48,7 @@ class Batch:
         ids: token ids ``(B, S)``.
         types: segment ids ``(B, S)``, or ``None`` where the base has none.
         mask: 1 where there is a token, ``(B, S)``.
-        positions: of rows that each hold several examples, the place of every token in its own example, ``(B, S)``;
+        positions: of rows that each hold several examples, the position of every token in its own example, ``(B, S)``;
             no token then attends to another example. For decoders alone.
     """
 
@@ -79,8 +79,8 @@ class TextEncoder:
             )
         self.segments = segments
         self.limit = limit
-        named = (getattr(tokenizer, key, None) for key in ("pad_token_id", "eos_token_id"))
-        self.pad_id = int(next((found for found in named if found is not None), 0))  # masked, whatever it is
+        candidates = (getattr(tokenizer, key, None) for key in ("pad_token_id", "eos_token_id"))
+        self.pad_id = int(next((token for token in candidates if token is not None), 0))  # masked, whatever it is
         self._fast: Tokenizer = Tokenizer.from_str(backend.to_str())
         self._fast.no_padding()
         self._fast.no_truncation()
@@ -94,9 +94,9 @@ class TextEncoder:
         """
         room = min(max_tokens, self.limit)
         windows: list[Window] = []
-        for row, whole in enumerate(self._whole(rows)):
-            if len(whole) <= room:
-                windows.append(Window(row, 0, whole))
+        for row, encoding in enumerate(self._encode_rows(rows)):
+            if len(encoding) <= room:
+                windows.append(Window(row, 0, encoding))
                 continue
             with self._lock:
                 cut = self._cut(rows[row], room, stride)
@@ -110,7 +110,7 @@ class TextEncoder:
 
     def lengths(self, rows: Sequence[TextPair]) -> list[int]:
         """Return the uncut length of each row in tokens, special tokens included."""
-        return [len(encoding) for encoding in self._whole(rows)]
+        return [len(encoding) for encoding in self._encode_rows(rows)]
 
     def collate(self, encodings: Iterable[Encoding], device: torch.device) -> Batch:
         """Pad encodings on the right to the longest of them."""
@@ -136,7 +136,7 @@ class TextEncoder:
             mask=torch.from_numpy(mask).to(device),
         )
 
-    def _whole(self, rows: Sequence[TextPair]) -> list[Encoding]:
+    def _encode_rows(self, rows: Sequence[TextPair]) -> list[Encoding]:
         inputs: list[Any] = [text if pair is None else (text, pair) for text, pair in rows]
         with self._lock:
             return list(self._fast.encode_batch(inputs))

@@ -82,15 +82,15 @@ class TrunkCache:
     def fetch(self, positions: Sequence[int], width: int) -> Tensor:
         """Return the trunk's outputs of some examples, padded to ``width`` positions: ``(B, S, D)``."""
         hidden = torch.zeros(len(positions), width, self.base.width, dtype=self.base.dtype)
-        missing = [row for row, i in enumerate(positions) if i >= self.kept]
+        uncached = [row for row, i in enumerate(positions) if i >= self.kept]
         for row, i in enumerate(positions):
             if i < self.kept:
                 hidden[row, : len(self.examples[i])] = self._slot(i)
         hidden = hidden.to(self.base.device)
-        if missing:
+        if uncached:
             with torch.no_grad():
-                fresh = self._compute([self.examples[positions[row]] for row in missing])
-            for row, states in zip(missing, fresh, strict=True):
+                computed = self._compute([self.examples[positions[row]] for row in uncached])
+            for row, states in zip(uncached, computed, strict=True):
                 length = len(self.examples[positions[row]])
                 hidden[row, :length] = states[:length]
         return hidden

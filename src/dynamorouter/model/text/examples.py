@@ -6,9 +6,9 @@ Letters: S positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from dynamorouter.tasks.task import Task
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
-    from dynamorouter.model.heads.base import Head, WindowTarget
 
 TOKENIZED_ROWS = 2048
 """Rows that are tokenized at once; the tokenizer's own records are large, so they are not kept longer."""
@@ -36,14 +35,14 @@ class TrainingExample:
         types: segment ids ``(S,)``.
         target: in the head's own form.
         units: terms that it adds to the loss.
-        cut: tokens of the record that were left out: of what is read, and of what is to be written.
+        cut: tokens of the record that were left out: of the prompt, and of the target text.
         expert: index of the expert that learns from it.
     """
 
     row: int
     ids: NDArray[np.int32]
     types: NDArray[np.int8]
-    target: WindowTarget
+    target: NDArray[np.int64]
     units: int
     cut: tuple[int, int] = (0, 0)
     expert: int = 0
@@ -52,7 +51,7 @@ class TrainingExample:
     def of(
         row: int,
         ids: Sequence[int],
-        target: WindowTarget,
+        target: NDArray[np.int64],
         *,
         units: int,
         types: Sequence[int] | None = None,
@@ -67,10 +66,20 @@ class TrainingExample:
         return len(self.ids)
 
 
+class ExampleMaker(Protocol):
+    """What turns records into examples, such as a ``Head``."""
+
+    def examples(
+        self, base: Base, task: Task, records: Sequence[Record], *, max_tokens: int
+    ) -> Iterator[TrainingExample]:
+        """Yield what there is to learn from records, as the base's tokens."""
+        ...
+
+
 def make_examples(
-    base: Base, head: Head, task: Task, records: Sequence[Record], *, expert: int, max_tokens: int | None = None
+    base: Base, head: ExampleMaker, task: Task, records: Sequence[Record], *, expert: int, max_tokens: int | None = None
 ) -> list[TrainingExample]:
-    """Turn records into what the head learns from: windows, or prompts with the text to be written.
+    """Turn records into what the head learns from: windows, or prompts with the target text.
 
     Raises:
         DataError: nothing is left to learn from.
@@ -87,8 +96,8 @@ def make_examples(
     return examples
 
 
-def writing_report(base: Base, head: Head, task: Task, records: Sequence[Record]) -> dict[str, Any]:
-    """Return how long prompts and texts of a task that writes are in tokens, and how many were cut.
+def writing_report(base: Base, head: ExampleMaker, task: Task, records: Sequence[Record]) -> dict[str, Any]:
+    """Return how long prompts and texts of a generative task are in tokens, and how many were cut.
 
     The counts are of rows, but for those that say tokens; ``quantiles`` are of prompt and text together.
     """
@@ -96,7 +105,7 @@ def writing_report(base: Base, head: Head, task: Task, records: Sequence[Record]
         raise DataError(f"task {task.name!r}: no rows to measure; prepare the data first")
     examples = make_examples(base, head, task, records, expert=0)
     lengths = sorted(len(example) for example in examples)
-    at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    quantiles = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {
         "task": task.name,
         "rows": len(examples),
@@ -107,7 +116,7 @@ def writing_report(base: Base, head: Head, task: Task, records: Sequence[Record]
         "prompt_tokens_cut": sum(example.cut[0] for example in examples),
         "texts_cut": sum(example.cut[1] > 0 for example in examples),
         "text_tokens_cut": sum(example.cut[1] for example in examples),
-        "quantiles": {name: lengths[math.ceil(share * len(lengths)) - 1] for name, share in at.items()},
+        "quantiles": {name: lengths[math.ceil(share * len(lengths)) - 1] for name, share in quantiles.items()},
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynamorouter.errors import ConfigError, DataError, RouterError
+from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.inference.policy import ABSTAINED, ROUTED, Candidate, RoutePolicy
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Route
@@ -150,5 +150,4 @@ def test_experts_are_named_by_themselves_or_by_their_task() -> None:
 def test_classes_are_found_by_name_and_missing_ones_are_named() -> None:
     own = policy(MOOD, ASK, MATCH, classes=("match", "gone", "mood"))
     assert (own.class_of(0), own.class_of(2)) == (2, 0)
-    with pytest.raises(RouterError, match="not fitted on expert 'ask', but on gone, match, mood"):
-        own.class_of(1)
+    assert own.class_of(1) == -1  # added since the router was fitted

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynamorouter.errors import ConfigError, DataError, RouterError, one_of, suggest
+from dynamorouter.errors import ConfigError, DataError, one_of, suggest
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Route
 
@@ -181,17 +181,8 @@ class RoutePolicy:
         return Assignment(experts, named, _mixture(route, named), route)
 
     def class_of(self, expert: int) -> int:
-        """Return the router's index of an expert of the system.
-
-        Raises:
-            RouterError: the router was not fitted on it.
-        """
-        if expert not in self._columns:
-            raise RouterError(
-                f"the router was not fitted on expert {self.candidates[expert].name!r}, but on "
-                f"{one_of(self.classes)}; fit it again, or leave the rows of that expert out"
-            )
-        return self._columns.index(expert)
+        """Return the router's index of an expert of the system, -1 where the router was not fitted on it."""
+        return self._columns.index(expert) if expert in self._columns else -1
 
     @cached_property
     def _columns(self) -> list[int]:

@@ -86,8 +86,8 @@ class Oracle(_Counted):
             )
         if experts.numel() and (int(experts.min()) < 0 or int(experts.max()) >= count):
             raise RouterError(
-                f"the oracle was told experts {int(experts.min())} to {int(experts.max())} of {count}; "
-                "number them from 0"
+                f"the oracle was told experts {int(experts.min())} to {int(experts.max())} of {count}, from 0; -1 "
+                "stands for one that it was not fitted on: fit it again, or leave the rows of that expert out"
             )
         return Route.from_probabilities(one_hot(experts.to(batch.mask.device).long(), count).float())
 

@@ -71,7 +71,7 @@ class ExpertConfig(LoraConfig):
     epochs: Epochs = 3
     """Most epochs over the train rows."""
     batch_rows: BatchRows = 16
-    """Rows of one task per optimizer step of its expert; passes stay full whatever it is."""
+    """Rows of one task per optimizer step of its expert; micro-batches stay full whatever it is."""
     tokens_per_batch: Annotated[Count, Alias("max_tokens_per_batch")] = 4096
     """Most tokens in one forward pass, padding included."""
     learning_rate: Rate = 1e-3
@@ -91,7 +91,7 @@ class ExpertConfig(LoraConfig):
     min_delta: Annotated[Weight, Alias("early_stopping_threshold")] = 0.0
     """Smallest gain of the headline metric that counts as improvement."""
     select_by: Annotated[Literal["loss", "metric"], Alias("metric_for_best_model")] = "loss"
-    """What decides on the best epoch of an expert that writes: its held-out loss, or its headline metric."""
+    """What decides on the best epoch of an expert that generates: its held-out loss, or its headline metric."""
     packing: bool | Literal["auto"] = "auto"
     """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"

@@ -19,7 +19,7 @@ from dynamorouter.training.validate import Validator
 from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
 
-__all__ = ["CacheOptions", "Validator", "collect", "fit_experts", "fresh_expert", "make_learners"]
+__all__ = ["CacheOptions", "Validator", "collect", "fit_experts", "fresh_expert", "make_learners", "make_validators"]
 
 
 def fit_experts(
@@ -57,18 +57,7 @@ def fit_experts(
     mounted = mount(base, experts, trainable=True)
     learners, examples = make_learners(mounted, experts, plans, train, seed=options.seed)
     budget = options.tokens_per_batch
-    validators = [
-        Validator(
-            base,
-            plan.task,
-            select[plan.task.name],
-            depth=depth,
-            budget=budget,
-            cache=cache,
-            select_by=plan.config.select_by,
-        )
-        for plan in plans
-    ]
+    validators = make_validators(base, dict(enumerate(plans)), select, depth=depth, budget=budget, cache=cache)
     file = cache.folder / "train" if cache.folder else None
     trunk = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
     trunk.fill()
@@ -85,8 +74,8 @@ def fit_experts(
         progress=progress,
     )
     loop.run(label=f"experts of {base.spec.name}" if len(plans) > 1 else f"expert {plans[0].task.name}")
-    for held in (trunk, *(validator.cache for validator in validators)):
-        held.close()
+    for outputs in (trunk, *(validator.cache for validator in validators.values())):
+        outputs.close()
     trained = [collect(mounted, expert, learners[index]) for index, expert in enumerate(experts)]
     mounted.close()
     return trained
@@ -106,11 +95,35 @@ def make_learners(
     learners: list[ExpertLearner] = []
     for index, (expert, plan) in enumerate(zip(experts, plans, strict=True)):
         head = expert.head.to(base.device).requires_grad_(True)
-        own = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
-        positions = range(len(examples), len(examples) + len(own))
-        examples += own
+        task_examples = make_examples(base, head, plan.task, train[plan.task.name], expert=index)
+        positions = range(len(examples), len(examples) + len(task_examples))
+        examples += task_examples
         learners.append(ExpertLearner(index, plan, head, mounted, positions, seed=seed))
     return learners, examples
+
+
+def make_validators(
+    base: Base,
+    plans: Mapping[int, ExpertPlan],
+    select: Mapping[str, Sequence[Record]],
+    *,
+    depth: int,
+    budget: int,
+    cache: CacheOptions,
+) -> dict[int, Validator]:
+    """Return what scores each planned expert on its held-out rows, by the expert's index."""
+    return {
+        index: Validator(
+            base,
+            plan.task,
+            select[plan.task.name],
+            depth=depth,
+            budget=budget,
+            cache=cache,
+            select_by=plan.config.select_by,
+        )
+        for index, plan in plans.items()
+    }
 
 
 def fresh_expert(base: Base, plan: ExpertPlan, *, seed: int) -> Expert:

@@ -28,7 +28,7 @@ from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.routing.base import GradientRouter, Router, RouterInput
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.config import JointConfig
-from dynamorouter.training.experts import CacheOptions, Validator, collect, make_learners
+from dynamorouter.training.experts import CacheOptions, Validator, collect, make_learners, make_validators
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
 from dynamorouter.training.placeholder import placeholder
@@ -51,7 +51,7 @@ class JointRouter:
         router: one with a gradient; it is trained in place.
         config: how.
         depth: the experts' trunk depth; the router must read no deeper.
-        writers: experts whose examples hold the answer after the prompt.
+        generative: experts whose examples hold the answer after the prompt.
         scores: a further target of the router, by expert and row; ``None`` where there is none.
     """
 
@@ -62,11 +62,11 @@ class JointRouter:
         config: JointConfig,
         *,
         depth: int,
-        writers: Collection[int] = (),
+        generative: Collection[int] = (),
         scores: Scores | None = None,
     ) -> None:
         self.base, self.router, self.config, self.depth, self.scores = base, router, config, depth, scores
-        self.writers = frozenset(writers)
+        self.generative = frozenset(generative)
         self.parameters = [p for p in router.module.parameters() if p.requires_grad]
         group = Group(self.parameters, config.router_rate, ROUTER_DECAY)
         self.optimizer = Optimizer([group], clip=ROUTER_CLIP)
@@ -93,13 +93,13 @@ class JointRouter:
                 batch, max(self.depth, *self.router.layers), keep=(self.depth, *self.router.layers)
             )
         read = {layer: states[layer] for layer in self.router.layers}
-        rows = [("", None)] * experts.shape[0]
+        texts = [("", None)] * experts.shape[0]
         scores = None
         if self.scores is not None:
             row_scores = [self.scores[example.expert][example.row] for example in examples]
             scores = torch.tensor(row_scores, device=self.base.device)
-        seen = RouterInput(states=read, mask=self._prompts(batch.mask, examples), texts=rows)
-        logits, mean = self.router.losses(seen, experts, scores)
+        router_input = RouterInput(states=read, mask=self._prompts(batch.mask, examples), texts=texts)
+        logits, mean = self.router.losses(router_input, experts, scores)
         loss = mean * (experts.shape[0] / self._rows)
         self._loss += float(loss.detach())
         probabilities = logits.softmax(dim=1)
@@ -113,12 +113,12 @@ class JointRouter:
 
     def _prompts(self, mask: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
         """Return the mask ``(B, S)`` without the answers that a decoder's examples go on with."""
-        if self.base.kind != "decoder" or not self.writers:
+        if self.base.kind != "decoder" or not self.generative:
             return mask
-        whole = mask.shape[1]
-        ends = [int(example.target[0]) if example.expert in self.writers else whole for example in examples]
-        places = torch.arange(whole, device=mask.device)
-        return mask * (places < torch.tensor(ends, device=mask.device)[:, None])
+        length = mask.shape[1]
+        ends = [int(example.target[0]) if example.expert in self.generative else length for example in examples]
+        columns = torch.arange(length, device=mask.device)
+        return mask * (columns < torch.tensor(ends, device=mask.device)[:, None])
 
     def skip(self) -> tuple[float, float]:
         """Leave a step out; returns the mean loss of the rows since the last one, and 0 for the gradient's norm."""
@@ -186,7 +186,7 @@ def fit_joint(
     """Train experts and router on; an expert is changed only where its held-out score rises.
 
     Args:
-        base: of the router; experts that sit on another base are left as they are, but their rows teach the router.
+        base: of the router; experts of another base are left as they are, but their rows teach the router.
         experts: in the order of the router's classes.
         router: trained in place.
         plans: how each expert is trained on.
@@ -201,14 +201,14 @@ def fit_joint(
         saved: called after each checkpoint.
         progress: told how far it is.
     """
-    depth, budget = _depth(base, experts), options.tokens_per_batch
-    placed = [expert if expert.base == base.spec.name else placeholder(expert, base) for expert in experts]
+    plans_on_base = {i: plan for i, plan in enumerate(plans) if experts[i].base == base.spec.name}
+    depth = min((experts[i].lora.trunk_depth for i in plans_on_base), default=0)
+    placed = [expert if i in plans_on_base else placeholder(expert, base) for i, expert in enumerate(experts)]
     mounted = mount(base, placed, trainable=True)
     learners, examples = make_learners(mounted, placed, plans, train, seed=options.seed)
-    validators = _validators(base, experts, plans, select, budget=budget, cache=cache or CacheOptions())
-    for i, validator in validators.items():
-        learners[i].progress.best = validator(learners[i].head, i)
-    writers = [i for i in validators if learners[i].head.appends_target]
+    budget, cache = options.tokens_per_batch, cache or CacheOptions()
+    validators = make_validators(base, plans_on_base, select, depth=depth, budget=budget, cache=cache)
+    generative = [i for i in validators if learners[i].head.appends_target]
     loop = PackedLoop(
         mounted,
         learners,
@@ -219,50 +219,26 @@ def fit_joint(
         log=log,
         checkpoint=checkpoint,
         saved=saved,
-        router=JointRouter(base, router, joint, depth=depth, writers=writers, scores=scores),
+        router=JointRouter(base, router, joint, depth=depth, generative=generative, scores=scores),
         progress=progress,
     )
+    _train_on(loop, router, validators)
+    trained = [collect(mounted, e, learners[i]) if i in plans_on_base else e for i, e in enumerate(experts)]
+    mounted.close()
+    return trained
+
+
+def _train_on(loop: PackedLoop, router: GradientRouter, validators: Mapping[int, Validator]) -> None:
+    """Run a loop from the experts' present scores on, the router in training mode meanwhile."""
+    for i, validator in validators.items():
+        loop.learners[i].progress.best = validator(loop.learners[i].head, i)
     router.module.train()
     loop.run(label="joint")
     router.module.eval()
     for validator in validators.values():
         validator.cache.close()
-    trained = [collect(mounted, e, learners[i]) if i in validators else e for i, e in enumerate(experts)]
-    mounted.close()
-    return trained
-
-
-def _depth(base: Base, experts: Sequence[Expert]) -> int:
-    """Return how deep the trunk is that all experts on a base share."""
-    return min((expert.lora.trunk_depth for expert in experts if expert.base == base.spec.name), default=0)
-
-
-def _validators(
-    base: Base,
-    experts: Sequence[Expert],
-    plans: Sequence[ExpertPlan],
-    select: Mapping[str, Sequence[Record]],
-    *,
-    budget: int,
-    cache: CacheOptions,
-) -> dict[int, Validator]:
-    """Return what scores each expert on its held-out rows; one that sits elsewhere has none."""
-    depth = _depth(base, experts)
-    return {
-        i: Validator(
-            base,
-            plan.task,
-            select[plan.task.name],
-            depth=depth,
-            budget=budget,
-            cache=cache,
-            select_by=plan.config.select_by,
-        )
-        for i, plan in enumerate(plans)
-        if experts[i].base == base.spec.name
-    }
 
 
 def _validated(validator: Validator | None, learner: ExpertLearner) -> float:
-    """Score an expert on its held-out rows; one that sits elsewhere is the same as before."""
+    """Score an expert on its held-out rows; one of another base is the same as before."""
     return 0.0 if validator is None else validator(learner.head, learner.index)

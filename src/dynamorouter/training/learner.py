@@ -161,8 +161,8 @@ class ExpertLearner:
         progress.epoch, progress.position = progress.epoch + 1, 0
         if score > progress.best + config.min_delta or progress.best == -math.inf:
             progress.best, progress.bad_epochs = score, 0
-            for kept, tensor in zip(self.best, self.tensors(), strict=True):
-                kept.copy_(tensor)
+            for best_tensor, tensor in zip(self.best, self.tensors(), strict=True):
+                best_tensor.copy_(tensor)
         else:
             progress.bad_epochs += 1
         stalled = config.patience and progress.bad_epochs >= config.patience
@@ -170,8 +170,8 @@ class ExpertLearner:
 
     def restore_best(self) -> None:
         """Put the best weights back."""
-        for kept, tensor in zip(self.best, self.tensors(), strict=True):
-            tensor.copy_(kept)
+        for best_tensor, tensor in zip(self.best, self.tensors(), strict=True):
+            tensor.copy_(best_tensor)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return progress as JSON and everything else as tensors."""
@@ -187,9 +187,9 @@ class ExpertLearner:
         self.optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
-        for i, (tensor, kept) in enumerate(zip(self.tensors(), self.best, strict=True)):
+        for i, (tensor, best_tensor) in enumerate(zip(self.tensors(), self.best, strict=True)):
             yield f"now.{i}", tensor
-            yield f"best.{i}", kept
+            yield f"best.{i}", best_tensor
 
 
 def units_of(examples: Sequence[TrainingExample], batch: Sequence[int]) -> int:

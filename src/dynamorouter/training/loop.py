@@ -36,7 +36,7 @@ from dynamorouter.utils.progress import SILENT, Progress
 
 
 class RouterLearner(Protocol):
-    """A router that learns together with the experts (see ``learn.joint``)."""
+    """A router that learns together with the experts (see ``training.joint``)."""
 
     def learns(self, turn: int) -> tuple[bool, bool]:
         """Tell whether the router, and whether the experts, step in a round."""
@@ -96,9 +96,9 @@ class PackedLoop:
     Args:
         mounted: the experts that learn, in the order of their learners.
         learners: by expert index.
-        examples: of all of them; each trainee knows its own positions.
+        examples: of all of them; each learner knows its own positions.
         cache: the trunk's outputs for ``examples``.
-        evaluate: returns a trainee's headline score on held-out rows.
+        evaluate: returns a learner's headline score on held-out rows.
         options: shared settings.
         log: where losses and scores go.
         checkpoint: file to resume from and to write to; ``None`` writes none.
@@ -153,7 +153,7 @@ class PackedLoop:
         for bank in self.mounted.banks.values():
             bank.requires_grad_(True).base.requires_grad_(False)
         while active := [learner for learner in self.learners if not learner.progress.done]:
-            self._one_round(active)
+            self._round(active)
             due = self.round % self.options.checkpoint_every == 0
             if due or time.monotonic() - last > self.options.checkpoint_seconds:
                 self._save()
@@ -164,7 +164,7 @@ class PackedLoop:
         for bank in self.mounted.banks.values():
             bank.requires_grad_(False)
 
-    def _one_round(self, active: Sequence[ExpertLearner]) -> None:
+    def _round(self, active: Sequence[ExpertLearner]) -> None:
         losses = self._accumulate(active)
         router, experts = (False, True) if self.router is None else self.router.learns(self.round)
         norms = {t.name: t.step(scale=self.scale.value) if experts else t.skip() for t in active}
@@ -189,24 +189,24 @@ class PackedLoop:
 
     def _accumulate(self, active: Sequence[ExpertLearner]) -> dict[str, float]:
         """Run one batch of every active expert forward and backward; returns the mean loss of each."""
-        pool: list[int] = []
+        positions: list[int] = []
         units: dict[int, int] = {}
         for learner in active:
             learner.head.train()
             batch = learner.next_batch()
             units[learner.index] = units_of(self.examples, batch)
-            pool += batch
+            positions += batch
         totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
         if self.router is not None:
-            self.router.begin(len(pool))
+            self.router.begin(len(positions))
         packing = self.options.packing and self.base.kind == "decoder" and self.router is None
-        for rows in plan_micro_batches(self.examples, pool, budget=self.options.tokens_per_batch, packing=packing):
+        for rows in plan_micro_batches(self.examples, positions, budget=self.options.tokens_per_batch, packing=packing):
             means, extra = self._losses(rows, units)
             total = torch.stack([self.learners[e].weigh(loss) for e, loss in means.items()]).sum() + extra
             total.mul(self.scale.value).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
                 totals[expert] = totals[expert] + loss.detach()
-        self.progress.advance(len(pool))
+        self.progress.advance(len(positions))
         return {self.learners[expert].name: float(total) for expert, total in totals.items()}
 
     def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
@@ -224,12 +224,14 @@ class PackedLoop:
             states = layout.together(self.cache.fetch(layout.positions, layout.longest), batch.mask.shape[1])
         hidden, mask = last_states(self.base, layout, batch, gate, states=states, depth=depth, dropout=dropout)
         losses = {}
-        for expert, mine in rows_of([example.expert for example in layout.examples]).items():
-            at = torch.tensor(mine, device=hidden.device)
-            longest = layout.longest_read(self.base, mine)
-            targets = [layout.examples[i].target for i in mine]
+        for expert, expert_rows in rows_of([example.expert for example in layout.examples]).items():
+            row_index = torch.tensor(expert_rows, device=hidden.device)
+            longest = layout.longest_read(self.base, expert_rows)
+            targets = [layout.examples[i].target for i in expert_rows]
             head = self.learners[expert].head
-            losses[expert] = head.loss(hidden[at, :longest], mask[at, :longest], targets).sum() / units[expert]
+            losses[expert] = (
+                head.loss(hidden[row_index, :longest], mask[row_index, :longest], targets).sum() / units[expert]
+            )
         return losses, extra
 
     def _check(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
@@ -241,15 +243,17 @@ class PackedLoop:
         if bad or overflow:
             name = (bad or overflow)[0]
             saved = self.checkpoint is not None and self.checkpoint.is_file()
-            kept = f"the last good checkpoint, {self.checkpoint}, is kept" if saved else "there is no checkpoint yet"
+            checkpoint_note = (
+                f"the last good checkpoint, {self.checkpoint}, is kept" if saved else "there is no checkpoint yet"
+            )
             raise TrainingError(
-                f"task {name!r}: loss {losses[name]}, gradient norm {norms[name]} at step {self.round + 1}; {kept}; "
-                f"lower experts.learning_rate, task.{name}.hyper.learning_rate or joint.learning_rate in a new run, "
-                "or look for broken rows"
+                f"task {name!r}: loss {losses[name]}, gradient norm {norms[name]} at step {self.round + 1}; "
+                f"{checkpoint_note}; lower experts.learning_rate, task.{name}.hyper.learning_rate or "
+                "joint.learning_rate in a new run, or look for broken rows"
             )
 
     def _save(self) -> None:
-        """Write everything that the rest of the run depends on into one safetensors file, if one is wanted."""
+        """Write everything that the rest of the run depends on into one safetensors file, if there is to be one."""
         if self.checkpoint is None:
             return
         tensors = {"rng": torch.get_rng_state()}
@@ -281,8 +285,10 @@ class PackedLoop:
         for learner in self.learners:
             learner.restore(state["progress"][learner.name], tensors)
         if self.router is not None:
-            own = {name.removeprefix("router/"): t for name, t in tensors.items() if name.startswith("router/")}
-            self.router.restore(own)
+            router_tensors = {
+                name.removeprefix("router/"): t for name, t in tensors.items() if name.startswith("router/")
+            }
+            self.router.restore(router_tensors)
         torch.set_rng_state(tensors["rng"])
         if "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)

@@ -1,6 +1,6 @@
 """One body under the heads of several tasks: joint LoRA, full fine-tuning, and heads alone (linear probes).
 
-Unlike the experts of ``learn.experts``, which never touch each other, everything here is changed by the rows of all
+Unlike the experts of ``training.experts``, which never touch each other, everything here is changed by the rows of all
 tasks. Each epoch takes every row once; a step's batch holds every task in proportion to its rows.
 
 Letters: B batch, S positions, D width.
@@ -226,17 +226,13 @@ def fit_shared(
     """
     torch.manual_seed(options.seed)  # dropout draws from torch's own generator
     heads = [task_head.head for task_head in task_heads]
-    groups = decay_groups(body.parameters(), options.learning_rate, options.weight_decay)
-    if options.head_learning_rate is not None:
-        parameters = [parameter for head in heads for parameter in head.parameters()]
-        groups += decay_groups(parameters, options.head_learning_rate, options.weight_decay)
-    optimizer = Optimizer(groups, clip=options.clip)
+    optimizer = _optimizer(body, heads, options)
     trained = optimizer.parameters
     for parameter in trained:
         parameter.requires_grad_(True)
     scale = LossScale.of(body.base.dtype)
     steps = math.ceil(len(examples) / (options.batch_rows * len(task_heads)))
-    total, taken = steps * options.epochs, 0
+    total, step = steps * options.epochs, 0
     scores: list[float] = []
     best = [p.detach().clone() for p in trained] if validate else []
     for epoch in range(options.epochs):
@@ -244,11 +240,11 @@ def fit_shared(
             for head in heads:
                 head.train(options.head_learning_rate is not None)
             loss = _backward(body, heads, examples, batch, budget=options.budget, scale=scale.value)
-            norm = optimizer.step(warmup_linear(taken, total, options.warmup), scale=scale.value)
-            taken += 1
+            norm = optimizer.step(warmup_linear(step, total, options.warmup), scale=scale.value)
+            step += 1
             if not math.isfinite(loss) or (not math.isfinite(norm) and not scale.lower()):
                 raise TrainingError(
-                    f"a shared body: loss {loss}, gradient norm {norm} at step {taken}; lower its learning rate, "
+                    f"a shared body: loss {loss}, gradient norm {norm} at step {step}; lower its learning rate, "
                     f"which is {options.learning_rate:g}, or look for broken rows"
                 )
         for head in heads:
@@ -259,18 +255,27 @@ def fit_shared(
                 best = [p.detach().clone() for p in trained]
     for parameter in trained:
         parameter.requires_grad_(False)
-    for parameter, kept in zip(trained, best, strict=False):
-        parameter.copy_(kept)
+    for parameter, best_weight in zip(trained, best, strict=False):
+        parameter.copy_(best_weight)
     return scores
+
+
+def _optimizer(body: Backbone, heads: Sequence[Head], options: SharedOptions) -> Optimizer:
+    """Return the optimizer of a body, and of its heads unless they are frozen, each at its own rate."""
+    groups = decay_groups(body.parameters(), options.learning_rate, options.weight_decay)
+    if options.head_learning_rate is not None:
+        parameters = [parameter for head in heads for parameter in head.parameters()]
+        groups += decay_groups(parameters, options.head_learning_rate, options.weight_decay)
+    return Optimizer(groups, clip=options.clip)
 
 
 def _batches(examples: Sequence[TrainingExample], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Spread each task's examples, shuffled, evenly over the steps of an epoch."""
     batches: list[list[int]] = [[] for _ in range(steps)]
     for task in range(tasks):
-        own = np.array([i for i, example in enumerate(examples) if example.expert == task])
-        order = torch.randperm(len(own), generator=seeded(seed, "shared", str(task), str(epoch))).numpy()
-        for batch, part in zip(batches, np.array_split(own[order], steps), strict=True):
+        task_examples = np.array([i for i, example in enumerate(examples) if example.expert == task])
+        order = torch.randperm(len(task_examples), generator=seeded(seed, "shared", str(task), str(epoch))).numpy()
+        for batch, part in zip(batches, np.array_split(task_examples[order], steps), strict=True):
             batch.extend(int(i) for i in part)
     return [batch for batch in batches if batch]
 

@@ -1,4 +1,4 @@
-"""Experts that sit on another base than the router, as the joint phase sees them: rows to route, nothing to learn."""
+"""Experts of another base than the router's, as the joint phase sees them: rows to route, nothing to learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynamorouter.tasks.task import Task
 
 
 class NullHead(Head):
-    """The head of a task whose expert sits elsewhere: its rows teach the router alone.
+    """The head of a task whose expert has another base: its rows teach the router alone.
 
     Args:
         width: D of the router's base.

@@ -103,7 +103,7 @@ def fit_router(
     """
     router = build(kind, options)
     inputs = [batch for batches, _ in train for batch in batches]
-    targets = torch.tensor([target for _, own in train for target in own], device=base.device)
+    targets = torch.tensor([target for _, experts_of_rows in train for target in experts_of_rows], device=base.device)
     data = RouterData(
         inputs,
         targets,
@@ -147,12 +147,12 @@ MAKERS: Mapping[Need, Callable[[Base, Sequence[Expert]], Tensor]] = {"prototypes
 """How what a router needs of the experts is made, by the field of ``RouterData`` that it fills."""
 
 
-def make_skill(router: Router, batches: Sequence[RouterInput], wanted: Sequence[int]) -> FeatureSample | None:
+def make_skill(router: Router, batches: Sequence[RouterInput], rows: Sequence[int]) -> FeatureSample | None:
     """Keep what the router read of some rows; ``None`` where it reads more of a layer than a fixed pooling."""
     pooling = pooled_by(router)
     if pooling is None:
         return None
-    chosen = list(wanted)[:SKILL_ROWS]
+    chosen = list(rows)[:SKILL_ROWS]
     states = {layer: pooled_all(batches, (layer,), pooling)[chosen].to("cpu", torch.float16) for layer in router.layers}
     return FeatureSample(states=states, pooling=pooling)
 

@@ -40,7 +40,7 @@ class Validator:
         depth: the trunk's depth.
         budget: most tokens in a pass.
         cache: where the trunk's outputs are kept.
-        select_by: what the score of a task whose head writes is made of.
+        select_by: what the score of a generative task is made of.
     """
 
     def __init__(

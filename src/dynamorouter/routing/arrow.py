@@ -126,11 +126,11 @@ class Arrow(ScoringRouter):
     def logits(self, batch: RouterInput) -> Tensor:
         """Return each expert's affinity before the temperature, ``(B, E)``."""
         prototypes = self.need("prototypes")
-        experts, each, width = prototypes.shape
+        experts, directions, width = prototypes.shape
         states = layer_states(batch, self.layer).float()
         length = torch.linalg.vector_norm(states, dim=2, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
-        cosine = (states @ prototypes.view(experts * each, width).T).abs() / length  # (B, S, E * P)
-        per_token = cosine.unflatten(2, (experts, each))  # (B, S, E, P)
+        cosine = (states @ prototypes.view(experts * directions, width).T).abs() / length  # (B, S, E * P)
+        per_token = cosine.unflatten(2, (experts, directions))  # (B, S, E, P)
         scores = per_token.amax(dim=3) if self.reduction == "max" else per_token.mean(dim=3)
         means = masked_mean(scores, batch.mask)  # (B, S, E) -> (B, E)
         if not self.standardise:

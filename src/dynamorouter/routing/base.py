@@ -1,12 +1,12 @@
-"""What a router reads and what it returns.
+"""What a router reads and what it returns, and what a pooling is.
 
-Letters: B batch, S positions, D width, E experts, K experts chosen per row, L layers.
+Letters: B batch, S positions, D width, E experts, K experts chosen per row, L layers, P vectors that a pooling joins.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -37,10 +37,10 @@ class RouterInput:
 
     def rows(self, index: Tensor) -> RouterInput:
         """Return the rows at ``index`` ``(n,)`` int64, copied, in that order."""
-        there = index.to(self.mask.device)
+        row_index = index.to(self.mask.device)
         return RouterInput(
-            states={layer: states[there] for layer, states in self.states.items()},
-            mask=self.mask[there],
+            states={layer: states[row_index] for layer, states in self.states.items()},
+            mask=self.mask[row_index],
             texts=[self.texts[row] for row in index.tolist()],
         )
 
@@ -225,3 +225,29 @@ def require_fitted(tensor: Tensor | None, kind: str) -> Tensor:
     if tensor is None:
         raise RouterError(f"the {kind} router is not fitted; call fit first, or load a fitted one")
     return tensor
+
+
+Positions = tuple[Tensor, Tensor]
+"""States ``(B, P, D)`` float32, and how often each position counts, ``(B, P)`` int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """A way to make one vector of each row's hidden states, without parameters.
+
+    Attributes:
+        name: what it is asked for by.
+        function: ``(states (B, S, D), mask (B, S)) -> (B, P * D)`` float32; padding may be on either side.
+        width_factor: P, how many vectors of the states' width it joins.
+        unpool: ``features (B, P * D) -> Positions``: the fewest positions that pool to the same again, so that a
+            router that pools so need not keep all tokens of its rows; ``None`` where there are none.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    width_factor: int = 1
+    unpool: Callable[[Tensor], Positions] | None = None
+
+    def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Pool ``(B, S, D)`` with a mask ``(B, S)`` to ``(B, P * D)`` float32."""
+        return self.function(states, mask)

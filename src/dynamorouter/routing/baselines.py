@@ -117,12 +117,12 @@ class Random(_Counted):
     def route(self, batch: RouterInput) -> Route:
         """Return the route of every row; all experts are equally probable (see ``Router.route``)."""
         count = self.fitted()
-        kept = min(self.top_k, count)
+        experts_per_row = min(self.top_k, count)
         device = batch.mask.device
-        experts = [self._drawn(text, pair, count)[:kept] for text, pair in batch.texts]
+        experts = [self._drawn(text, pair, count)[:experts_per_row] for text, pair in batch.texts]
         return Route(
-            experts=torch.tensor(experts, dtype=torch.int64, device=device).view(-1, kept),
-            weights=torch.full((len(batch), kept), 1 / kept, device=device),
+            experts=torch.tensor(experts, dtype=torch.int64, device=device).view(-1, experts_per_row),
+            weights=torch.full((len(batch), experts_per_row), 1 / experts_per_row, device=device),
             probabilities=torch.full((len(batch), count), 1 / count, device=device),
             confidence=torch.full((len(batch),), 1 / count, device=device),
             abstained=torch.zeros(len(batch), dtype=torch.bool, device=device),

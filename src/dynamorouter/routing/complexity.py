@@ -37,9 +37,9 @@ def balance_loss(probabilities: Tensor, prior: Tensor) -> Tensor:
 
 def squared_error(estimates: Tensor, scores: Tensor) -> Tensor:
     """Return the mean squared error over the rows ``(B,)`` whose score is known, that is not NaN; 0 where none is."""
-    known = ~scores.isnan()
-    gaps = torch.where(known, estimates - scores.nan_to_num(), 0.0)
-    return gaps.square().sum() / known.sum().clamp_min(1)
+    has_score = ~scores.isnan()
+    gaps = torch.where(has_score, estimates - scores.nan_to_num(), 0.0)
+    return gaps.square().sum() / has_score.sum().clamp_min(1)
 
 
 @routers.register("complexity")

@@ -40,7 +40,7 @@ class RouterConfig(Options):
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.3
     """Dropout on the features and on the hidden layer while fitting."""
     epochs: Epochs = 20
-    """Most passes over the rows."""
+    """Most epochs over the rows."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
     weight_decay: Weight = 0.5

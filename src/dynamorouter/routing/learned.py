@@ -60,8 +60,8 @@ class FittedRouter(Router):
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments, as JSON holds them."""
-        given = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        values = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to(self, device: torch.device | str) -> Self:
         """Move what was learned to ``device`` and return the router.
@@ -95,8 +95,8 @@ class FittedRouter(Router):
         """Check that options are not below a number."""
         low = [name for name in names if getattr(self, name) < least]
         if low:
-            given = ", ".join(f"{name} is {getattr(self, name)}" for name in low)
-            raise RouterError(f"{given}; set {'it' if len(low) == 1 else 'them'} to {least} or more")
+            complaint = ", ".join(f"{name} is {getattr(self, name)}" for name in low)
+            raise RouterError(f"{complaint}; set {'it' if len(low) == 1 else 'them'} to {least} or more")
 
     def _above_zero(self, *names: str) -> None:
         """Check that options are positive."""

@@ -72,18 +72,18 @@ class TfIdf(FittedRouter):
             ) from error
         weights = torch.zeros(count, terms.shape[1], dtype=torch.float64)
         bias = torch.full((count,), -torch.inf, dtype=torch.float64)
-        seen = torch.bincount(targets, minlength=count).nonzero().squeeze(1)
-        if len(seen) > 1:
+        experts_with_rows = torch.bincount(targets, minlength=count).nonzero().squeeze(1)
+        if len(experts_with_rows) > 1:
             model = LogisticRegression(C=self.inverse_regularisation, max_iter=1000)
             model.fit(terms, targets.numpy())
             # with two classes scikit-learn keeps one row, the logit of the second over the first
-            pad = len(seen) == 2
+            pad = len(experts_with_rows) == 2
             coef = np.concatenate([np.zeros_like(model.coef_), model.coef_]) if pad else model.coef_
             intercept = np.concatenate([[0.0], model.intercept_]) if pad else model.intercept_
-            weights[seen] = torch.from_numpy(coef)
-            bias[seen] = torch.from_numpy(intercept)
+            weights[experts_with_rows] = torch.from_numpy(coef)
+            bias[experts_with_rows] = torch.from_numpy(intercept)
         else:
-            bias[seen] = 0.0
+            bias[experts_with_rows] = 0.0
         idf = torch.from_numpy(np.array(vectorizer.idf_, dtype=np.float64))
         self._vectorizer, self.learned = vectorizer, {"weights": weights, "bias": bias, "idf": idf}
 
@@ -121,9 +121,9 @@ class TfIdf(FittedRouter):
     @classmethod
     def restore(cls, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Rebuild a router from what ``state`` returned."""
-        own = dict(options)
-        vocabulary = {str(term): place for place, term in enumerate(own.pop("vocabulary"))}
-        router = super().restore(own, tensors)
+        constructor_options = dict(options)
+        vocabulary = {str(term): column for column, term in enumerate(constructor_options.pop("vocabulary"))}
+        router = super().restore(constructor_options, tensors)
         router._vectorizer = cls._new_vectorizer(vocabulary=vocabulary)
         router._vectorizer.idf_ = tensors["idf"].numpy()
         return router

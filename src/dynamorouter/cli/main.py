@@ -119,8 +119,8 @@ def _open(arguments: list[str] | None, config: Path | None, out: Path, *, resume
     return settings
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         print(f"dynamorouter {__version__}")
         raise typer.Exit
 
@@ -146,9 +146,9 @@ def run(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume
     from dynamorouter.utils.files import read_json
 
     pipeline.run(settings, out)
-    found = read_json(out / "report.json")
-    print_report(found)
-    print_complexity(found)
+    report = read_json(out / "report.json")
+    print_report(report)
+    print_complexity(report)
     print(f"system: {out / 'system'}")
 
 

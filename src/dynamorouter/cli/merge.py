@@ -67,7 +67,7 @@ def merge_experts(
 ) -> None:
     """Merge experts and add the result to the system's library, each task with its own head (the default command)."""
     policy = _output(rank, energy, exact)
-    given = dict(_pair(text, "--option", "density=0.3") for text in option or [])
+    texts = dict(_pair(text, "--option", "density=0.3") for text in option or [])
     from dynamorouter.system import merge as merging
 
     result = merging.add_merge(
@@ -77,7 +77,7 @@ def merge_experts(
         method=method,
         weights=_weights(weights),
         output=policy,
-        options={key: _value(value) for key, value in given.items()},
+        options={key: _value(value) for key, value in texts.items()},
         data=data,
         rows=rows,
         seed=seed,
@@ -110,14 +110,14 @@ def merge_doctor(
     from dynamorouter.merging.diagnose import METHODS
     from dynamorouter.system import merge as merging
 
-    found = merging.doctor(system, experts or [], methods=method or METHODS)
+    diagnosis = merging.doctor(system, experts or [], methods=method or METHODS)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False))
         return
     from dynamorouter.cli.tables import print_rows
 
     heads = ["experts", *(["layer"] if layers else []), "cosine", "signs differ", "outputs", "inputs", "angle"]
-    shown = found.layers if layers else found.pairs
+    conflicts = diagnosis.layers if layers else diagnosis.pairs
     print("Conflicts: signs that differ among the largest entries of both (0.5 by chance), overlap of what is written")
     print("to (outputs) and read from (inputs), from 0 to 1, and the smallest angle between the outputs in degrees.")
     print_rows(
@@ -129,16 +129,16 @@ def merge_doctor(
                 *(round(value, 4) for value in (c.cosine, c.signs, c.outputs, c.inputs)),
                 f"{c.angle:.1f}",
             ]
-            for c in shown
+            for c in conflicts
         ],
     )
     print("What a merge with default weights keeps of each expert's change (1 is all), what it adds that is not the")
     print("expert's, and how far it is from the expert, as shares of the expert's change (the bare base is 1 away).")
     print_rows(
         ["method", "expert", "kept", "foreign", "distance"],
-        [[f.method, f.expert, round(f.kept, 4), round(f.foreign, 4), round(f.loss, 4)] for f in found.forecasts],
+        [[f.method, f.expert, round(f.kept, 4), round(f.foreign, 4), round(f.loss, 4)] for f in diagnosis.forecasts],
     )
-    needed = ", ".join(f"{rank} for {float(share):.0%}" for share, rank in found.rank.items())
+    needed = ", ".join(f"{rank} for {float(share):.0%}" for share, rank in diagnosis.rank.items())
     print(f"rank of the sum that the neediest layer takes: {needed} of the energy")
 
 
@@ -184,8 +184,8 @@ def merge_moments(
 
 
 def _output(rank: int | None, energy: float | None, exact: bool) -> str:
-    given = [f"rank={rank}" if rank is not None else "", f"energy={energy}" if energy is not None else ""]
-    chosen = [text for text in (*given, "exact" if exact else "") if text]
+    bounds = [f"rank={rank}" if rank is not None else "", f"energy={energy}" if energy is not None else ""]
+    chosen = [text for text in (*bounds, "exact" if exact else "") if text]
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of --rank, --energy and --exact")
     return chosen[0] if chosen else "exact"

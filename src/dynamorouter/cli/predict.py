@@ -1,4 +1,4 @@
-"""The command ``predict``: a label, an answer or a written text for one text, or for each row of a file."""
+"""The command ``predict``: a label, an answer or a generated text for one text, or for each row of a file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class GenerationCommand(TyperCommand):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Call the command, with what is given of generation apart."""
-        given = {option.name: ctx.params.pop(option.name) for option in _generation_options()}
-        ctx.obj = {name: value for name, value in given.items() if value not in (None, (), [])}
+        generation = {option.name: ctx.params.pop(option.name) for option in _generation_options()}
+        ctx.obj = {name: value for name, value in generation.items() if value not in (None, (), [])}
         return super().invoke(ctx)
 
 
@@ -45,7 +45,7 @@ def _generation_options() -> list[Any]:
     parameters = []
     for name, setting in Generation.model_fields.items():
         several = get_origin(setting.annotation) is tuple
-        words = (name, *(other for other, own in aliases.items() if own == name))
+        words = (name, *(alias for alias, setting_name in aliases.items() if setting_name == name))
         option = typer.Option(
             *(f"--{word.replace('_', '-')}" for word in words), help=str(setting.description).replace("``", "")
         )

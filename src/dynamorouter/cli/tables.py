@@ -17,12 +17,10 @@ from dynamorouter.report.document import cell_text
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console that never wraps a number: off a terminal it is 120 columns wide."""
-    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return (
-        made
-        if made.is_terminal
-        else Console(stderr=stderr, highlight=False, width=max(120, shutil.get_terminal_size().columns))
-    )
+    terminal = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if terminal.is_terminal:
+        return terminal
+    return Console(stderr=stderr, highlight=False, width=max(120, shutil.get_terminal_size().columns))
 
 
 def print_report(report: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from dynamorouter.data.config import AugmentConfig
 from dynamorouter.tasks.kinds.base import HeadKind, Noise
 from dynamorouter.tasks.record import Record
 
-_KEPT = frozenset(
+_NEVER_DROPPED = frozenset(
     {
         "not",
         "no",
@@ -78,10 +78,10 @@ def _disturbed(text: str, options: AugmentConfig, generator: random.Random) -> s
     words = text.split()
     if len(words) >= _MIN_WORDS:
         words = [word for word in words if _fixed(word) or generator.random() >= options.dropout] or words
-        for at in range(len(words) - 1):
-            free = not _fixed(words[at]) and not _fixed(words[at + 1])
+        for index in range(len(words) - 1):
+            free = not _fixed(words[index]) and not _fixed(words[index + 1])
             if free and generator.random() < options.swap:
-                words[at], words[at + 1] = words[at + 1], words[at]
+                words[index], words[index + 1] = words[index + 1], words[index]
     if generator.random() < options.noise:
         joined = " ".join(words)
         return generator.choice((joined.lower(), joined.rstrip(" .!?") or joined))
@@ -91,4 +91,4 @@ def _disturbed(text: str, options: AugmentConfig, generator: random.Random) -> s
 def _fixed(word: str) -> bool:
     """Tell whether a word turns the meaning round, or is a number."""
     lowered = word.casefold().replace("\u2019", "'").strip('.,;:!?"()')
-    return lowered in _KEPT or lowered.endswith("n't") or any(letter.isdigit() for letter in lowered)
+    return lowered in _NEVER_DROPPED or lowered.endswith("n't") or any(letter.isdigit() for letter in lowered)

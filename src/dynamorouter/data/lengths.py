@@ -52,16 +52,16 @@ def truncation_report(records: Sequence[Record], tokenizer: Callable[..., Any], 
         raise DataError(f"task {task.name!r}: no rows to measure; prepare the data first")
     lengths: list[int] = []
     for start in range(0, len(records), _BATCH):
-        part = records[start : start + _BATCH]
-        texts = [record.text for record in part]
-        pairs = None if task.columns.pair is None else [record.pair or "" for record in part]
+        batch = records[start : start + _BATCH]
+        texts = [record.text for record in batch]
+        pairs = None if task.columns.pair is None else [record.pair or "" for record in batch]
         lengths += [len(ids) for ids in tokenizer(texts, pairs, truncation=False)["input_ids"]]
     lengths.sort()
-    at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return TruncationReport(
         task=task.name,
         rows=len(lengths),
         max_tokens=task.max_tokens,
         truncated=sum(length > task.max_tokens for length in lengths) / len(lengths),
-        quantiles={name: lengths[math.ceil(share * len(lengths)) - 1] for name, share in at.items()},
+        quantiles={name: lengths[math.ceil(share * len(lengths)) - 1] for name, share in shares.items()},
     )

@@ -31,10 +31,10 @@ def read_split(
         DataError: a row, named by number, is broken and ``skip_bad`` is not given, or there are none.
     """
     rows = load_rows(task, split, "local", _options(task, data), skip_bad=skip_bad)
-    found = list(islice(native_records(task, 0, rows, split=split, skip_bad=skip_bad), limit))
-    if not found:
+    records = list(islice(native_records(task, 0, rows, split=split, skip_bad=skip_bad), limit))
+    if not records:
         raise DataError(f"{data / task.name} holds no rows in its split {split!r}; give a file with at least one")
-    return found
+    return records
 
 
 def _options(task: Task, data: Path) -> dict[str, Any]:

@@ -93,19 +93,19 @@ class PrepareOptions:
         """
         least = {"train_rows": 1, "router_rows": 0, "joint_rows": 0, "max_chars": 1, "max_words": 1}
         least |= dict.fromkeys(("select_rows", "calibrate_rows", "report_rows"), 1)
-        found = [
+        mistakes = [
             f"{name} is {value}; at least {low} is allowed"
             for name, low in least.items()
             if (value := getattr(self, name)) is not None and value < low
         ]
         if not 0.0 < self.carve < 1.0:
-            found.append(f"carve is {self.carve}; more than 0 and less than 1 is allowed")
+            mistakes.append(f"carve is {self.carve}; more than 0 and less than 1 is allowed")
         for name, allowed in (("when_short", get_args(WhenShort)), ("leaks", get_args(Leaks))):
             value = getattr(self, name)
             if value not in allowed:
-                found.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
-        if found:
-            raise ConfigError("prepare: " + "; ".join(found))
+                mistakes.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
+        if mistakes:
+            raise ConfigError("prepare: " + "; ".join(mistakes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -177,10 +177,10 @@ def prepare(
     progress.start("prepare", len(tasks), unit="tasks")
     for task_id, task in enumerate(tasks):
         merged = merged_options(task, source, source_options)
-        own = (task_options or {}).get(task.name, options)
-        digest = _digest(task, task_id, source, merged, own)
+        task_settings = (task_options or {}).get(task.name, options)
+        digest = _digest(task, task_id, source, merged, task_settings)
         entry = read_finished(root / task.name / MANIFEST, digest=digest, hashes=_split_hashes)
-        done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, own, digest)
+        done[task.name] = entry or _prepare_task(task, task_id, root / task.name, source, merged, task_settings, digest)
         progress.advance()
     manifest = {"format": FORMAT, "source": source, "options": options.to_json(), "tasks": done}
     _write_json(root / MANIFEST, manifest)
@@ -202,11 +202,13 @@ def load_prepared(folder: str | Path, task_names: Sequence[str] | None = None) -
     if not (root / MANIFEST).is_file():
         raise DataError(f"{root} holds no completely prepared data; {remedy}")
     manifest = read_form(root / MANIFEST, format=FORMAT, entries={"tasks": dict}, error=DataError, remedy=remedy)
-    there = list(manifest["tasks"])
-    lacking = [name for name in task_names or () if name not in there]
+    prepared = list(manifest["tasks"])
+    lacking = [name for name in task_names or () if name not in prepared]
     if lacking:
-        raise DataError(f"{root} lacks {', '.join(lacking)}, it has {', '.join(there)}; prepare again with all tasks")
-    return PreparedData(root, tuple(there if task_names is None else task_names), manifest)
+        raise DataError(
+            f"{root} lacks {', '.join(lacking)}, it has {', '.join(prepared)}; prepare again with all tasks"
+        )
+    return PreparedData(root, tuple(prepared if task_names is None else task_names), manifest)
 
 
 def _check_names(tasks: Sequence[Task]) -> None:
@@ -330,32 +332,32 @@ def _training(task: Task, records: list[Record], options: PrepareOptions) -> dic
     """Draw train, router and joint, disjoint unless the rows run out and the options allow an overlap."""
     kind = head_kind(task.head)
     others = {"router": options.router_rows, "joint": options.joint_rows}
-    there = len(records)
+    available = len(records)
     if options.train_rows is None:
-        least = there if options.when_short == "overlap" else (there + 1) // 2
-        train_rows = max(least, there - sum(others.values()))
+        least = available if options.when_short == "overlap" else (available + 1) // 2
+        train_rows = max(least, available - sum(others.values()))
     else:
         train_rows = options.train_rows
-    wanted = {**others, "train": train_rows}
-    short = sum(wanted.values()) > there
+    sizes_asked = {**others, "train": train_rows}
+    short = sum(sizes_asked.values()) > available
     if short and options.when_short == "fail":
         raise DataError(
-            f"task {task.name!r}: {there} training rows for {wanted}; lower the sizes, or set when_short to "
+            f"task {task.name!r}: {available} training rows for {sizes_asked}; lower the sizes, or set when_short to "
             "'shrink' (all splits smaller) or 'overlap' (router and joint rows may be in train)"
         )
     if not short or options.when_short == "shrink":
         if short and options.train_rows is None:
-            sizes = {**shrink(others, there - train_rows), "train": train_rows}
+            sizes = {**shrink(others, available - train_rows), "train": train_rows}
         else:
-            sizes = shrink(wanted, there)
+            sizes = shrink(sizes_asked, available)
         splits, _ = draw(records, sizes, kind=kind, seed=options.seed, purpose="train")
         return splits
-    first = {"train": min(train_rows, there), **others}
-    splits, _ = draw(records, first, kind=kind, seed=options.seed, purpose="train")
+    asked = {"train": min(train_rows, available), **others}
+    splits, _ = draw(records, asked, kind=kind, seed=options.seed, purpose="train")
     for name, size in others.items():
         lacking = size - len(splits[name])
-        more, _ = draw(splits["train"], {name: lacking}, kind=kind, seed=options.seed, purpose=f"overlap {name}")
-        splits[name] = splits[name] + more[name]
+        again, _ = draw(splits["train"], {name: lacking}, kind=kind, seed=options.seed, purpose=f"overlap {name}")
+        splits[name] = splits[name] + again[name]
     return splits
 
 
@@ -370,7 +372,9 @@ def _prove(task: Task, keys: Mapping[str, set[str]], held_out: set[str]) -> None
         DataError: something is, or two held-out splits share rows; the message counts them.
     """
     shared = {f"{name} and held-out rows": len(keys[name] & held_out) for name in TRAIN_SPLITS}
-    shared |= {f"{one} and {two}": len(keys[one] & keys[two]) for one, two in combinations(HELD_OUT_SPLITS, 2)}
-    found = ", ".join(f"{count} shared by {names}" for names, count in shared.items() if count)
-    if found:
-        raise DataError(f"task {task.name!r}: the splits leak: {found}; nothing was written: report this as a bug")
+    shared |= {
+        f"{first} and {second}": len(keys[first] & keys[second]) for first, second in combinations(HELD_OUT_SPLITS, 2)
+    }
+    leaks = ", ".join(f"{count} shared by {names}" for names, count in shared.items() if count)
+    if leaks:
+        raise DataError(f"task {task.name!r}: the splits leak: {leaks}; nothing was written: report this as a bug")

@@ -23,9 +23,9 @@ def rank(record: Record, *, seed: int, purpose: str) -> bytes:
 
 def largest_remainder(counts: Mapping[str, int], total: int) -> dict[str, int]:
     """Share ``total`` out in proportion to ``counts``, never more than there are; ties go by name."""
-    there = sum(counts.values())
-    total = min(total, there)
-    exact = {name: total * count / there if there else 0.0 for name, count in counts.items()}
+    available = sum(counts.values())
+    total = min(total, available)
+    exact = {name: total * count / available if available else 0.0 for name, count in counts.items()}
     shares = {name: int(value) for name, value in exact.items()}
     by_rest = sorted(counts, key=lambda name: (shares[name] - exact[name], name))
     for name in by_rest[: total - sum(shares.values())]:
@@ -60,12 +60,12 @@ def draw(
             taken += groups[key][:quota]
             groups[key] = groups[key][quota:]
         splits[name] = sorted(taken, key=lambda record: ranks[id(record)])
-    left = [record for group in groups.values() for record in group]
-    return splits, sorted(left, key=lambda record: ranks[id(record)])
+    remaining = [record for group in groups.values() for record in group]
+    return splits, sorted(remaining, key=lambda record: ranks[id(record)])
 
 
-def shrink(sizes: Mapping[str, int], there: int) -> dict[str, int]:
+def shrink(sizes: Mapping[str, int], available: int) -> dict[str, int]:
     """Return the sizes, or where the rows do not suffice, all of them smaller in the same proportion."""
-    if sum(sizes.values()) <= there:
+    if sum(sizes.values()) <= available:
         return dict(sizes)
-    return largest_remainder(sizes, there)
+    return largest_remainder(sizes, available)

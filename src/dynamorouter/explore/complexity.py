@@ -67,9 +67,9 @@ class Survey:
             "tiers": {
                 method: {
                     "cuts": list(self.cuts[method]),
-                    "rows": {name: int((found == i).sum()) for i, name in enumerate(self.names)},
+                    "rows": {name: int((assigned == i).sum()) for i, name in enumerate(self.names)},
                 }
-                for method, found in self.tiers.items()
+                for method, assigned in self.tiers.items()
             },
             "refused": dict(self.refused),
             "examples": edges(self.rows, self.cuts.get("quantile", ())),
@@ -119,24 +119,24 @@ def survey(
             continue
         tiers[method], cuts[method] = rule.assign(table, scores), rule.cuts
     pairs = zip(rows.features, records, strict=True)
-    analysis = np.array([analysis_score(found, _answer_words(record), options.score) for found, record in pairs])
+    analysis = np.array([analysis_score(features, _answer_words(record), options.score) for features, record in pairs])
     return Survey(analyzer.name, tuple(names), rows, analysis, tiers, cuts, refused)
 
 
 def distribution(values: Array) -> dict[str, float]:
     """Return mean, deviation and quantiles of ``(N,)``."""
-    found = {name: float(np.quantile(values, share)) for name, share in QUANTILES.items()}
-    return {"mean": float(values.mean()), "std": float(values.std()), **found}
+    quantiles = {name: float(np.quantile(values, share)) for name, share in QUANTILES.items()}
+    return {"mean": float(values.mean()), "std": float(values.std()), **quantiles}
 
 
 def edges(rows: Measured, cuts: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
     """Return the rows with the lowest and the highest score, and those nearest to each cut."""
     scores = np.array(rows.scores)
-    wanted = {"lowest": np.argsort(scores, kind="stable"), "highest": np.argsort(-scores, kind="stable")}
-    wanted |= {f"at cut {cut:.3f}": np.argsort(np.abs(scores - cut), kind="stable") for cut in cuts}
+    orders = {"lowest": np.argsort(scores, kind="stable"), "highest": np.argsort(-scores, kind="stable")}
+    orders |= {f"at cut {cut:.3f}": np.argsort(np.abs(scores - cut), kind="stable") for cut in cuts}
     return {
         edge: [{"score": rows.scores[i], "text": _shown(rows.records[i])} for i in order[:SHOWN].tolist()]
-        for edge, order in wanted.items()
+        for edge, order in orders.items()
     }
 
 

@@ -33,30 +33,30 @@ def duplicates(tasks: Sequence[TaskRows], *, seed: int = 0) -> dict[str, Any]:
         train ``in_train`` and ``near_in_train``; ``between``: per pair of tasks ``equal`` and ``near``, the rows of the
         second with an equal or near one in the first, where there are any; ``similar``: the threshold.
     """
-    places = [(rows, split, record) for rows in tasks for split, own in rows.splits.items() for record in own]
-    keys = [text_key(record.text, record.pair) for _, _, record in places]
-    near = clusters([compared(rows, record) for rows, _, record in places], seed=seed)
-    wheres = [(rows.task.name, split) for rows, split, _ in places]
+    entries = [(rows, split, record) for rows in tasks for split, records in rows.splits.items() for record in records]
+    keys = [text_key(record.text, record.pair) for _, _, record in entries]
+    near = clusters([compared(rows, record) for rows, _, record in entries], seed=seed)
+    locations = [(rows.task.name, split) for rows, split, _ in entries]
     targets: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for (name, _), key, (_, _, record) in zip(wheres, keys, places, strict=True):
+    for (name, _), key, (_, _, record) in zip(locations, keys, entries, strict=True):
         targets[name, key].add(json.dumps(record.target, sort_keys=True))
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    counts_by_task: dict[str, dict[str, dict[str, int]]] = {}
     for rows in tasks:
-        found[rows.task.name] = {}
-        for split, own in rows.splits.items():
-            here = [i for i, where in enumerate(wheres) if where == (rows.task.name, split)]
+        counts_by_task[rows.task.name] = {}
+        for split, records in rows.splits.items():
+            members = [i for i, location in enumerate(locations) if location == (rows.task.name, split)]
             counts = {
-                "rows": len(own),
-                "again": len(own) - len({keys[i] for i in here}),
-                "contradicting": sum(len(targets[rows.task.name, keys[i]]) > 1 for i in here),
-                "near_again": len(own) - len({near[i] for i in here}),
+                "rows": len(records),
+                "again": len(records) - len({keys[i] for i in members}),
+                "contradicting": sum(len(targets[rows.task.name, keys[i]]) > 1 for i in members),
+                "near_again": len(records) - len({near[i] for i in members}),
             }
             if split != "train" and "train" in rows.splits:
-                train = [i for i, where in enumerate(wheres) if where == (rows.task.name, "train")]
-                counts["in_train"] = _shared([keys[i] for i in train], [keys[i] for i in here])
-                counts["near_in_train"] = _shared([near[i] for i in train], [near[i] for i in here])
-            found[rows.task.name][split] = counts
-    return {"similar": SIMILAR, "tasks": found, "between": _between(tasks, wheres, keys, near.tolist())}
+                train = [i for i, location in enumerate(locations) if location == (rows.task.name, "train")]
+                counts["in_train"] = _shared([keys[i] for i in train], [keys[i] for i in members])
+                counts["near_in_train"] = _shared([near[i] for i in train], [near[i] for i in members])
+            counts_by_task[rows.task.name][split] = counts
+    return {"similar": SIMILAR, "tasks": counts_by_task, "between": _between(tasks, locations, keys, near.tolist())}
 
 
 def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
@@ -65,16 +65,16 @@ def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def _between(
-    tasks: Sequence[TaskRows], wheres: Sequence[tuple[str, str]], keys: Sequence[str], near: Sequence[int]
+    tasks: Sequence[TaskRows], locations: Sequence[tuple[str, str]], keys: Sequence[str], near: Sequence[int]
 ) -> list[dict[str, Any]]:
     by_task: dict[str, tuple[Counter[str], Counter[int]]] = {rows.task.name: (Counter(), Counter()) for rows in tasks}
-    for (name, _), key, cluster in zip(wheres, keys, near, strict=True):
+    for (name, _), key, cluster in zip(locations, keys, near, strict=True):
         by_task[name][0][key] += 1
         by_task[name][1][cluster] += 1
-    found = []
-    for one, two in combinations(by_task, 2):
-        equal = sum(count for key, count in by_task[two][0].items() if key in by_task[one][0])
-        alike = sum(count for cluster, count in by_task[two][1].items() if cluster in by_task[one][1])
+    overlaps = []
+    for first, second in combinations(by_task, 2):
+        equal = sum(count for key, count in by_task[second][0].items() if key in by_task[first][0])
+        alike = sum(count for cluster, count in by_task[second][1].items() if cluster in by_task[first][1])
         if equal or alike:
-            found.append({"first": one, "second": two, "equal": equal, "near": alike})
-    return found
+            overlaps.append({"first": first, "second": second, "equal": equal, "near": alike})
+    return overlaps

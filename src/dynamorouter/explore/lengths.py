@@ -28,34 +28,34 @@ _BATCH = 512
 def words(rows: TaskRows) -> dict[str, Ints]:
     """Return lengths in words by part: ``text``, and where there are any ``pair``, ``input`` (both) and ``target``."""
     records = rows.records
-    found = {"text": np.array([word_count(record.text) for record in records])}
+    lengths = {"text": np.array([word_count(record.text) for record in records])}
     if any(record.pair is not None for record in records):
-        found["pair"] = np.array([word_count(record.pair) for record in records])
-        found["input"] = found["text"] + found["pair"]
+        lengths["pair"] = np.array([word_count(record.pair) for record in records])
+        lengths["input"] = lengths["text"] + lengths["pair"]
     if target_text(records[0]) is not None:
-        found["target"] = np.array([word_count(target_text(record)) for record in records])
-    return found
+        lengths["target"] = np.array([word_count(target_text(record)) for record in records])
+    return lengths
 
 
 def summary(values: Ints) -> dict[str, float]:
     """Return mean, standard deviation and quantiles (the smallest value that this share does not exceed)."""
     ordered = np.sort(values)
-    at = {name: int(ordered[max(0, math.ceil(share * len(ordered)) - 1)]) for name, share in QUANTILES.items()}
-    return {"mean": float(values.mean()), "sd": float(values.std()), **at}
+    quantiles = {name: int(ordered[max(0, math.ceil(share * len(ordered)) - 1)]) for name, share in QUANTILES.items()}
+    return {"mean": float(values.mean()), "sd": float(values.std()), **quantiles}
 
 
 def tokens(records: Sequence[Record], tokenizer: Tokenizer, *, target: bool = False) -> Ints:
     """Return the rows' lengths in tokens, special tokens included; of the texts asked for with ``target``."""
-    found: list[int] = []
+    lengths: list[int] = []
     for start in range(0, len(records), _BATCH):
-        part = records[start : start + _BATCH]
+        batch = records[start : start + _BATCH]
         if target:
-            texts, pairs = [target_text(record) or "" for record in part], None
+            texts, pairs = [target_text(record) or "" for record in batch], None
         else:
-            texts = [record.text for record in part]
-            pairs = [record.pair or "" for record in part] if any(record.pair for record in part) else None
-        found += [len(ids) for ids in tokenizer(texts, pairs, truncation=False)["input_ids"]]
-    return np.array(found)
+            texts = [record.text for record in batch]
+            pairs = [record.pair or "" for record in batch] if any(record.pair for record in batch) else None
+        lengths += [len(ids) for ids in tokenizer(texts, pairs, truncation=False)["input_ids"]]
+    return np.array(lengths)
 
 
 def truncation(rows: TaskRows, tokenizer: Tokenizer | None, *, max_tokens: int | None = None) -> dict[str, Any]:
@@ -80,10 +80,10 @@ def truncation(rows: TaskRows, tokenizer: Tokenizer | None, *, max_tokens: int |
         lengths = tokens(records, tokenizer)
         answers = tokens(records, tokenizer, target=True) if writes else None
     unit = "words" if tokenizer is None else "tokens"
-    found = {"unit": unit, "window": window, "cut": float((lengths > window).mean()), "lengths": summary(lengths)}
+    report = {"unit": unit, "window": window, "cut": float((lengths > window).mean()), "lengths": summary(lengths)}
     if answers is not None:
-        found["with_target"] = float((lengths + answers > window).mean())
-    return found
+        report["with_target"] = float((lengths + answers > window).mean())
+    return report
 
 
 def balance(rows: TaskRows) -> dict[str, Any] | None:
@@ -100,16 +100,16 @@ def balance(rows: TaskRows) -> dict[str, Any] | None:
     total = Counter[str]()
     for counts in by_split.values():
         total.update(counts or {})
-    named = {label: total[label] for label in (*rows.task.labels, *sorted(total)) if label in total}
+    count_of = {label: total[label] for label in (*rows.task.labels, *sorted(total)) if label in total}
     if head_kind(rows.task.head).classes == "row":
-        named = {label: total[label] for label in rows.task.labels}
-    shares = np.array(list(named.values()), dtype=float) / max(1, sum(named.values()))
-    there = shares[shares > 0]
-    entropy = float(-(there * np.log(there)).sum())
+        count_of = {label: total[label] for label in rows.task.labels}
+    shares = np.array(list(count_of.values()), dtype=float) / max(1, sum(count_of.values()))
+    present = shares[shares > 0]
+    entropy = float(-(present * np.log(present)).sum())
     ratio = float(shares.max() / shares.min()) if len(shares) and shares.min() > 0 else math.inf
     return {
         "counts": {split: dict(sorted((counts or {}).items())) for split, counts in by_split.items()},
-        "shares": {label: float(share) for label, share in zip(named, shares, strict=True)},
+        "shares": {label: float(share) for label, share in zip(count_of, shares, strict=True)},
         "ratio": ratio if math.isfinite(ratio) else None,
         "evenness": entropy / math.log(len(shares)) if len(shares) > 1 else 1.0,
         "verdict": "balanced" if ratio <= BALANCED else "nearly balanced" if ratio <= NEARLY else "not balanced",

@@ -32,11 +32,11 @@ def clusters(texts: Sequence[str], *, similar: float = SIMILAR, seed: int = 0) -
     """
     sets = shingles(texts)
     parent = list(range(len(texts)))
-    there = [i for i, own in enumerate(sets) if len(own)]
-    if len(there) > 1:
-        signatures = _signatures([sets[i] for i in there], seed)
-        for one, two in _candidates(signatures):
-            left, right = there[one], there[two]
+    worded = [i for i, hashes in enumerate(sets) if len(hashes)]
+    if len(worded) > 1:
+        signatures = _signatures([sets[i] for i in worded], seed)
+        for first, second in _candidates(signatures):
+            left, right = worded[first], worded[second]
             # The roots alone would not do: of two clusters any two members may be the similar ones.
             if _root(parent, left) != _root(parent, right) and _jaccard(sets[left], sets[right]) >= similar:
                 low, high = sorted((_root(parent, left), _root(parent, right)))
@@ -47,15 +47,15 @@ def clusters(texts: Sequence[str], *, similar: float = SIMILAR, seed: int = 0) -
 def shingles(texts: Sequence[str]) -> list[Hashes]:
     """Return the sorted different hashes of each text's runs of three words; a shorter text is one run."""
     ids: dict[str, int] = {}
-    found = []
+    sets = []
     for text in texts:
-        own = np.array([ids.setdefault(word, len(ids) + 1) for word in normalise(text).split()], dtype=np.uint64)
-        count = max(1, len(own) - RUN + 1) if len(own) else 0
+        word_ids = np.array([ids.setdefault(word, len(ids) + 1) for word in normalise(text).split()], dtype=np.uint64)
+        count = max(1, len(word_ids) - RUN + 1) if len(word_ids) else 0
         mixed = np.zeros(count, dtype=np.uint64)
-        for shift in range(min(RUN, len(own))):
-            mixed = _mix(mixed + own[shift : shift + count])
-        found.append(np.unique(mixed))
-    return found
+        for shift in range(min(RUN, len(word_ids))):
+            mixed = _mix(mixed + word_ids[shift : shift + count])
+        sets.append(np.unique(mixed))
+    return sets
 
 
 def _mix(values: Hashes) -> Hashes:
@@ -69,7 +69,7 @@ def _mix(values: Hashes) -> Hashes:
 def _signatures(sets: Sequence[Hashes], seed: int) -> Hashes:
     """Return the least hash of each set under each function, ``(N, H)``; no set is empty."""
     flat = np.concatenate(list(sets))
-    starts = np.concatenate([[0], np.cumsum([len(own) for own in sets])[:-1]])
+    starts = np.concatenate([[0], np.cumsum([len(hashes) for hashes in sets])[:-1]])
     keys = np.random.default_rng(seed).integers(1, 2**63, size=BANDS * PER_BAND, dtype=np.uint64)
     return np.stack([np.minimum.reduceat(_mix(flat ^ key), starts) for key in keys], axis=1)
 
@@ -77,7 +77,7 @@ def _signatures(sets: Sequence[Hashes], seed: int) -> Hashes:
 def _candidates(signatures: Hashes) -> NDArray[np.int64]:
     """Return pairs of texts that agree in a whole band, ``(pairs, 2)``, each pair once."""
     total = len(signatures)
-    found: list[NDArray[np.int64]] = []
+    coded_pairs: list[NDArray[np.int64]] = []
     for band in range(BANDS):
         columns = signatures[:, band * PER_BAND : (band + 1) * PER_BAND]
         keys = columns[:, 0].copy()
@@ -87,10 +87,10 @@ def _candidates(signatures: Hashes) -> NDArray[np.int64]:
         edges = np.flatnonzero(np.diff(keys[order])) + 1
         for bucket in np.split(order, edges):
             if len(bucket) > 1:
-                found.append(_pairs(np.sort(bucket), total))
-    if not found:
+                coded_pairs.append(_pairs(np.sort(bucket), total))
+    if not coded_pairs:
         return np.empty((0, 2), dtype=np.int64)
-    coded = np.unique(np.concatenate(found))
+    coded = np.unique(np.concatenate(coded_pairs))
     return np.stack([coded // total, coded % total], axis=1)
 
 
@@ -110,8 +110,8 @@ def _jaccard(one: Hashes, two: Hashes) -> float:
     return both / (len(one) + len(two) - both)
 
 
-def _root(parent: list[int], at: int) -> int:
-    while parent[at] != at:
-        parent[at] = parent[parent[at]]
-        at = parent[at]
-    return at
+def _root(parent: list[int], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = parent[index]
+    return index

@@ -27,21 +27,21 @@ def correlations(first: NDArray[Any], second: NDArray[Any], *, seed: int, resamp
 
     A column without any spread, or fewer than ten rows, has no correlation: the values are ``None``.
     """
-    one, two = first.astype(float), second.astype(float)
-    if len(one) < _FEWEST or np.ptp(one) == 0 or np.ptp(two) == 0:
-        return {"n": len(one), "pearson": None, "spearman": None}
+    left, right = first.astype(float), second.astype(float)
+    if len(left) < _FEWEST or np.ptp(left) == 0 or np.ptp(right) == 0:
+        return {"n": len(left), "pearson": None, "spearman": None}
     generator = np.random.default_rng(seed)
-    share = np.full(len(one), 1.0 / len(one))
-    places = [np.unique(column, return_inverse=True)[1] for column in (one, two)]
-    found = np.empty((resamples, 2))
+    share = np.full(len(left), 1.0 / len(left))
+    places = [np.unique(column, return_inverse=True)[1] for column in (left, right)]
+    resampled = np.empty((resamples, 2))
     for turn in range(resamples):
-        counts = generator.multinomial(len(one), share).astype(float)
-        found[turn] = _pearson(one, two, counts), _spearman(places[0], places[1], counts)
-    once = np.ones(len(one))
-    values = _pearson(one, two, once), _spearman(places[0], places[1], once)
-    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
+        counts = generator.multinomial(len(left), share).astype(float)
+        resampled[turn] = _pearson(left, right, counts), _spearman(places[0], places[1], counts)
+    once = np.ones(len(left))
+    values = _pearson(left, right, once), _spearman(places[0], places[1], once)
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     return {
-        "n": len(one),
+        "n": len(left),
         **{
             name: {"value": float(values[i]), "ci95": [float(low[i]), float(high[i])]}
             for i, name in enumerate(("pearson", "spearman"))
@@ -71,11 +71,11 @@ def _ranks(places: NDArray[np.int64], counts: Array) -> Array:
 def length_relations(rows: TaskRows, *, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Return the correlations of the lengths of a row's parts: text with pair, and text with what it asks for."""
     parts = words(rows)
-    found = {}
-    for one, two in (("text", "target"), ("input", "target"), ("text", "pair")):
-        if one in parts and two in parts:
-            found[f"{one}/{two}"] = correlations(parts[one], parts[two], seed=seed, resamples=resamples)
-    return found
+    relations = {}
+    for first, second in (("text", "target"), ("input", "target"), ("text", "pair")):
+        if first in parts and second in parts:
+            relations[f"{first}/{second}"] = correlations(parts[first], parts[second], seed=seed, resamples=resamples)
+    return relations
 
 
 def length_classifier(rows: TaskRows, *, seed: int, resamples: int = RESAMPLES) -> dict[str, Any] | None:
@@ -90,25 +90,25 @@ def length_classifier(rows: TaskRows, *, seed: int, resamples: int = RESAMPLES) 
     from sklearn.tree import DecisionTreeClassifier
 
     records = rows.records
-    known = labels(rows.task, records)
-    if known is None or len(set(known)) < 2:
+    row_classes = labels(rows.task, records)
+    if row_classes is None or len(set(row_classes)) < 2:
         return None
-    classes = np.array(known)
+    classes = np.array(row_classes)
     features = np.stack([column for part in ("text", "pair") for column in _columns(records, part)], axis=1)
     fitted = _fitted(rows, len(records), seed)
     if len(set(classes[fitted])) < 2 or fitted.all():
         return None
     tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, min_samples_leaf=LEAST, random_state=seed)
     tree.fit(features[fitted], classes[fitted])
-    held = ~fitted
+    held_out = ~fitted
     names, counts = np.unique(classes[fitted], return_counts=True)
-    ours = _scored(tree.predict(features[held]) == classes[held])
-    majority = _scored(classes[held] == names[counts.argmax()])
+    ours = _scored(tree.predict(features[held_out]) == classes[held_out])
+    majority = _scored(classes[held_out] == names[counts.argmax()])
     gain = bootstrap_difference(ours, majority, mean, seed=seed, resamples=resamples)
     lengths = words(rows)["input" if "input" in words(rows) else "text"]
     return {
         "fitted_on": int(fitted.sum()),
-        "n": int(held.sum()),
+        "n": int(held_out.sum()),
         "accuracy": {"value": float(ours[:, 0].mean()), "ci95": bootstrap_ci(ours, mean, seed=seed)},
         "majority": float(majority[:, 0].mean()),
         "gain": {"value": gain.value, "ci95": [gain.low, gain.high]},
@@ -124,7 +124,7 @@ def _columns(records: Sequence[Any], part: str) -> list[NDArray[np.int64]]:
 def _fitted(rows: TaskRows, total: int, seed: int) -> NDArray[np.bool_]:
     """Return which rows the classifier is fitted on, ``(N,)``, in the order of ``rows.records``."""
     if len(rows.splits) > 1 and "train" in rows.splits:
-        return np.concatenate([np.full(len(own), split == "train") for split, own in rows.splits.items()])
+        return np.concatenate([np.full(len(records), split == "train") for split, records in rows.splits.items()])
     return np.random.default_rng(seed).permutation(total) < total // 2
 
 

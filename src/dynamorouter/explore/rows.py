@@ -62,7 +62,7 @@ def read_rows(
         DataError: the source has nothing for the task, or nothing that can be used.
     """
     merged = source_options(task, source, options)
-    found = TaskRows(task)
+    task_rows = TaskRows(task)
     for split in available_splits(task, source, merged):
         skipped, records = SkipCount(), []
         for number, row in load(task, split, source, merged, skip_bad=skipped):
@@ -70,18 +70,18 @@ def read_rows(
             if isinstance(record, Record):
                 records.append(record)
             else:
-                found.problems[record.code] += 1
+                task_rows.problems[record.code] += 1
         if skipped.count:
-            found.problems["broken"] += skipped.count
+            task_rows.problems["broken"] += skipped.count
         if limit is not None and len(records) > limit:
-            kept = sorted(random.Random(seed + zlib.crc32(split.encode())).sample(range(len(records)), limit))
-            records = [records[i] for i in kept]
+            drawn = sorted(random.Random(seed + zlib.crc32(split.encode())).sample(range(len(records)), limit))
+            records = [records[i] for i in drawn]
         if records:
-            found.splits[split] = records
-    if not found.splits:
-        reasons = ", ".join(f"{count} {name}" for name, count in found.problems.items()) or "no rows"
+            task_rows.splits[split] = records
+    if not task_rows.splits:
+        reasons = ", ".join(f"{count} {name}" for name, count in task_rows.problems.items()) or "no rows"
         raise DataError(f"task {task.name!r}: source {source!r} has nothing to explore ({reasons}); check its files")
-    return found
+    return task_rows
 
 
 def target_text(record: Record) -> str | None:

@@ -82,14 +82,14 @@ def explore(
     names = [task.name for task in tasks]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"explore needs one or more tasks of different names, got {', '.join(names) or 'none'}")
-    every: list[TaskRows] = []
+    all_rows: list[TaskRows] = []
     by_task = {}
     for task in tasks:
         rows = read_rows(task, source, options, limit=limit, seed=seed)
-        every.append(rows)
-        say(f"{task.name}: {', '.join(f'{len(own)} {split}' for split, own in rows.splits.items())}")
+        all_rows.append(rows)
+        say(f"{task.name}: {', '.join(f'{len(records)} {split}' for split, records in rows.splits.items())}")
         by_task[task.name] = {
-            "rows": {split: len(own) for split, own in rows.splits.items()},
+            "rows": {split: len(records) for split, records in rows.splits.items()},
             "columns": _columns(task),
             "problems": dict(rows.problems),
             "balance": balance(rows),
@@ -103,25 +103,25 @@ def explore(
         "seed": seed,
         "limit": limit,
         "tasks": by_task,
-        "duplicates": duplicates(every, seed=seed),
-        "vocabulary": vocabulary(every),
+        "duplicates": duplicates(all_rows, seed=seed),
+        "vocabulary": vocabulary(all_rows),
     }
-    return Exploration(figures, tuple(answers(figures)), tuple(every))
+    return Exploration(figures, tuple(answers(figures)), tuple(all_rows))
 
 
 def answers(figures: Mapping[str, Any]) -> list[Finding]:
     """Answer in words, from figures alone: is it balanced, does length tell the class, do lengths go together?"""
-    found = []
-    for name, own in figures["tasks"].items():
-        if own["balance"] is not None:
-            found.append(Finding(name, "Are the classes balanced?", _balanced(own["balance"])))
-        if own["length_classifier"] is not None:
-            found.append(Finding(name, "Does length predict the class?", _predicts(own["length_classifier"])))
-        for pair, relation in own["length_relations"].items():
-            one, two = (_named(part, own["columns"]) for part in pair.split("/"))
-            found.append(Finding(name, f"Do rows of a longer {one} have a longer {two}?", _together(relation)))
-        found.append(Finding(name, "Do held-out rows stand in train?", _leaks(figures["duplicates"]["tasks"][name])))
-    return found
+    findings = []
+    for name, figures_of in figures["tasks"].items():
+        if figures_of["balance"] is not None:
+            findings.append(Finding(name, "Are the classes balanced?", _balanced(figures_of["balance"])))
+        if figures_of["length_classifier"] is not None:
+            findings.append(Finding(name, "Does length predict the class?", _predicts(figures_of["length_classifier"])))
+        for pair, relation in figures_of["length_relations"].items():
+            first, second = (_named(part, figures_of["columns"]) for part in pair.split("/"))
+            findings.append(Finding(name, f"Do rows of a longer {first} have a longer {second}?", _together(relation)))
+        findings.append(Finding(name, "Do held-out rows stand in train?", _leaks(figures["duplicates"]["tasks"][name])))
+    return findings
 
 
 def _columns(task: Task) -> dict[str, str | None]:
@@ -134,46 +134,47 @@ def _named(part: str, columns: Mapping[str, str]) -> str:
     return f"{columns['text']} and {columns['pair']}" if part == "input" else columns[part]
 
 
-def _balanced(own: Mapping[str, Any]) -> str:
-    shares = own["shares"]
+def _balanced(figures: Mapping[str, Any]) -> str:
+    shares = figures["shares"]
     least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
-    word = {"balanced": "Yes", "nearly balanced": "Nearly", "not balanced": "No"}[own["verdict"]]
-    ratio = "the smallest does not occur" if own["ratio"] is None else f"ratio {own['ratio']:.2f}"
+    word = {"balanced": "Yes", "nearly balanced": "Nearly", "not balanced": "No"}[figures["verdict"]]
+    ratio = "the smallest does not occur" if figures["ratio"] is None else f"ratio {figures['ratio']:.2f}"
     return f"{word}: from {shares[least]:.1%} ({least}) to {shares[most]:.1%} ({most}), {ratio}."
 
 
-def _predicts(own: Mapping[str, Any]) -> str:
-    low, high = own["gain"]["ci95"]
+def _predicts(figures: Mapping[str, Any]) -> str:
+    low, high = figures["gain"]["ci95"]
     word = "Yes" if low > 0 else "No sign of it" if high >= 0 else "No, it misleads"
-    gain = own["gain"]["value"]
+    gain = figures["gain"]["value"]
     size = "" if word != "Yes" else ", a little" if gain < 0.1 else ", clearly"
     return (
-        f"{word}{size}: accuracy {own['accuracy']['value']:.3f} from lengths alone, {own['majority']:.3f} for always "
-        f"the commonest class; gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, on {own['n']} rows."
+        f"{word}{size}: accuracy {figures['accuracy']['value']:.3f} from lengths alone, {figures['majority']:.3f} for "
+        f"always the commonest class; gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
+        f"on {figures['n']} rows."
     )
 
 
-def _together(own: Mapping[str, Any]) -> str:
-    if own["pearson"] is None:
-        return f"It cannot be told: no spread in length, or too few rows ({own['n']})."
+def _together(relation: Mapping[str, Any]) -> str:
+    if relation["pearson"] is None:
+        return f"It cannot be told: no spread in length, or too few rows ({relation['n']})."
     parts = []
     for name, title in (("pearson", "Pearson"), ("spearman", "Spearman")):
-        low, high = own[name]["ci95"]
-        parts.append(f"{title} {own[name]['value']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
-    low, high = own["spearman"]["ci95"]
-    size = abs(own["spearman"]["value"])
+        low, high = relation[name]["ci95"]
+        parts.append(f"{title} {relation[name]['value']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    low, high = relation["spearman"]["ci95"]
+    size = abs(relation["spearman"]["value"])
     strength = "weakly" if size < WEAK else "moderately" if size < STRONG else "strongly"
     word = "No sign of it" if low <= 0 <= high else f"Yes, {strength}" if low > 0 else f"No, {strength} the reverse"
-    return f"{word}: {'; '.join(parts)}, over {own['n']} rows."
+    return f"{word}: {'; '.join(parts)}, over {relation['n']} rows."
 
 
-def _leaks(own: Mapping[str, Mapping[str, int]]) -> str:
-    held = {split: counts for split, counts in own.items() if "in_train" in counts}
-    if not held:
+def _leaks(counts_by_split: Mapping[str, Mapping[str, int]]) -> str:
+    held_out = {split: counts for split, counts in counts_by_split.items() if "in_train" in counts}
+    if not held_out:
         return "There are no held-out rows."
     parts = [
         f"{counts['in_train']} of {counts['rows']} {split} rows do, {counts['near_in_train']} counting near-duplicates"
-        for split, counts in held.items()
+        for split, counts in held_out.items()
     ]
     return "; ".join(parts) + "."
 

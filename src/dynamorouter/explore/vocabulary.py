@@ -15,13 +15,13 @@ TOP = 5000
 
 
 def counts(records: Iterable[Record]) -> Counter[str]:
-    """Return how often each word, folded as ``data.text.normalise`` does, stands in text and pair."""
-    found: Counter[str] = Counter()
+    """Return how often each word, folded as ``tasks.text.normalise`` does, stands in text and pair."""
+    word_counts: Counter[str] = Counter()
     for record in records:
-        found.update(normalise(record.text).split())
+        word_counts.update(normalise(record.text).split())
         if record.pair is not None:
-            found.update(normalise(record.pair).split())
-    return found
+            word_counts.update(normalise(record.pair).split())
+    return word_counts
 
 
 def vocabulary(tasks: Sequence[TaskRows]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def vocabulary(tasks: Sequence[TaskRows]) -> dict[str, Any]:
         Jaccard similarity of the commonest 5,000 words; ``covered`` ``(T, T)``: share of the column task's running
         words that are among the row task's words; ``names``: the tasks in the order of rows and columns.
     """
-    by_split = {rows.task.name: {split: counts(own) for split, own in rows.splits.items()} for rows in tasks}
+    by_split = {rows.task.name: {split: counts(content) for split, content in rows.splits.items()} for rows in tasks}
     total = {name: sum(splits.values(), Counter[str]()) for name, splits in by_split.items()}
     names = list(total)
     tops = {name: {word for word, _ in total[name].most_common(TOP)} for name in names}
@@ -45,8 +45,8 @@ def vocabulary(tasks: Sequence[TaskRows]) -> dict[str, Any]:
                 "different": len(total[name]),
                 "once": sum(count == 1 for count in total[name].values()) / max(1, len(total[name])),
                 "unseen": {
-                    split: 1.0 - _covered(splits["train"], own)
-                    for split, own in splits.items()
+                    split: 1.0 - _covered(splits["train"], content)
+                    for split, content in splits.items()
                     if split != "train" and "train" in splits
                 },
             }

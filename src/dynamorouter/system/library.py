@@ -125,11 +125,6 @@ class Library:
         states = {int(key.removeprefix("layer.")): value for key, value in read_tensors(path).items()}
         return FeatureSample(states, read_metadata(path)["pooling"])
 
-    def write_skill(self, name: str, skill: FeatureSample) -> None:
-        """Replace what is kept of the expert's rows."""
-        states = {f"layer.{layer}": value for layer, value in skill.states.items()}
-        write_tensors(self._existing(name) / SKILL, states, metadata={"pooling": skill.pooling})
-
     def bytes(self, name: str) -> int:
         """Count the bytes of an expert's files."""
         return sum(path.stat().st_size for path in self._existing(name).iterdir())

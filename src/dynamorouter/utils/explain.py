@@ -75,9 +75,9 @@ def own_path(path: Sequence[str], root: Branch) -> list[str]:
     branch: Branch | None = root
     parts = []
     for part in path:
-        own = part if branch is None or branch.named else branch.model.aliases().get(part, part)
-        parts.append(own)
-        branch = None if branch is None else branch.below(own)
+        name = part if branch is None or branch.named else branch.model.aliases().get(part, part)
+        parts.append(name)
+        branch = None if branch is None else branch.below(name)
     return parts
 
 
@@ -88,8 +88,8 @@ def own_tree(tree: Mapping[str, Any], branch: Branch, prefix: str = "") -> tuple
     for key, value in values.items():
         below = branch.below(str(key))
         if below is not None and isinstance(value, dict):
-            values[key], more = own_tree(value, below, f"{prefix}{key}.")
-            mistakes += more
+            values[key], mistakes_below = own_tree(value, below, f"{prefix}{key}.")
+            mistakes += mistakes_below
     return values, mistakes
 
 

@@ -89,9 +89,9 @@ class Analyzer:
         parts = [part for text, more in pairs for part in (text, more) if part]
         docs = self.parse(parts)
         for text, more in pairs:
-            found = measure([next(docs) for part in (text, more) if part])
+            measures = measure([next(docs) for part in (text, more) if part])
             progress.advance()
-            yield found
+            yield measures
 
 
 def _spacy() -> Any:

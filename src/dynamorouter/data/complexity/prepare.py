@@ -85,7 +85,9 @@ class Measured:
 
     def table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the features as ``(N, F)``."""
-        return np.array([found.row() for found in self.features], dtype=np.float64).reshape(len(self.features), -1)
+        return np.array([measures.row() for measures in self.features], dtype=np.float64).reshape(
+            len(self.features), -1
+        )
 
 
 def measured(
@@ -93,7 +95,7 @@ def measured(
 ) -> Measured:
     """Measure and score rows; their targets are not read."""
     features = list(analyzer.features([(record.text, record.pair) for record in records], progress=progress))
-    return Measured(list(records), features, [score(found, options) for found in features])
+    return Measured(list(records), features, [score(measures, options) for measures in features])
 
 
 def prepare_tiers(
@@ -178,8 +180,8 @@ def _common(tasks: Sequence[Task], source: str) -> Task:
     if len(tasks) < 2:
         raise ConfigError(f"the only tier is {first.name!r}; name at least two tasks, the simplest first")
     for task in tasks:
-        own = (task.columns, task.sources.get(source), task.head)
-        if own != (first.columns, first.sources.get(source), first.head):
+        shared = (task.columns, task.sources.get(source), task.head)
+        if shared != (first.columns, first.sources.get(source), first.head):
             raise ConfigError(
                 f"tiers {first.name!r} and {task.name!r} do not read the same data: columns, head and "
                 f"sources.{source} must be the same for all tiers"
@@ -214,18 +216,20 @@ def _enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, options: TierO
     least = {split: options.least_rows if split == "train" else LEAST_HELD_OUT for split in counts}
     short = [
         f"tier {name!r} has {rows} rows of {split} and needs {least[split]}"
-        for split, own in counts.items()
-        for name, rows in own.items()
+        for split, by_tier in counts.items()
+        for name, rows in by_tier.items()
         if rows < least[split]
     ]
     if short:
-        shown = "; ".join(f"{split}: {', '.join(f'{n} {c}' for n, c in own.items())}" for split, own in counts.items())
+        listed = "; ".join(
+            f"{split}: {', '.join(f'{n} {c}' for n, c in by_tier.items())}" for split, by_tier in counts.items()
+        )
         remedy = "give more rows"
         if rule.method != "quantile":
             remedy = "set complexity.tiers=quantile for tiers of the same size, or other complexity.thresholds"
         where = f"cuts {', '.join(f'{cut:.3f}' for cut in rule.cuts)}" if rule.cuts else "clusters"
         raise DataError(
-            f"complexity.tiers={rule.method} ({where}) leaves too little: {'; '.join(short)} (rows by tier: {shown}); "
+            f"complexity.tiers={rule.method} ({where}) leaves too little: {'; '.join(short)} (rows by tier: {listed}); "
             f"{remedy}; 'dynamorouter explore complexity' shows the scores"
         )
 
@@ -241,8 +245,8 @@ def _write(
     files, lines = {}, []
     for split, part in splits.items():
         for index, name in enumerate(names):
-            own = [i for i, tier in enumerate(tiers[split]) if tier == index]
-            rows = (json.dumps(_row(spec, part, i, split), ensure_ascii=False) for i in own)
+            members = [i for i, tier in enumerate(tiers[split]) if tier == index]
+            rows = (json.dumps(_row(spec, part, i, split), ensure_ascii=False) for i in members)
             files[f"{name}/{split}.jsonl"] = write_atomic(out / name / f"{split}.jsonl", rows)
         lines += [
             json.dumps(

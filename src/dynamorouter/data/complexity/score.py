@@ -55,21 +55,21 @@ class ScoreOptions:
             ConfigError: a name is unknown, a weight negative, a cap not positive, or nothing has a weight.
         """
         allowed = (*NAMES, RESPONSE)
-        found = [
+        mistakes = [
             f"{name!r} is no feature{suggest(name, allowed)}; allowed: {one_of(allowed)}"
             for name in dict.fromkeys([*self.weights, *self.caps])
             if name not in allowed
         ]
-        found += [f"the weight of {name} is {value}; 0 or more is allowed" for name, value in self.weights.items()
+        mistakes += [f"the weight of {name} is {value}; 0 or more is allowed" for name, value in self.weights.items()
                   if value < 0]  # fmt: skip
-        found += [f"the cap of {name} is {value}; more than 0 is allowed" for name, value in self.caps.items()
+        mistakes += [f"the cap of {name} is {value}; more than 0 is allowed" for name, value in self.caps.items()
                   if value <= 0]  # fmt: skip
-        found += [f"{name} has a weight but no cap; give one" for name, value in self.weights.items()
+        mistakes += [f"{name} has a weight but no cap; give one" for name, value in self.weights.items()
                   if value and name in allowed and name not in self.caps]  # fmt: skip
-        if not found and sum(value for name, value in self.weights.items() if name != RESPONSE) <= 0:
-            found = ["no feature of the instruction has a weight; give one"]
-        if found:
-            raise ConfigError("complexity score: " + "; ".join(found))
+        if not mistakes and sum(value for name, value in self.weights.items() if name != RESPONSE) <= 0:
+            mistakes = ["no feature of the instruction has a weight; give one"]
+        if mistakes:
+            raise ConfigError("complexity score: " + "; ".join(mistakes))
 
 
 def score(features: Features, options: ScoreOptions) -> float:
@@ -81,10 +81,10 @@ def score(features: Features, options: ScoreOptions) -> float:
 
 def analysis_score(features: Features, response_words: int, options: ScoreOptions) -> float:
     """Return the score with the response's length in it, 0 to 1, for tables and plots alone."""
-    own = sum(weight for name, weight in options.weights.items() if name != RESPONSE)
+    instruction_weight = sum(weight for name, weight in options.weights.items() if name != RESPONSE)
     answer = options.weights.get(RESPONSE, 0.0)
     words = _capped(float(response_words), options.caps.get(RESPONSE, CAPS[RESPONSE]))
-    return (score(features, options) * own + words * answer) / (own + answer)
+    return (score(features, options) * instruction_weight + words * answer) / (instruction_weight + answer)
 
 
 def _capped(value: float, cap: float) -> float:

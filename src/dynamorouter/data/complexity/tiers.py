@@ -48,8 +48,8 @@ class Tiers:
         """Return the tier of each row, ``(N,)``, from features ``(N, F)`` and scores ``(N,)``."""
         if self.method != "kmeans":
             return np.searchsorted(np.array(self.cuts), scores, side="right").astype(np.int64)
-        placed = (features - np.array(self.mean)) / np.array(self.std)
-        gaps = ((placed[:, None, :] - np.array(self.centres)[None]) ** 2).sum(axis=2)  # (N, 1, F) - (1, E, F)
+        standardised = (features - np.array(self.mean)) / np.array(self.std)
+        gaps = ((standardised[:, None, :] - np.array(self.centres)[None]) ** 2).sum(axis=2)  # (N, 1, F) - (1, E, F)
         return np.asarray(gaps.argmin(axis=1), dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,19 +115,19 @@ def _clusters(features: Array, scores: Array, count: int, seed: int) -> Tiers:
 
     mean, std = features.mean(axis=0), features.std(axis=0)
     std = np.where(std < 1e-9, 1.0, std)
-    placed = (features - mean) / std
-    if len(np.unique(placed, axis=0)) < count:
+    standardised = (features - mean) / std
+    if len(np.unique(standardised, axis=0)) < count:
         raise DataError(f"{len(features)} rows differ in too little for {count} clusters; give more rows")
-    found = KMeans(n_clusters=count, n_init=10, random_state=seed).fit(placed)
-    order = np.argsort([scores[found.labels_ == i].mean() for i in range(count)])
-    centres = tuple(tuple(map(float, found.cluster_centers_[i])) for i in order)
+    kmeans = KMeans(n_clusters=count, n_init=10, random_state=seed).fit(standardised)
+    order = np.argsort([scores[kmeans.labels_ == i].mean() for i in range(count)])
+    centres = tuple(tuple(map(float, kmeans.cluster_centers_[i])) for i in order)
     return Tiers("kmeans", (), centres, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def _ascending(name: str, values: Sequence[float], count: int) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
-    if len(found) != count - 1 or any(a >= b for a, b in itertools.pairwise(found)):
+    cuts = tuple(float(value) for value in values)
+    if len(cuts) != count - 1 or any(a >= b for a, b in itertools.pairwise(cuts)):
         raise ConfigError(
-            f"complexity.{name} is {list(found)}, but {count} tiers need {count - 1} ascending cuts; give as many"
+            f"complexity.{name} is {list(cuts)}, but {count} tiers need {count - 1} ascending cuts; give as many"
         )
-    return found
+    return cuts

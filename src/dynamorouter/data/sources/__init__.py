@@ -66,7 +66,7 @@ def available_splits(task: Task, source: str, options: Options) -> list[str]:
     Raises:
         DataError: the source cannot be reached.
     """
-    hidden = {split for split, there in (options.get("splits") or {}).items() if there is None}
+    hidden = {split for split, source_name in (options.get("splits") or {}).items() if source_name is None}
     return [split for split in sources.get(source)().splits(task, options) if split not in hidden]
 
 

@@ -26,11 +26,11 @@ class HubSource(Source):
         """Return our names of the splits that the data set has."""
         path = _path(task, options)
         if _saved(path):
-            there = set(_call(task, path, "load_from_disk", path))
+            available = set(_call(task, path, "load_from_disk", path))
         else:
             extra = {key: options[key] for key in ("revision", "cache_dir") if options.get(key)}
-            there = set(_call(task, path, "get_dataset_split_names", path, options.get("name"), **extra))
-        return [split for split in SPLITS if source_split(split, options) in there]
+            available = set(_call(task, path, "get_dataset_split_names", path, options.get("name"), **extra))
+        return [split for split in SPLITS if source_split(split, options) in available]
 
     def rows(self, task: Task, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
         """Yield the rows of a split, numbered from 1, with integer labels turned into names.
@@ -39,16 +39,16 @@ class HubSource(Source):
             MissingExtraError: the ``datasets`` library is not installed.
             DataError: the data set cannot be loaded.
         """
-        path, own = _path(task, options), source_split(split, options)
+        path, hub_split = _path(task, options), source_split(split, options)
         if _saved(path):
-            there = _call(task, path, "load_from_disk", path)
-            if own not in there:
-                raise DataError(f"task {task.name!r}: {path} has no split {own!r}, only {', '.join(there)}")
-            data = there[own]
+            saved = _call(task, path, "load_from_disk", path)
+            if hub_split not in saved:
+                raise DataError(f"task {task.name!r}: {path} has no split {hub_split!r}, only {', '.join(saved)}")
+            data = saved[hub_split]
         else:
             extra = {key: options[key] for key in ("revision", "cache_dir") if options.get(key)}
-            data = _call(task, path, "load_dataset", path, options.get("name"), split=own, **extra)
-        names = {column: found for column, feature in data.features.items() if (found := _names(feature))}
+            data = _call(task, path, "load_dataset", path, options.get("name"), split=hub_split, **extra)
+        names = {column: label_names for column, feature in data.features.items() if (label_names := _names(feature))}
         for number, row in enumerate(data, start=1):
             yield number, {key: _label(value, names[key]) if key in names else value for key, value in row.items()}
 
@@ -95,8 +95,8 @@ def _call(task: Task, path: str, function: str, *args: Any, **kwargs: Any) -> An
 def _names(feature: Any) -> list[str] | None:
     """Return the label names of a feature or of a list's items, if it declares any."""
     inner = getattr(feature, "feature", feature)
-    found = getattr(inner, "names", None)
-    return list(found) if found else None
+    names = getattr(inner, "names", None)
+    return list(names) if names else None
 
 
 def _label(value: Any, names: list[str]) -> Any:

@@ -40,9 +40,9 @@ class LocalSource(Source):
         folder = _folder(task, options)
         path = _find(folder, split, options)
         if path is None:
-            there = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
+            files = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
             raise DataError(
-                f"task {task.name!r} has no split {split!r} in {folder}: found {there}; "
+                f"task {task.name!r} has no split {split!r} in {folder}: found {files}; "
                 f"put the rows in {split}.jsonl (or {', '.join(sorted(_READERS))})"
             )
         try:
@@ -86,13 +86,13 @@ def _folder(task: Task, options: Options) -> Path:
 
 
 def _find(folder: Path, split: str, options: Options) -> Path | None:
-    own = source_split(split, options)
-    stems = _ALIASES[split] if own == split and split in _ALIASES else (own,)
-    found = [path for stem in stems for suffix in _READERS if (path := folder / f"{stem}{suffix}").is_file()]
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    stem_of_split = source_split(split, options)
+    stems = _ALIASES[split] if stem_of_split == split and split in _ALIASES else (stem_of_split,)
+    paths = [path for stem in stems for suffix in _READERS if (path := folder / f"{stem}{suffix}").is_file()]
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
         raise DataError(f"{folder} has more than one file for split {split!r}: {names}; keep one of them")
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def _jsonl(path: Path, options: Options, skip_bad: SkipCount | None) -> Iterator[Row]:

@@ -37,18 +37,18 @@ class RowDecoder:
             windows: what the batch was made of, each with the position of its row.
         """
         by_head: dict[EncoderHead, list[int]] = {}
-        for place, (row, _) in enumerate(windows):
+        for position, (row, _) in enumerate(windows):
             head = self.heads[row]
             assert head is not None
-            by_head.setdefault(head, []).append(place)
-        for head, places in by_head.items():
-            index = torch.as_tensor(places, device=hidden.device)
-            longest = max(len(windows[place][1]) for place in places)
+            by_head.setdefault(head, []).append(position)
+        for head, positions in by_head.items():
+            index = torch.as_tensor(positions, device=hidden.device)
+            longest = max(len(windows[position][1]) for position in positions)
             logits = head.logits(hidden[index, :longest], mask[index, :longest])
-            texts = [self.rows[windows[place][0]] for place in places]
-            parts = head.parts(logits, [windows[place][1] for place in places], texts)
-            for place, part in zip(places, parts, strict=True):
-                row, window = windows[place]
+            texts = [self.rows[windows[position][0]] for position in positions]
+            parts = head.parts(logits, [windows[position][1] for position in positions], texts)
+            for position, part in zip(positions, parts, strict=True):
+                row, window = windows[position]
                 self._parts[row][window.part] = part
 
     def answers(self) -> list[Answer | None]:

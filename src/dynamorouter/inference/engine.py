@@ -145,7 +145,7 @@ class Engine:
         for window in prompt_windows(base, rows, max_tokens=self.max_tokens, stride=self.stride):
             windows[window.row].append(window)
         generates = any(e.base == self.router_base and e.is_generative for e in self.experts)
-        for group in token_batches([len(own[0]) for own in windows], budget=self.budget):
+        for group in token_batches([len(row_windows[0]) for row_windows in windows], budget=self.budget):
             batch = base.encoder.collate([windows[i][0].encoding for i in group], base.device)
             chunk = Chunk([rows[i] for i in group], [windows[i] for i in group], batch)
             if layers and generates:
@@ -306,11 +306,13 @@ class Engine:
         examples: list[TrainingExample] = []
         for index, group in groupby(rows, key=lambda row: assignment.experts[row]):
             expert = self.experts[index]
-            own = [records[row] for row in group]
-            examples += make_examples(self.bases[name], expert.head, expert.task, own, expert=index)
+            expert_records = [records[row] for row in group]
+            examples += make_examples(self.bases[name], expert.head, expert.task, expert_records, expert=index)
         passes = ExamplePasses(self.bases[name], examples, budget=self.budget)
         head = self.experts[assignment.experts[rows[0]]].head  # those that generate on one base compute losses alike
-        losses = passes.losses(head, lambda places: self.gates.gate([rows[place] for place in places], assignment))
+        losses = passes.losses(
+            head, lambda positions: self.gates.gate([rows[position] for position in positions], assignment)
+        )
         return dict(zip(rows, losses, strict=True))
 
     def _rows_by_base(self, assignment: Assignment) -> dict[str, tuple[list[int], list[int]]]:
@@ -372,7 +374,7 @@ class Engine:
     ) -> None:
         """Pass windows whose rows can share a gate through the whole base."""
         for group in token_batches([len(window) for _, window in windows], budget=self.budget):
-            chosen = sorted((windows[i] for i in group), key=lambda item: (item[0], item[1].part))
-            batch = base.encoder.collate([window.encoding for _, window in chosen], base.device)
-            gate = self.gates.gate([row for row, _ in chosen], assignment)
-            decoder.add(base.forward(batch, gate), batch.mask, chosen)
+            batch_windows = sorted((windows[i] for i in group), key=lambda item: (item[0], item[1].part))
+            batch = base.encoder.collate([window.encoding for _, window in batch_windows], base.device)
+            gate = self.gates.gate([row for row, _ in batch_windows], assignment)
+            decoder.add(base.forward(batch, gate), batch.mask, batch_windows)

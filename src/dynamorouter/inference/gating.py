@@ -86,7 +86,7 @@ class ExpertGates:
 
     def _sources_of(self, expert: Expert, fusion: Fusion) -> list[int]:
         """Return the indices of the experts that a fusion mixes."""
-        index_of = {other.name: index for index, other in enumerate(self.experts) if other.base == expert.base}
+        index_of = {source.name: index for index, source in enumerate(self.experts) if source.base == expert.base}
         missing = [name for name in fusion.sources if name not in index_of]
         if missing:
             raise LibraryError(

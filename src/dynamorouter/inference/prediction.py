@@ -57,7 +57,7 @@ class Prediction:
 def predictions(
     rows: Sequence[TextPair], experts: Sequence[Expert], assignment: Assignment, answers: Sequence[Answer | None]
 ) -> list[Prediction]:
-    """Put together what there is to say of each row.
+    """Make the prediction of each row.
 
     Args:
         rows: texts and pairs.
@@ -67,12 +67,12 @@ def predictions(
     """
     names = [expert.name for expert in experts]
     routed = [] if assignment.route is None else assignment.route.probabilities.tolist()
-    made = []
-    for place, (row, index, answer) in enumerate(zip(rows, assignment.experts, answers, strict=True)):
-        named = assignment.named[place] != ROUTED
-        route = {names[index]: 1.0} if named else dict(zip(names, routed[place], strict=True))
-        expert = None if index == ABSTAINED else experts[index]
-        made.append(
+    row_predictions = []
+    for position, (row, expert_index, answer) in enumerate(zip(rows, assignment.experts, answers, strict=True)):
+        named = assignment.named[position] != ROUTED
+        route = {names[expert_index]: 1.0} if named else dict(zip(names, routed[position], strict=True))
+        expert = None if expert_index == ABSTAINED else experts[expert_index]
+        row_predictions.append(
             Prediction(
                 text=row[0],
                 pair=row[1],
@@ -83,4 +83,4 @@ def predictions(
                 answer=answer,
             )
         )
-    return made
+    return row_predictions

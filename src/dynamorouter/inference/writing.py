@@ -48,7 +48,7 @@ class GenerationBatch:
         """Return the tokens of each row as its own expert reads it."""
         prompts: dict[int, list[int]] = {}
         for task in {id(task): task for task in self.tasks.values()}.values():
-            positions = [position for position, other in self.tasks.items() if other is task]
+            positions = [position for position, row_task in self.tasks.items() if row_task is task]
             encoded = task_prompts(self.base, task, [self.rows[position] for position in positions])
             prompts.update(zip(positions, (prompt.ids for prompt in encoded), strict=True))
         return prompts
@@ -72,8 +72,8 @@ def generate_answers(batch: GenerationBatch, *, budget: int) -> dict[int, Answer
     answers: dict[int, Answer] = {}
     for positions, prefill in ((ready, batch.prefill), (unread, None)):
         lengths = [len(prompts[position]) + options[position].max_new_tokens for position in positions]
-        for places in token_batches(lengths, budget=budget):
-            group = [positions[place] for place in places]
+        for indices in token_batches(lengths, budget=budget):
+            group = [positions[index] for index in indices]
             generated = generate(
                 batch.base,
                 [prompts[position] for position in group],
@@ -109,7 +109,7 @@ def task_prompts(base: Base, task: Task, rows: Sequence[TextPair]) -> list[Promp
 
 
 def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> Generation:
-    """Return how a task's expert writes.
+    """Return how a task's expert generates.
 
     Args:
         task: has the defaults.
@@ -122,5 +122,5 @@ def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> Gen
 
 
 def text_answer(text: str) -> Answer:
-    """Make an answer of what was written."""
+    """Make an answer of a generated text."""
     return Answer("text", text.strip(), 1.0)

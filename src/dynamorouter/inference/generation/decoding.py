@@ -2,7 +2,7 @@
 
 Prompts are padded on the right, as everywhere. Once they are read, a decoder's keys and values are moved so that the
 padding lies on the left: a row's tokens then follow one another without a gap, whatever the architecture makes of
-distances, and new tokens of all rows go to the same place.
+distances, and new tokens of all rows go to the same position.
 
 Letters: B batch, S positions of the prompts, L positions so far, D width, H heads, K width of a head.
 """
@@ -57,16 +57,16 @@ class Prefill:
 
     def select(self, rows: Sequence[int]) -> Prefill:
         """Return the reading of some of the rows, without the padding that they do not need."""
-        at = torch.tensor(list(rows), device=self.batch.ids.device)
-        mask = self.batch.mask[at]
+        row_index = torch.tensor(list(rows), device=self.batch.ids.device)
+        mask = self.batch.mask[row_index]
         longest = int(mask.sum(dim=1).max())
         cache = None if self.cache is None else DynamicCache()
         if cache is not None:
-            for index, layer in enumerate(self.cache.layers):
-                cache.update(layer.keys[at, :, :longest], layer.values[at, :, :longest], index)
+            for layer_index, layer in enumerate(self.cache.layers):
+                cache.update(layer.keys[row_index, :, :longest], layer.values[row_index, :, :longest], layer_index)
         return Prefill(
-            Batch(self.batch.ids[at, :longest], None, mask[:, :longest]),
-            {layer: state[at, :longest] for layer, state in self.states.items()},
+            Batch(self.batch.ids[row_index, :longest], None, mask[:, :longest]),
+            {layer: state[row_index, :longest] for layer, state in self.states.items()},
             self.depth,
             cache,
         )
@@ -105,7 +105,7 @@ def pad_prompts(base: Base, prompts: Sequence[Sequence[int]]) -> Batch:
 
 @dataclass
 class DecodeState:
-    """A batch that is being written.
+    """A batch that is being generated.
 
     Attributes:
         base: a decoder or an encoder-decoder.
@@ -131,7 +131,7 @@ class DecodeState:
             The batch, and the hidden state ``(B, D)`` that each row's first token is chosen from.
 
         Raises:
-            ConfigError: the base does not write, or keeps a state that is no keys and values.
+            ConfigError: the base does not generate, or keeps a state that is no keys and values.
         """
         gate = None if gate is None else gate.cached()
         batch = reading.batch
@@ -143,7 +143,7 @@ class DecodeState:
             return state, state.step(batch.ids.new_full((len(batch.ids),), start))
         if reading.cache is None or getattr(base.parts.language, "_is_stateful", False):
             raise ConfigError(
-                f"base {base.spec.name!r} ({base.config.model_type}, kind {base.kind!r}) cannot write text here; "
+                f"base {base.spec.name!r} ({base.config.model_type}, kind {base.kind!r}) cannot generate text here; "
                 "use a decoder with attention, or an encoder-decoder, whose checkpoint has a language-model head"
             )
         last = _complete(base, reading, gate)
@@ -199,11 +199,11 @@ def _complete(base: Base, reading: Prefill, gate: Gate | None) -> Tensor:
 
 
 def _to_the_right(cache: Any, padding: Tensor) -> None:
-    """Move each row's keys and values ``(B, H, S, K)`` by as many places to the right as it has padding, ``(B,)``."""
+    """Move each row's keys and values ``(B, H, S, K)`` right by as many positions as it has padding, ``(B,)``."""
     for layer in cache.layers:
         size = layer.keys.shape[2]
         source = (torch.arange(size, device=padding.device) - padding[:, None]) % size  # (B, S)
         for name in ("keys", "values"):
-            old = getattr(layer, name)
-            at = source[:, None, :, None].expand(-1, old.shape[1], -1, old.shape[3])
-            setattr(layer, name, old.gather(2, at))
+            states = getattr(layer, name)
+            index = source[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+            setattr(layer, name, states.gather(2, index))

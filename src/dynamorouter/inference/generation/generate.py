@@ -24,13 +24,13 @@ from dynamorouter.model.base.gate import Gate
 from dynamorouter.tasks.task import Generation
 
 FinishReason = Literal["stop", "length"]
-DONE_SHARE = 0.25
-"""Share of the rows in a batch that must be done before the others go on without them: leaving costs a copy."""
+FINISHED_SHARE = 0.25
+"""Share of the rows in a batch that must be finished before the others go on without them: leaving costs a copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What a row says.
+    """What a row generated.
 
     Attributes:
         ids: its tokens, without the one that ends a text.
@@ -45,12 +45,12 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Some text of a row, as it is written.
+    """Some text of a row, as it is generated.
 
     Attributes:
         row: whose it is.
         text: the next piece of its text; may be empty in the last one.
-        result: the whole, in the row's last piece.
+        result: all of it, in the row's last piece.
     """
 
     row: int
@@ -60,7 +60,7 @@ class TextDelta:
 
 @dataclass
 class _Row:
-    """A row that is being written."""
+    """A row that is being generated."""
 
     index: int
     options: Generation
@@ -68,12 +68,12 @@ class _Row:
     stream: TextStream
     ids: list[int] = field(default_factory=list)
     pushed: int = 0
-    done: bool = False
+    finished: bool = False
 
     def push(self) -> str:
         """Turn the tokens that were not yet looked at into text."""
-        fresh, self.pushed = self.ids[self.pushed :], len(self.ids)
-        return self.stream.push(fresh) if fresh else ""
+        new_ids, self.pushed = self.ids[self.pushed :], len(self.ids)
+        return self.stream.push(new_ids) if new_ids else ""
 
 
 def generate(
@@ -85,7 +85,7 @@ def generate(
     reading: Prefill | None = None,
     on_piece: Callable[[TextDelta], None] | None = None,
 ) -> list[Generated]:
-    """Write a text for each prompt.
+    """Generate a text for each prompt.
 
     Args:
         base: a decoder or an encoder-decoder, with the experts in its banks.
@@ -96,15 +96,15 @@ def generate(
         on_piece: is given the text of all rows piece by piece.
 
     Raises:
-        ConfigError: a prompt is too long, or the base does not write.
+        ConfigError: a prompt is too long, or the base does not generate.
     """
-    found: dict[int, Generated] = {}
+    generated: dict[int, Generated] = {}
     for piece in stream(base, prompts, gate, options, reading=reading, each_token=on_piece is not None):
         if on_piece is not None:
             on_piece(piece)
         if piece.result is not None:
-            found[piece.row] = piece.result
-    return [found[row] for row in range(len(prompts))]
+            generated[piece.row] = piece.result
+    return [generated[row] for row in range(len(prompts))]
 
 
 def stream(
@@ -116,7 +116,7 @@ def stream(
     reading: Prefill | None = None,
     each_token: bool = True,
 ) -> Iterator[TextDelta]:
-    """Write a text for each prompt and yield it in pieces; arguments are those of ``generate``.
+    """Generate a text for each prompt and yield it in pieces; arguments are those of ``generate``.
 
     Args:
         base: see there.
@@ -128,29 +128,33 @@ def stream(
     """
     if not prompts:
         return
-    chosen = [options or Generation()] * len(prompts) if not isinstance(options, Sequence) else list(options)
-    if len(chosen) != len(prompts):
-        raise ConfigError(f"there are {len(prompts)} prompts, but options for {len(chosen)}; give one for each, or one")
+    row_options = [options or Generation()] * len(prompts) if not isinstance(options, Sequence) else list(options)
+    if len(row_options) != len(prompts):
+        raise ConfigError(
+            f"there are {len(prompts)} prompts, but options for {len(row_options)}; give one for each, or one"
+        )
     if reading is None:
         reading = read_prompts(base, prompts, 0)
-    rows = [_open(base, row, prompt, own) for row, (prompt, own) in enumerate(zip(prompts, chosen, strict=True))]
-    sampler = Sampler(chosen, prompts, ends=base.eos_ids)
+    rows = [
+        _open(base, row, prompt, option) for row, (prompt, option) in enumerate(zip(prompts, row_options, strict=True))
+    ]
+    sampler = Sampler(row_options, prompts, ends=base.eos_ids)
     with torch.inference_mode():
         batch, hidden = DecodeState.begin(base, reading, gate)
         tokens = _first(base, hidden, sampler, rows)
     live = rows
     while True:
         for row, token in zip(live, tokens.tolist(), strict=True):
-            if not row.done:
+            if not row.finished:
                 yield from _take(base, row, token, each_token)
-        left = [place for place, row in enumerate(live) if not row.done]
-        if not left:
+        unfinished = [position for position, row in enumerate(live) if not row.finished]
+        if not unfinished:
             return
         with torch.inference_mode():
-            if len(left) <= (1 - DONE_SHARE) * len(live):
-                at = torch.tensor(left, device=tokens.device)
-                batch.compact(at)
-                tokens, live = tokens[at], [live[place] for place in left]
+            if len(unfinished) <= (1 - FINISHED_SHARE) * len(live):
+                index = torch.tensor(unfinished, device=tokens.device)
+                batch.compact(index)
+                tokens, live = tokens[index], [live[position] for position in unfinished]
             logits = base.logits(batch.step(tokens))
             tokens = sampler.choose(logits, [row.index for row in live], written=[row.ids for row in live])
 
@@ -175,18 +179,18 @@ def _first(base: Base, hidden: Tensor, sampler: Sampler, rows: Sequence[_Row]) -
 
 def _take(base: Base, row: _Row, token: int, each_token: bool) -> Iterator[TextDelta]:
     """Add a token to a row, see whether the row is done with it, and yield the text that is settled."""
-    ended = token in base.eos_ids
-    if not ended:
+    at_eos = token in base.eos_ids
+    if not at_eos:
         row.ids.append(token)
-    full = len(row.ids) >= row.room
+    at_limit = len(row.ids) >= row.room
     text = row.push() if each_token or row.options.stop else ""
-    if not (ended or full or row.stream.stopped):
+    if not (at_eos or at_limit or row.stream.stopped):
         if text and each_token:
             yield TextDelta(row.index, text)
         return
-    row.done = True
+    row.finished = True
     text += row.push()
     text += row.stream.close()
-    finish_reason: FinishReason = "stop" if ended or row.stream.stopped else "length"
+    finish_reason: FinishReason = "stop" if at_eos or row.stream.stopped else "length"
     generated = Generated(tuple(row.ids), row.stream.text, finish_reason)
     yield TextDelta(row.index, text if each_token else row.stream.text, generated)

@@ -34,8 +34,8 @@ class Sampler:
         self._options = list(options)
         self._ends = sorted(ends)
         self._draws = [
-            _generator(chosen.seed, prompt) if chosen.temperature > 0 else None
-            for chosen, prompt in zip(options, prompts, strict=True)
+            _generator(option.seed, prompt) if option.temperature > 0 else None
+            for option, prompt in zip(options, prompts, strict=True)
         ]
 
     def choose(self, logits: Tensor, rows: Sequence[int], *, written: Sequence[Sequence[int]]) -> Tensor:
@@ -47,24 +47,24 @@ class Sampler:
             written: what each of them has written so far.
         """
         options = [self._options[row] for row in rows]
-        if any(chosen.repetition_penalty != 1.0 for chosen in options):
+        if any(option.repetition_penalty != 1.0 for option in options):
             logits = _penalised(logits, options, written)
         banned = [
-            [end for end in self._ends if end < logits.shape[1]] * (len(said) < chosen.min_new_tokens)
-            + repeated(said, chosen.no_repeat_ngram)
-            for chosen, said in zip(options, written, strict=True)
+            [end for end in self._ends if end < logits.shape[1]] * (len(ids) < option.min_new_tokens)
+            + repeated(ids, option.no_repeat_ngram)
+            for option, ids in zip(options, written, strict=True)
         ]
         if any(banned):
-            pairs = [(place, token) for place, own in enumerate(banned) for token in own]
-            row, column = torch.tensor(pairs, device=logits.device).unbind(1)
+            banned_at = [(position, token) for position, row_banned in enumerate(banned) for token in row_banned]
+            row, column = torch.tensor(banned_at, device=logits.device).unbind(1)
             logits = logits.index_put((row, column), logits.new_tensor(-torch.inf))
         tokens = logits.argmax(dim=-1)
-        drawn = [place for place, row in enumerate(rows) if self._draws[row] is not None]
+        drawn = [position for position, row in enumerate(rows) if self._draws[row] is not None]
         for filtered in (False, True):
-            some = [place for place in drawn if self._filters(rows[place]) == filtered]
-            if some:
-                at = torch.tensor(some, device=logits.device)
-                tokens[at] = self._draw(logits[at], [rows[place] for place in some], filtered)
+            positions = [position for position in drawn if self._filters(rows[position]) == filtered]
+            if positions:
+                index = torch.tensor(positions, device=logits.device)
+                tokens[index] = self._draw(logits[index], [rows[position] for position in positions], filtered)
         return tokens
 
     def _filters(self, row: int) -> bool:
@@ -73,20 +73,20 @@ class Sampler:
     def _draw(self, logits: Tensor, rows: Sequence[int], filtered: bool) -> Tensor:
         """Draw from each row of ``(B, V)`` by one uniform number, through the inverse of the distribution."""
         options = [self._options[row] for row in rows]
-        heat = logits.new_tensor([chosen.temperature for chosen in options], dtype=torch.float64)[:, None]
-        falls = (logits - logits.amax(dim=-1, keepdim=True)).double()
-        shares = (falls / heat.clamp_min(COLDEST)).softmax(dim=-1)  # (B, V)
+        temperature = logits.new_tensor([option.temperature for option in options], dtype=torch.float64)[:, None]
+        below_best = (logits - logits.amax(dim=-1, keepdim=True)).double()
+        shares = (below_best / temperature.clamp_min(COLDEST)).softmax(dim=-1)  # (B, V)
         order: Tensor | None = None
         if filtered:
             shares, order = shares.sort(dim=-1, descending=True, stable=True)
-            shares = _keep(shares, options)
+            shares = _top_k_top_p(shares, options)
         draws = (self._draws[row] for row in rows)
         uniform = shares.new_tensor([draw.random() for draw in draws if draw is not None])[:, None]
-        reached = shares.cumsum(dim=-1)
-        whole = reached[:, -1:]
-        aim = torch.minimum(uniform * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-        place = torch.searchsorted(reached, aim, right=True)  # the first whose sum is beyond the aim
-        return (place if order is None else order.gather(1, place))[:, 0]
+        cumulative = shares.cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+        column = torch.searchsorted(cumulative, target, right=True)  # the first whose sum is beyond the target
+        return (column if order is None else order.gather(1, column))[:, 0]
 
 
 def repeated(written: Sequence[int], size: int) -> list[int]:
@@ -101,22 +101,24 @@ def repeated(written: Sequence[int], size: int) -> list[int]:
 def _penalised(logits: Tensor, options: Sequence[Generation], written: Sequence[Sequence[int]]) -> Tensor:
     """Make what is written already less likely, row by row of ``(B, V)``."""
     logits = logits.clone()
-    for place, (chosen, said) in enumerate(zip(options, written, strict=True)):
-        if chosen.repetition_penalty != 1.0 and said:
-            at = torch.tensor(sorted(set(said)), device=logits.device)
-            old = logits[place, at]
-            logits[place, at] = torch.where(old < 0, old * chosen.repetition_penalty, old / chosen.repetition_penalty)
+    for position, (option, ids) in enumerate(zip(options, written, strict=True)):
+        if option.repetition_penalty != 1.0 and ids:
+            index = torch.tensor(sorted(set(ids)), device=logits.device)
+            old = logits[position, index]
+            logits[position, index] = torch.where(
+                old < 0, old * option.repetition_penalty, old / option.repetition_penalty
+            )
     return logits
 
 
-def _keep(shares: Tensor, options: Sequence[Generation]) -> Tensor:
+def _top_k_top_p(shares: Tensor, options: Sequence[Generation]) -> Tensor:
     """Zero what top-k and then top-p leave out of shares in falling order, ``(B, V)``."""
-    places = torch.arange(shares.shape[1], device=shares.device)
-    most = torch.tensor([chosen.top_k or shares.shape[1] for chosen in options], device=shares.device)[:, None]
-    shares = shares * (places < most)
+    ranks = torch.arange(shares.shape[1], device=shares.device)
+    most = torch.tensor([option.top_k or shares.shape[1] for option in options], device=shares.device)[:, None]
+    shares = shares * (ranks < most)
     shares = shares / shares.sum(dim=-1, keepdim=True)
     before = shares.cumsum(dim=-1) - shares  # of the likelier tokens
-    return shares * (before < shares.new_tensor([chosen.top_p for chosen in options])[:, None])
+    return shares * (before < shares.new_tensor([option.top_p for option in options])[:, None])
 
 
 def _generator(seed: int, prompt: Sequence[int]) -> np.random.Generator:

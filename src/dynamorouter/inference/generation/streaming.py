@@ -25,7 +25,7 @@ class TextStream:
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._start = self._read = 0  # tokens before start are not needed any more; those before read are in the text
-        self._held = ""  # text that may turn out to be the beginning of a stop text
+        self._pending = ""  # text that may turn out to be the beginning of a stop text
         self.text = ""
         self.stopped = False
 
@@ -44,25 +44,25 @@ class TextStream:
         if self.stopped:
             return ""
         before = self._decode(self._ids[self._start : self._read])
-        rest = self._decode(self._ids[self._start :])[len(before) :].rstrip(UNFINISHED)
-        piece = self._settle(rest)
+        remainder = self._decode(self._ids[self._start :])[len(before) :].rstrip(UNFINISHED)
+        piece = self._settle(remainder)
         if not self.stopped:
-            piece += self._held
-            self.text += self._held
-            self._held = ""
+            piece += self._pending
+            self.text += self._pending
+            self._pending = ""
         return piece
 
-    def _settle(self, fresh: str) -> str:
+    def _settle(self, text: str) -> str:
         """Cut at the first stop text, and hold back what may become one."""
-        self._held += fresh
-        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
-        self.stopped = bool(found)
-        end = min(found) if found else len(self._held) - self._promise()
-        piece, self._held = self._held[:end], self._held[end:]
+        self._pending += text
+        stop_starts = [start for start in (self._pending.find(stop) for stop in self._stop) if start >= 0]
+        self.stopped = bool(stop_starts)
+        end = min(stop_starts) if stop_starts else len(self._pending) - self._partial_stop()
+        piece, self._pending = self._pending[:end], self._pending[end:]
         self.text += piece
         return piece
 
-    def _promise(self) -> int:
+    def _partial_stop(self) -> int:
         """Return the length of the longest end of the held text with which a stop text begins."""
-        longest = min(len(self._held), max(map(len, self._stop), default=1) - 1)
-        return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
+        longest = min(len(self._pending), max(map(len, self._stop), default=1) - 1)
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(self._pending[-n:]) for s in self._stop)), 0)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.config.compose import find_task
+from dynamorouter.config.tasks import find_task
 from dynamorouter.explore.survey import explore
 from dynamorouter.report.document import table_markdown
 

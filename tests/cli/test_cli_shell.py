@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from dynamorouter import __version__
 from dynamorouter.cli import main as cli
 from dynamorouter.cli.tables import prediction_line, print_report
-from dynamorouter.config.compose import compose, list_names
+from dynamorouter.config.compose import compose
+from dynamorouter.config.files import list_names
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.runs.run import open_run, saved_config
 from dynamorouter.system.predict_file import predict_lines

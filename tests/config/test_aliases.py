@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dynamorouter.config.compose import compose, find_task, load
+from dynamorouter.config.compose import compose, load
 from dynamorouter.config.schema import ROOT
+from dynamorouter.config.tasks import find_task
 from dynamorouter.errors import ConfigError
 from dynamorouter.utils.explain import Branch
 from dynamorouter.utils.options import Alias, Options

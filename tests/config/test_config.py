@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dynamorouter.config.compose import CONF, Config, compose, find_task, list_names, load
+from dynamorouter.config.compose import compose, load
+from dynamorouter.config.files import CONF, list_names
+from dynamorouter.config.schema import Config
+from dynamorouter.config.tasks import find_task
 from dynamorouter.errors import ConfigError
 
 SIX = ["sst2", "ag_news", "mnli", "qqp", "squad", "conll2003"]

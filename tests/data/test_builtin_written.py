@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builtin_data import gsm8k, mbpp, xsum
-from dynamorouter.config.compose import find_task
+from dynamorouter.config.tasks import find_task
 from dynamorouter.explore.near import clusters
 from dynamorouter.explore.rows import read_rows, target_text
 from dynamorouter.metrics.base import score

@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 
-from dynamorouter.config.compose import CONF, load
+from dynamorouter.config.compose import load
+from dynamorouter.config.files import CONF
 from dynamorouter.errors import ConfigError, LibraryError, RouterError
 from dynamorouter.routing.registry import routers
 from dynamorouter.runs import phases as pipeline

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dynamorouter.config.checks import check_names
-from dynamorouter.config.compose import CONF, find_task
+from dynamorouter.config.files import CONF
+from dynamorouter.config.tasks import find_task
 from dynamorouter.errors import ConfigError
 from dynamorouter.tasks.task import Columns, Task
 from dynamorouter.utils.explain import checked

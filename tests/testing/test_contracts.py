@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynamorouter.bench.arms.base import arms
-from dynamorouter.config.compose import find_task
+from dynamorouter.config.tasks import find_task
 from dynamorouter.data.sources import sources
 from dynamorouter.merging.registry import merge_method, merges
 from dynamorouter.metrics.base import Accuracy, metrics

@@ -68,7 +68,8 @@ def explore_data(
 
 def _tasks(names: list[str] | None, data: Path | None) -> list[Task]:
     """Return the named tasks, or all that there is data for."""
-    from dynamorouter.config.compose import find_task, list_names
+    from dynamorouter.config.files import list_names
+    from dynamorouter.config.tasks import find_task
     from dynamorouter.data import builtin
     from dynamorouter.errors import DataError
 
@@ -85,7 +86,7 @@ def _tasks(names: list[str] | None, data: Path | None) -> list[Task]:
 
 def _tokenizer(name: str) -> Tokenizer:
     """Return the tokenizer of a base by name, or of a folder."""
-    from dynamorouter.config.compose import CONF, list_names
+    from dynamorouter.config.files import CONF, list_names
     from dynamorouter.errors import ConfigError, one_of, suggest
 
     location = name
@@ -183,7 +184,7 @@ def _tier_options(settings: Sequence[str], pipeline: str | None) -> TierOptions:
 
 def _records(name: str, data: Path | None) -> list[Record]:
     """Return the train rows of a task's data, filtered as for training."""
-    from dynamorouter.config.compose import find_task
+    from dynamorouter.config.tasks import find_task
     from dynamorouter.data.complexity.record import KEY
     from dynamorouter.data.dedup import read_pools
     from dynamorouter.data.sources import source_options

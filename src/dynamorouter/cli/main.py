@@ -248,7 +248,7 @@ def expert_add(
     ] = None,
 ) -> None:
     """Add an adapter trained elsewhere, and fit the router anew."""
-    from dynamorouter.config.compose import find_task
+    from dynamorouter.config.tasks import find_task
     from dynamorouter.system import edit
 
     named = find_task(task)

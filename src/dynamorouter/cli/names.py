@@ -56,7 +56,7 @@ def names_with_lines(kind: str, folders: Sequence[Path]) -> dict[str, str]:
     Raises:
         ConfigError: there is no such kind.
     """
-    from dynamorouter.config.compose import CONF, KINDS, list_names
+    from dynamorouter.config.files import CONF, KINDS, list_names
 
     if kind not in KINDS and kind not in REGISTRIES:
         kinds = {*KINDS, *REGISTRIES, PLUGINS}

@@ -13,7 +13,8 @@ from dynamorouter.utils.lazy import lazy_names
 __all__ = ["Config", "list_names", "load"]
 
 if TYPE_CHECKING:
-    from dynamorouter.config.compose import list_names, load
+    from dynamorouter.config.compose import load
+    from dynamorouter.config.files import list_names
     from dynamorouter.config.schema import Config
 else:
     __getattr__, __dir__ = lazy_names(__name__)

@@ -11,35 +11,28 @@ Tasks, bases, routers and recipes of one's own live in a folder laid out like ``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from dynamorouter.config.checks import check_names, cross_checks, listed
-from dynamorouter.config.schema import ROOT, Config, RunTask
+from dynamorouter.config.checks import cross_checks, listed
+from dynamorouter.config.files import CONF, GROUPS, KINDS, list_names, read_tree
+from dynamorouter.config.schema import ROOT, Config
+from dynamorouter.config.tasks import INCLUDE, with_included
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.registry import Registry
 from dynamorouter.routing.registry import routers
-from dynamorouter.tasks.task import Task
 from dynamorouter.utils.explain import Branch, Tree, explain, own_path, own_tree
 
-__all__ = ["GROUPS", "Config", "compose", "find_task", "list_names", "load"]
-
-CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("recipe", "preset", "base", "data", "router", "task")
-"""Keys whose value may be a name: that of a file in ``conf/KEY/``."""
 OPEN_GROUPS: dict[str, tuple[Registry[Any], str]] = {
     "router": (routers, "router.kind"),
     "data": (sources, "data.source"),
 }
 """Groups whose value may also be a registered name without a file, and the key that this name goes to."""
-KINDS = {group if group == "data" else f"{group}s": group for group in GROUPS}
-"""What a list of a group's names is called, to the group."""
 
 
 @dataclass
@@ -86,7 +79,7 @@ def compose(
     """
     request = _Request()
     if config_file is not None:
-        request.tree = _read(Path(config_file))
+        request.tree = read_tree(Path(config_file))
     _take_overrides(request, overrides)
     _take_search_path(request)
     _take_file_choices(request)
@@ -99,6 +92,9 @@ def compose(
         request.mistakes.append(f"recipe: none is named; allowed: {one_of(list_names('recipes', request.folders))}")
     _check_choices(request)
     tree = _own_tree(_hydra(request), request)
+    _include(tree, request, beside=Path())
+    if config_file is not None:
+        _include(request.tree, request, beside=Path(config_file).parent)
     _merge(tree, request.tree, ROOT)
     _apply(tree, request)
     _fill_bases(tree, request)
@@ -112,49 +108,9 @@ def load(path: str | Path) -> Config:
     Raises:
         ConfigError: the file is unreadable, incomplete or wrong; the message names every mistake.
     """
-    tree, mistakes = own_tree(_read(Path(path)), ROOT)
+    tree, mistakes = own_tree(read_tree(Path(path)), ROOT)
     rows = tree.get("experts", {}).get("train_rows") if isinstance(tree.get("experts"), dict) else None
     return _validate(tree, mistakes, tasks=rows if isinstance(rows, dict) else [])
-
-
-def list_names(kind: str, folders: Iterable[Path] = (CONF,)) -> dict[str, str]:
-    """Return the names of all recipes, or of whatever else ``KINDS`` holds, with a line on each.
-
-    The line is the first comment of the file that is not a Hydra directive. Imports no torch.
-    """
-    if kind not in KINDS:
-        raise ConfigError(f"cannot list {kind!r}{suggest(kind, KINDS)}; allowed: {one_of(KINDS)}")
-    found = {}
-    for folder in folders:
-        for path in sorted((folder / KINDS[kind]).glob("*.yaml")):
-            comments = [
-                line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
-            ]
-            found[path.stem] = next((c for c in comments if c and not c.startswith("@")), "")
-    return found
-
-
-def _read(path: Path) -> Tree:
-    """Return the mapping in a JSON or YAML file."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = (
-            json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-        )
-    except FileNotFoundError:
-        raise ConfigError(f"config file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
-    except (json.JSONDecodeError, YAMLError, OmegaConfBaseException) as error:
-        form = "JSON" if path.suffix == ".json" else "YAML"
-        raise ConfigError(f"config file {str(path)!r} is not valid {form}: {error}") from error
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"config file {str(path)!r} must hold one mapping of settings, not a {type(tree).__name__}")
-    return {str(key): value for key, value in tree.items()}
 
 
 def _take_overrides(request: _Request, overrides: Sequence[str]) -> None:
@@ -237,7 +193,8 @@ def _take_file_choices(request: _Request) -> None:
 
 def _complete(entry: object) -> bool:
     """Whether ``entry`` defines a task or base by itself."""
-    return isinstance(entry, dict) and ({"head", "columns"} <= entry.keys() or {"name", "path"} <= entry.keys())
+    wholes = ({"head", "columns"}, {INCLUDE}, {"name", "path"})
+    return isinstance(entry, dict) and any(keys <= entry.keys() for keys in wholes)
 
 
 def _check_choices(request: _Request) -> None:
@@ -308,6 +265,22 @@ def _hydra(request: _Request) -> Tree:
                 continue  # what the recipe changes of a task that is not among the chosen ones
             request.mistakes.append(f"task.{name}: a chosen task file writes this; open it with '# @package task.NAME'")
     return result
+
+
+def _include(tree: Tree, request: _Request, *, beside: Path) -> None:
+    """Put the keys of included tasks under those of the tasks that include them."""
+    tasks = tree.get("task")
+    if not isinstance(tasks, dict):
+        return
+    for name, entry in tasks.items():
+        if isinstance(entry, dict) and INCLUDE in entry:
+            files = [path for folder in request.folders if (path := folder / "task" / f"{name}.yaml").is_file()]
+            where, chain = (files[-1].parent, (files[-1].resolve(),)) if files else (beside, (Path(name),))
+            try:
+                tasks[name] = with_included(entry, chain=chain, beside=where, folders=request.folders)
+            except ConfigError as error:
+                request.mistakes.append(str(error))
+                del entry[INCLUDE]
 
 
 def _has(request: _Request, group: str, name: str) -> bool:
@@ -388,34 +361,3 @@ def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str]) -> Confi
     if mistakes:
         raise ConfigError(listed(mistakes))
     return config
-
-
-def find_task(name: str, *, search_path: Sequence[str | Path] = ()) -> Task:
-    """Return one task.
-
-    Args:
-        name: the name of a task, or the path of its YAML file.
-        search_path: folders laid out like ``conf/`` that names are looked up in too.
-
-    Raises:
-        ConfigError: there is no such task or file, or it is wrong; the message names every mistake.
-    """
-    folders = [CONF, *(Path(folder) for folder in search_path)]
-    files = [path for folder in folders if (path := folder / "task" / f"{name}.yaml").is_file()]
-    if name.endswith((".yaml", ".yml", ".json")):
-        files = [Path(name)]
-    if not files:
-        known = list_names("tasks", folders)
-        raise ConfigError(
-            f"unknown task {name!r}{suggest(name, known)}; allowed: {one_of(known)}, or the path of a task's YAML file"
-        )
-    tree = _read(files[-1])
-    tree.setdefault("name", files[-1].stem)
-    try:
-        task: Task = TypeAdapter(RunTask).validate_python(tree)
-    except ValidationError as error:
-        below = ("task", str(tree["name"]))
-        mistakes = explain(error, {"task": {tree["name"]: tree}}, root=ROOT, below=below)
-        raise ConfigError(listed(mistakes)) from None
-    check_names([task])
-    return task

@@ -122,3 +122,5 @@ class Config(Options):
 
 ROOT = Branch(Config)
 """What the whole tree may hold."""
+TASK = Branch(Task, inside={"hyper": ExpertOverrides})
+"""What a task may hold."""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.config.compose import compose, list_names
+from dynamorouter.config.compose import compose
+from dynamorouter.config.files import list_names
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.split import draw
 from dynamorouter.errors import DataError, LibraryError, one_of, suggest

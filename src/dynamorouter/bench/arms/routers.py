@@ -12,7 +12,7 @@ import numpy as np
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, factor_count, factor_work, head_count
-from dynamorouter.config.compose import CONF
+from dynamorouter.config.files import CONF
 from dynamorouter.inference.policy import ROUTED
 from dynamorouter.metrics.routing import router_metrics
 from dynamorouter.routing.config import RouterConfig

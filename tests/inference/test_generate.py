@@ -330,7 +330,7 @@ def test_what_cannot_be_written_is_refused_by_name(lm_folder: Folder) -> None:
     with pytest.raises(ConfigError, match="1 prompts, but options for 2"):
         generate(base, [[5]], None, [Generation()] * 2)
     body = Base.load(BaseSpec(name="body", path=base.spec.path, kind="encoder"), device=torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"'encoder'.*cannot write"):
+    with pytest.raises(ConfigError, match=r"'encoder'.*cannot generate text"):
         generate(body, [[5]], None)
     with pytest.raises(ConfigError, match="no language-model head; use a decoder, or an"):
         body.logits(torch.zeros(1, 32))

@@ -50,7 +50,7 @@ def test_what_an_architecture_cannot_do_is_found_out(
     mamba.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     base = load_lm(tmp_path)
-    with pytest.raises(ConfigError, match=r"mamba, kind 'decoder'.*cannot write"):
+    with pytest.raises(ConfigError, match=r"mamba, kind 'decoder'.*cannot generate text"):
         generate(base, [[5, 6]], None)
     base = load_lm(lm_folder("t5"))
     monkeypatch.setattr(blocks, "_lend_position_bias", lambda owner, user: nullcontext())

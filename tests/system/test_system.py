@@ -308,7 +308,7 @@ def test_a_wrongly_routed_row_gets_the_chosen_experts_answer_and_its_score(syste
     found = answer_all(wrong, rows, [1] * len(rows))
     assert all(answer is not None and answer.value in MOOD.labels for answer in found.routed)
     direct = with_router(system, None).predict([text for text, _ in rows], tasks=["names"] * len(rows))
-    assert score(NAMES, [p.answer for p in direct], HELD["names"]) == score(NAMES, found.own, HELD["names"])
+    assert score(NAMES, [p.answer for p in direct], HELD["names"]) == score(NAMES, found.oracle, HELD["names"])
 
 
 def test_a_row_below_the_threshold_is_not_answered(system: System) -> None:

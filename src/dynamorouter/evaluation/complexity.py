@@ -1,6 +1,6 @@
 """What the complexity recipe reports: whether tiers help, how well they are routed, and what routing costs.
 
-Five arms are compared on the same held-out rows by the loss of the wanted text alone: the base, one LoRA with as many
+Five arms are compared on the same held-out rows by the loss of the target text alone: the base, one LoRA with as many
 numbers as all tier experts together and trained on the same rows, the expert of the true tier, the routed experts, and
 the even mixture of all. Every difference comes with a paired interval.
 
@@ -74,18 +74,18 @@ def row_losses(base: Base, task: Task, rows: Sequence[Record], gates: Gates) -> 
     return np.array(ExamplePasses(base, examples, budget=8192).losses(head, gates))
 
 
-def arm_losses(system: System, rows: Sequence[Record], tiers: Any, found: Routed) -> dict[str, Array]:
+def arm_losses(system: System, rows: Sequence[Record], tiers: Any, routed: Routed) -> dict[str, Array]:
     """Return the losses of the arms that a system holds, each ``(N, 2)``."""
     base, task = system.bases[system.router_base], system.experts[0].task
     count = len(system.experts)
     even = torch.full((1, count), 1.0 / count, device=base.device)
     everyone = torch.arange(count, device=base.device)[None]
-    true, best, weights = (part.to(base.device) for part in (torch.tensor(tiers), found.experts, found.weights))
+    true, best, weights = (part.to(base.device) for part in (torch.tensor(tiers), routed.experts, routed.weights))
     gates: dict[str, Gates] = {
-        "base": lambda at: RowGate(torch.full((len(at),), -1, device=base.device)),
-        "true_tier": lambda at: RowGate(true[at]),
-        "routed": lambda at: RowGate(best[at], weights[at]),
-        "uniform": lambda at: RowGate(everyone.expand(len(at), -1), even.expand(len(at), -1)),
+        "base": lambda positions: RowGate(torch.full((len(positions),), -1, device=base.device)),
+        "true_tier": lambda positions: RowGate(true[positions]),
+        "routed": lambda positions: RowGate(best[positions], weights[positions]),
+        "uniform": lambda positions: RowGate(everyone.expand(len(positions), -1), even.expand(len(positions), -1)),
     }
     return {name: row_losses(base, task, rows, make) for name, make in gates.items()}
 
@@ -96,16 +96,16 @@ def route_rows(system: System, rows: Sequence[Record]) -> Routed:
     router, device = system.router, system.bases[system.router_base].device
     parts: list[tuple[list[int], Any, Tensor]] = []
     alone, before = 0.0, now(device)
-    for places, chunk in system.engine.chunks(pairs):
+    for positions, chunk in system.engine.chunks(pairs):
         begun = now(device)
         route = system.engine.route(chunk)
         alone += now(device) - begun
-        estimates = torch.full((len(places),), math.nan)
+        estimates = torch.full((len(positions),), math.nan)
         if isinstance(router, TierRouter):
             estimates = router.complexity(chunk.router_input()).cpu()
-        parts.append((places, route, estimates))
+        parts.append((positions, route, estimates))
     whole = now(device) - before
-    order = torch.tensor([place for places, _, _ in parts for place in places]).argsort()
+    order = torch.tensor([position for positions, _, _ in parts for position in positions]).argsort()
     single, single_alone = _one_at_a_time(system, pairs[:SINGLE])
     count = max(1, len(pairs))
     return Routed(
@@ -140,20 +140,20 @@ def _one_at_a_time(system: System, pairs: Sequence[tuple[str, str | None]]) -> t
 def routing_scores(
     names: Sequence[str],
     tiers: Any,
-    found: Routed,
+    routed: Routed,
     rows: Sequence[Record],
     train: Mapping[str, Sequence[Record]],
 ) -> dict[str, Any]:
     """Score routes beside the majority class and a tree on the length, and the complexity beside its mean."""
-    chosen = found.experts[:, 0].numpy()
+    chosen = routed.experts[:, 0].numpy()
     usage = np.bincount(chosen, minlength=len(names)) / len(chosen)
-    lengths = {name: _lengths(own) for name, own in train.items()}
-    wanted = np.array(complexities(rows))
-    known = np.array([score for name in names for score in complexities(train[name])])
-    estimated = found.complexity.double().numpy()
-    error = float(np.mean((estimated - wanted) ** 2)) if not np.isnan(estimated).any() else None
-    by_mean = float(np.mean((known.mean() - wanted) ** 2))
-    by_length = _length_estimate(np.concatenate(list(lengths.values())), known, _lengths(rows), wanted)
+    lengths = {name: _lengths(records) for name, records in train.items()}
+    complexity = np.array(complexities(rows))
+    train_complexity = np.array([score for name in names for score in complexities(train[name])])
+    estimated = routed.complexity.double().numpy()
+    error = float(np.mean((estimated - complexity) ** 2)) if not np.isnan(estimated).any() else None
+    by_mean = float(np.mean((train_complexity.mean() - complexity) ** 2))
+    by_length = _length_estimate(np.concatenate(list(lengths.values())), train_complexity, _lengths(rows), complexity)
     return {
         "accuracy": float((chosen == tiers).mean()),
         "accuracy_ci95": bootstrap_ci(
@@ -169,7 +169,7 @@ def routing_scores(
         "complexity_mse": error,
         "complexity_mse_of_mean": by_mean,
         "complexity_mse_of_length": by_length,
-        "complexity_r2": None if error is None else 1.0 - error / max(float(wanted.var()), 1e-12),
+        "complexity_r2": None if error is None else 1.0 - error / max(float(complexity.var()), 1e-12),
     }
 
 
@@ -179,22 +179,22 @@ def compare(
     """Return loss and perplexity of each arm with intervals, and paired differences of the loss."""
     arms = {}
     for arm in ARMS:
-        own = losses[arm]
-        loss = float(_ratio(own.sum(axis=0)))
-        low, high = bootstrap_ci(own, _ratio, seed=seed, resamples=resamples)
+        sums = losses[arm]
+        loss = float(_ratio(sums.sum(axis=0)))
+        low, high = bootstrap_ci(sums, _ratio, seed=seed, resamples=resamples)
         arms[arm] = {
             "loss": loss,
             "loss_ci95": [low, high],
             "perplexity": math.exp(loss),
             "perplexity_ci95": [math.exp(low), math.exp(high)],
-            "by_tier": {name: float(_ratio(own[tiers == i].sum(axis=0))) for i, name in enumerate(names)},
+            "by_tier": {name: float(_ratio(sums[tiers == i].sum(axis=0))) for i, name in enumerate(names)},
         }
-    pairs = [(arm, other) for other in (ONE, "base", "uniform") for arm in ("true_tier", "routed") if arm != other]
+    pairs = [(arm, second) for second in (ONE, "base", "uniform") for arm in ("true_tier", "routed") if arm != second]
     pairs += [("routed", "true_tier"), (ONE, "base")]
     differences = {}
     for first, second in pairs:
-        found = bootstrap_difference(losses[first], losses[second], _ratio, seed=seed, resamples=resamples)
-        differences[f"{first} - {second}"] = {"loss": found.value, "ci95": [found.low, found.high]}
+        difference = bootstrap_difference(losses[first], losses[second], _ratio, seed=seed, resamples=resamples)
+        differences[f"{first} - {second}"] = {"loss": difference.value, "ci95": [difference.low, difference.high]}
     return {"arms": arms, "differences": differences}
 
 
@@ -207,19 +207,19 @@ def _lengths(rows: Sequence[Record]) -> Array:
     return np.array([len(record.text.split()) + len((record.pair or "").split()) for record in rows], dtype=np.float64)
 
 
-def _length_accuracy(names: Sequence[str], lengths: Mapping[str, Array], held: Array, tiers: Any) -> float:
+def _length_accuracy(names: Sequence[str], lengths: Mapping[str, Array], test_lengths: Array, tiers: Any) -> float:
     """Return how often a tree on the number of words alone, grown on train rows, names the right tier."""
     from sklearn.tree import DecisionTreeClassifier
 
-    known = np.concatenate([lengths[name] for name in names])[:, None]
+    train_lengths = np.concatenate([lengths[name] for name in names])[:, None]
     targets = np.repeat(np.arange(len(names)), [len(lengths[name]) for name in names])
-    tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, random_state=0).fit(known, targets)
-    return float((tree.predict(held[:, None]) == tiers).mean())
+    tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, random_state=0).fit(train_lengths, targets)
+    return float((tree.predict(test_lengths[:, None]) == tiers).mean())
 
 
-def _length_estimate(known: Array, scores: Array, held: Array, wanted: Array) -> float:
+def _length_estimate(train_lengths: Array, train_scores: Array, test_lengths: Array, test_scores: Array) -> float:
     """Return the mean squared error of a tree that estimates the complexity from the number of words."""
     from sklearn.tree import DecisionTreeRegressor
 
-    tree = DecisionTreeRegressor(max_leaf_nodes=LEAVES, random_state=0).fit(known[:, None], scores)
-    return float(np.mean((tree.predict(held[:, None]) - wanted) ** 2))
+    tree = DecisionTreeRegressor(max_leaf_nodes=LEAVES, random_state=0).fit(train_lengths[:, None], train_scores)
+    return float(np.mean((tree.predict(test_lengths[:, None]) - test_scores) ** 2))

@@ -42,7 +42,7 @@ class Answered:
     """What a system made of some rows.
 
     Attributes:
-        own: answer of each row's own expert.
+        oracle: answer of each row's own expert.
         routed: answer of the expert that the router chose; ``None`` where it abstained.
         probabilities: over all experts, ``(N, E)``.
         chosen: the chosen expert, -1 where the router abstained, ``(N,)``.
@@ -50,7 +50,7 @@ class Answered:
         mixture: experts and weights ``(N, K)`` of each row, where several answer it together.
     """
 
-    own: list[Answer | None]
+    oracle: list[Answer | None]
     routed: list[Answer | None]
     probabilities: np.ndarray[Any, np.dtype[np.float64]]
     chosen: np.ndarray[Any, np.dtype[np.int64]]
@@ -75,7 +75,7 @@ def answer_all(
         skip_generation: rows for which no text is generated, as no metric would read it.
         progress: told how far it is.
     """
-    own: list[Answer | None] = [None] * len(rows)
+    oracle: list[Answer | None] = [None] * len(rows)
     routed: list[Answer | None] = [None] * len(rows)
     probabilities = np.zeros((len(rows), len(system.experts)))
     chosen = np.full(len(rows), ABSTAINED, dtype=np.int64)
@@ -85,33 +85,33 @@ def answer_all(
     progress.start("score", len(rows))
     before = now(device)
     for positions, chunk in engine.chunks(rows):
-        at = _lap(seconds, "trunk", before, device)
+        clock = _lap(seconds, "trunk", before, device)
         labels = [experts[i] for i in positions]
         route = engine.route(chunk, labels=labels)
         assignment = engine.policy.assign(route, [ROUTED] * len(chunk))
-        at = _lap(seconds, "route", at, device)
-        skipped = {place for place, i in enumerate(positions) if i in skip_generation}
-        own_answers = engine.answer(chunk, Assignment.fixed(labels), skip_generation=skipped)
-        at = _lap(seconds, "answer", at, device)
+        clock = _lap(seconds, "route", clock, device)
+        skipped = {column for column, i in enumerate(positions) if i in skip_generation}
+        oracle_answers = engine.answer(chunk, Assignment.fixed(labels), skip_generation=skipped)
+        clock = _lap(seconds, "answer", clock, device)
         if assignment.mixture is not None:
             routed_answers = engine.answer(chunk, assignment, skip_generation=skipped)
             mixed.update(zip(positions, zip(*assignment.mixture, strict=True), strict=True))
         else:
-            right = [expert == label for expert, label in zip(assignment.experts, labels, strict=True)]
-            others = [ABSTAINED if hit else e for e, hit in zip(assignment.experts, right, strict=True)]
-            other_answers = engine.answer(chunk, Assignment.fixed(others), skip_generation=skipped)
+            is_right = [expert == label for expert, label in zip(assignment.experts, labels, strict=True)]
+            wrong_experts = [ABSTAINED if hit else e for e, hit in zip(assignment.experts, is_right, strict=True)]
+            wrong_answers = engine.answer(chunk, Assignment.fixed(wrong_experts), skip_generation=skipped)
             routed_answers = [
-                own_answer if hit else other
-                for hit, own_answer, other in zip(right, own_answers, other_answers, strict=True)
+                oracle_answer if hit else wrong_answer
+                for hit, oracle_answer, wrong_answer in zip(is_right, oracle_answers, wrong_answers, strict=True)
             ]
         probabilities[positions] = route.probabilities.cpu().numpy()
         chosen[positions] = assignment.experts
-        for i, own_answer, routed_answer in zip(positions, own_answers, routed_answers, strict=True):
-            own[i], routed[i] = own_answer, routed_answer
+        for i, oracle_answer, routed_answer in zip(positions, oracle_answers, routed_answers, strict=True):
+            oracle[i], routed[i] = oracle_answer, routed_answer
         progress.advance(len(positions))
         before = time.perf_counter()
-    both = [torch.stack(side) for side in zip(*(mixed[i] for i in range(len(rows))), strict=True)] if mixed else []
-    return Answered(own, routed, probabilities, chosen, seconds, (both[0], both[1]) if both else None)
+    mixture = [torch.stack(side) for side in zip(*(mixed[i] for i in range(len(rows))), strict=True)] if mixed else []
+    return Answered(oracle, routed, probabilities, chosen, seconds, (mixture[0], mixture[1]) if mixture else None)
 
 
 def score_system(
@@ -139,32 +139,34 @@ def score_system(
     rows: list[TextPair] = []
     experts: list[int] = []
     slices: dict[str, slice] = {}
-    for name, own in records.items():
-        slices[name] = slice(len(rows), len(rows) + len(own))
-        rows += [(record.text, record.pair) for record in own]
-        experts += [system.index(name)] * len(own)
+    for name, task_records in records.items():
+        slices[name] = slice(len(rows), len(rows) + len(task_records))
+        rows += [(record.text, record.pair) for record in task_records]
+        experts += [system.index(name)] * len(task_records)
     judged_by = {name: _metrics(system.experts[system.index(name)].task) for name in records}
-    unread = {i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _places(part)}
-    found = answer_all(system, rows, experts, skip_generation=unread, progress=progress)
+    unread = {
+        i for name, part in slices.items() if all(m.reads_loss for m in judged_by[name]) for i in _positions(part)
+    }
+    answered = answer_all(system, rows, experts, skip_generation=unread, progress=progress)
     for name, part in slices.items():
         if any(metric.reads_loss for metric in judged_by[name]):
-            _add_losses(system, found, records[name], experts, part)
+            _add_losses(system, answered, records[name], experts, part)
     tasks = {
         name: _task_report(
             system.experts[system.index(name)].task,
             records[name],
-            {"oracle": found.own[part], "routed": found.routed[part]},
+            {"oracle": answered.oracle[part], "routed": answered.routed[part]},
             seed=seed,
             resamples=resamples,
         )
         for name, part in slices.items()
     }
-    router, normalised = _routing_report(system, tasks, experts, found)
+    router, normalised = _routing_report(system, tasks, experts, answered)
     return {
         "tasks": tasks,
         "router": router,
         "normalised": normalised,
-        "cost": cost(system, rows=len(rows), seconds=found.seconds),
+        "cost": cost(system, rows=len(rows), seconds=answered.seconds),
         "versions": versions(),
         "seed": seed,
         "config_hash": config_hash or str(system.info.get("config_hash", "")),
@@ -172,23 +174,24 @@ def score_system(
 
 
 def _routing_report(
-    system: System, tasks: Mapping[str, Mapping[str, Any]], experts: Sequence[int], found: Answered
+    system: System, tasks: Mapping[str, Mapping[str, Any]], experts: Sequence[int], answered: Answered
 ) -> tuple[dict[str, Any], float]:
     """Return how the router did, and how much of the scores routing keeps.
 
     An expert that the router does not know, such as a merge beside its sources, is no fault of the router's.
     """
-    known = {system.index(name) for name in system.names if name in system.classes}
-    kept = [ratio for name, row in tasks.items() if system.index(name) in known and (ratio := _kept(row)) is not None]
-    fair = [i for i, expert in enumerate(experts) if expert in known]
+    routable = {system.index(name) for name in system.names if name in system.classes}
+    all_ratios = [_retained(row) for name, row in tasks.items() if system.index(name) in routable]
+    ratios = [ratio for ratio in all_ratios if ratio is not None]
+    fair = [i for i, expert in enumerate(experts) if expert in routable]
     router = {}
     if fair:
-        true, chances, chosen = [experts[i] for i in fair], found.probabilities[fair], found.chosen[fair]
+        true, chances, chosen = [experts[i] for i in fair], answered.probabilities[fair], answered.chosen[fair]
         router = router_metrics(true, chances, system.names, chosen=chosen)
-    return {**router, "abstained": float((found.chosen < 0).mean())}, float(np.mean(kept)) if kept else 0.0
+    return {**router, "abstained": float((answered.chosen < 0).mean())}, float(np.mean(ratios)) if ratios else 0.0
 
 
-def _kept(row: Mapping[str, Any]) -> float | None:
+def _retained(row: Mapping[str, Any]) -> float | None:
     """Return how much of a task's score routing keeps; ``None`` where there is none to keep."""
     top, bottom = row["routed"], row["oracle"]
     if not get_metric(row["metric"]).higher_is_better:
@@ -205,27 +208,27 @@ def _metrics(task: Task) -> list[Metric]:
     return [get_metric(name) for name in task.metrics]
 
 
-def _places(part: slice) -> range:
+def _positions(part: slice) -> range:
     return range(part.start, part.stop)
 
 
 def _add_losses(
-    system: System, found: Answered, records: Sequence[Record], experts: Sequence[int], part: slice
+    system: System, answered: Answered, records: Sequence[Record], experts: Sequence[int], part: slice
 ) -> None:
-    """Note with the answers of a task what the wanted texts cost the right expert, and the one that was chosen."""
-    chosen = found.chosen[part].tolist()
-    right = system.engine.losses(records, Assignment.fixed(experts[part]))
-    mixed = None if found.mixture is None else (found.mixture[0][part], found.mixture[1][part])
-    given = system.engine.losses(records, Assignment.fixed(chosen, mixed))
-    lost = [i for i, cost in enumerate(given) if cost is None and chosen[i] >= 0]
-    if lost:  # sent to an expert that does not write: what the base alone would have cost
-        own = [experts[part][i] for i in lost]
-        nothing = torch.tensor(own)[:, None], torch.zeros(len(own), 1)
-        bare = system.engine.losses([records[i] for i in lost], Assignment.fixed(own, nothing))
+    """Note with the answers of a task what the target texts cost the right expert, and the one that was chosen."""
+    chosen = answered.chosen[part].tolist()
+    oracle_costs = system.engine.losses(records, Assignment.fixed(experts[part]))
+    mixed = None if answered.mixture is None else (answered.mixture[0][part], answered.mixture[1][part])
+    routed_costs = system.engine.losses(records, Assignment.fixed(chosen, mixed))
+    lost = [i for i, cost in enumerate(routed_costs) if cost is None and chosen[i] >= 0]
+    if lost:  # sent to an expert that does not generate: what the base alone would have cost
+        right_experts = [experts[part][i] for i in lost]
+        nothing = torch.tensor(right_experts)[:, None], torch.zeros(len(right_experts), 1)
+        bare = system.engine.losses([records[i] for i in lost], Assignment.fixed(right_experts, nothing))
         for i, cost in zip(lost, bare, strict=True):
-            given[i], found.routed[_places(part)[i]] = cost, text_answer("")
-    for answers, costs in ((found.own, right), (found.routed, given)):
-        for i, cost in zip(_places(part), costs, strict=True):
+            routed_costs[i], answered.routed[_positions(part)[i]] = cost, text_answer("")
+    for answers, costs in ((answered.oracle, oracle_costs), (answered.routed, routed_costs)):
+        for i, cost in zip(_positions(part), costs, strict=True):
             answer = answers[i]
             if answer is not None and cost is not None:
                 answers[i] = replace(answer, nll=cost[0], tokens=cost[1])
@@ -242,11 +245,11 @@ def _task_report(
     """Score one task's answers by all of its metrics; the first is the headline."""
     scores: dict[str, dict[str, float | None]] = {}
     intervals: dict[str, list[float | None]] = {}
-    for arm, given in answers.items():
+    for arm, arm_answers in answers.items():
         scores[arm] = {}
         for name in task.metrics:
             metric = get_metric(name)
-            statistics = row_statistics(name, task, given, records)
+            statistics = row_statistics(name, task, arm_answers, records)
             scores[arm][name] = _number(float(metric.reduce(statistics.sum(axis=0))))
             if name == task.metrics[0]:
                 ends = bootstrap_ci(statistics, metric.reduce, seed=seed, resamples=resamples)
@@ -268,7 +271,7 @@ def cost(system: System, *, rows: int, seconds: Mapping[str, float]) -> dict[str
     numbers = base.parameters()
     experts = {expert.name: expert.parameters() for expert in system.experts}
     banks = [bank for mounted in system.engine.mounted.values() for bank in mounted.banks.values()]
-    held = sum(bank.a.numel() + bank.b.numel() for bank in banks) * 4
+    numbers_in_banks = sum(bank.a.numel() + bank.b.numel() for bank in banks) * 4
     disk = {} if system.library is None else {name: system.library.bytes(name) for name in system.names}
     share = {e.name: e.parameters() / system.bases[e.base].parameters() for e in system.experts}
     return {
@@ -276,7 +279,7 @@ def cost(system: System, *, rows: int, seconds: Mapping[str, float]) -> dict[str
         "expert_parameters": experts,
         "expert_share_of_base": share,
         "expert_bytes_on_disk": disk,
-        "expert_bytes_in_memory": round(held / max(1, len(system.experts))),
+        "expert_bytes_in_memory": round(numbers_in_banks / max(1, len(system.experts))),
         "rows": rows,
         "ms_per_row": {name: 1000 * value / max(1, rows) for name, value in seconds.items()},
         "peak_memory_mb": peak_memory_mb(),
@@ -284,9 +287,9 @@ def cost(system: System, *, rows: int, seconds: Mapping[str, float]) -> dict[str
 
 
 def _lap(seconds: dict[str, float], name: str, before: float, device: torch.device) -> float:
-    at = now(device)
-    seconds[name] += at - before
-    return at
+    clock = now(device)
+    seconds[name] += clock - before
+    return clock
 
 
 def score(
@@ -316,10 +319,10 @@ def score(
             counted = skipped if skip_bad else None
             records[expert.name] = read_split(expert.task, data, split, limit=limit, skip_bad=counted)
     if not records:
-        found = one_of(path.name for path in data.iterdir() if path.is_dir()) if data.is_dir() else "no such folder"
+        folders = one_of(path.name for path in data.iterdir() if path.is_dir()) if data.is_dir() else "no such folder"
         raise DataError(
             f"{data} holds none of the system's tasks with a split {split!r}: looked for "
-            f"{one_of(loaded.names)} and found {found or 'no folder'}; give --data DIR with DIR/TASK/{split}.jsonl"
+            f"{one_of(loaded.names)} and found {folders or 'no folder'}; give --data DIR with DIR/TASK/{split}.jsonl"
         )
     with shown_progress() as progress:
         scores = score_system(loaded, records, seed=int(loaded.info.get("seed", 0)), progress=progress)

@@ -91,13 +91,13 @@ def prepare_options(config: Config) -> PrepareOptions:
 
 
 def base_settings(config: Config, task: Task) -> BaseSpec:
-    """Return the base that a task's expert sits on: the default one, or that which the task names."""
+    """Return the base model of a task's expert: the default one, or that which the task names."""
     if task.base is None or task.base == config.base.name:
         return config.base
     return config.bases[task.base]
 
 
-def wanted_bases(config: Config) -> list[BaseSpec]:
+def bases_in_use(config: Config) -> list[BaseSpec]:
     """Return the default base, and those that tasks name, each once."""
     named = [config.bases[task.base] for task in config.task.values() if task.base and task.base != config.base.name]
     return list({settings.name: settings for settings in (config.base, *named)}.values())
@@ -107,8 +107,7 @@ def load_bases(config: Config) -> dict[str, Base]:
     """Load the default base, and those that tasks name, by their own names."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
-    wanted = wanted_bases(config)
-    return {settings.name: Base.load(settings, device=device, dtype=dtype) for settings in wanted}
+    return {settings.name: Base.load(settings, device=device, dtype=dtype) for settings in bases_in_use(config)}
 
 
 def expert_plan(config: Config, task: Task) -> ExpertPlan:
@@ -144,8 +143,8 @@ def loop_options(config: Config) -> LoopOptions:
 
 def _packs(config: Config) -> bool:
     """Tell whether short rows share sequences: by itself on a GPU, where fewer and fuller rows pay."""
-    asked = config.experts.packing
-    return pick_device(config.device).type == "cuda" if asked == "auto" else asked
+    packing = config.experts.packing
+    return pick_device(config.device).type == "cuda" if packing == "auto" else packing
 
 
 def cache_options(config: Config, folder: Path) -> CacheOptions:

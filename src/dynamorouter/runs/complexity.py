@@ -28,8 +28,9 @@ from dynamorouter.utils.progress import SILENT, Progress
 
 def joint_scores(data: PreparedData, names: Sequence[str]) -> dict[int, list[float]] | None:
     """Return the complexity of each row of the joint phase, by expert; ``None`` where none is known."""
-    found = {index: complexities(data.split("joint", name)) for index, name in enumerate(names)}
-    return found if any(not math.isnan(score) for own in found.values() for score in own) else None
+    scores_by_expert = {index: complexities(data.split("joint", name)) for index, name in enumerate(names)}
+    scored = any(not math.isnan(score) for scores in scores_by_expert.values() for score in scores)
+    return scores_by_expert if scored else None
 
 
 def complexity_report(
@@ -50,25 +51,25 @@ def complexity_report(
         progress: told how far it is.
     """
     names = system.names
-    held = {name: data.split("test", name) for name in names}
-    rows = [record for name in names for record in held[name]]
-    tiers = np.repeat(np.arange(len(names)), [len(held[name]) for name in names])
-    found = route_rows(system, rows)
+    test = {name: data.split("test", name) for name in names}
+    rows = [record for name in names for record in test[name]]
+    tiers = np.repeat(np.arange(len(names)), [len(test[name]) for name in names])
+    routed = route_rows(system, rows)
     train = {name: data.split("train", name) for name in names}
     report: dict[str, Any] = {
-        "rows": {name: {"train": len(train[name]), "report": len(held[name])} for name in names},
-        "routing": routing_scores(names, tiers, found, rows, train),
-        "latency_ms": found.milliseconds,
+        "rows": {name: {"train": len(train[name]), "report": len(test[name])} for name in names},
+        "routing": routing_scores(names, tiers, routed, rows, train),
+        "latency_ms": routed.milliseconds,
     }
     if config.complexity is None or not config.complexity.arms:
         return report
-    losses = arm_losses(system, rows, tiers, found)
+    losses = arm_losses(system, rows, tiers, routed)
     base = load_bases(config)[config.base.name]
-    one = one_lora(config, out, base, data, names, progress=progress)
+    single_lora = one_lora(config, out, base, data, names, progress=progress)
     alone = torch.zeros(len(rows), dtype=torch.int64, device=base.device)
-    with mount(base, [one]):
-        losses[ONE] = row_losses(base, one.task, rows, lambda at: RowGate(alone[at]))
-    parameters = {"tiers": sum(expert.parameters() for expert in system.experts), ONE: one.parameters()}
+    with mount(base, [single_lora]):
+        losses[ONE] = row_losses(base, single_lora.task, rows, lambda positions: RowGate(alone[positions]))
+    parameters = {"tiers": sum(expert.parameters() for expert in system.experts), ONE: single_lora.parameters()}
     options = {"seed": config.seed, "resamples": config.evaluation.bootstrap}
     return {**report, "parameters": parameters, **compare(losses, tiers, names, **options)}
 
@@ -76,7 +77,7 @@ def complexity_report(
 def one_lora(
     config: Config, out: Path, base: Base, data: PreparedData, names: Sequence[str], *, progress: Progress
 ) -> Expert:
-    """Return the one expert of all tiers: as many numbers as theirs together, the same rows, the same passes.
+    """Return the one expert of all tiers: as many numbers as theirs together, the same rows, the same epochs.
 
     It is trained unless the run has it already, and goes on from its own checkpoint.
     """
@@ -86,7 +87,7 @@ def one_lora(
         return library.load(ONE, base)
     plan = expert_plan(config, first)
     plans = [expert_plan(config, task) for task in run_tasks(config)]
-    rank = sum(own.config.rank for own in plans)
+    rank = sum(tier_plan.config.rank for tier_plan in plans)
     changes: dict[str, Any] = {"rank": rank, "alpha": plan.config.alpha * rank / plan.config.rank}  # the same scaling
     if config.complexity and config.complexity.arm_epochs:
         changes["epochs"] = config.complexity.arm_epochs
@@ -94,7 +95,7 @@ def one_lora(
     parts = ("train", "joint") if config.joint.enabled else ("train",)
     train = [record for name in names for part in parts for record in data.split(part, name)]
     select = [record for name in names for record in data.split("validation", name)]
-    (one,) = fit_experts(
+    (expert,) = fit_experts(
         base,
         [plan],
         {ONE: train},
@@ -105,6 +106,6 @@ def one_lora(
         checkpoint=out / "phases" / f"{ONE}.checkpoint",
         progress=progress,
     )
-    library.add(one, base)
+    library.add(expert, base)
     (out / "phases" / f"{ONE}.checkpoint").unlink(missing_ok=True)
-    return one
+    return expert

@@ -29,6 +29,7 @@ from dynamorouter.model.text.examples import writing_report
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.runs.build import (
     base_settings,
+    bases_in_use,
     cache_options,
     expert_plan,
     joint_plan,
@@ -38,7 +39,6 @@ from dynamorouter.runs.build import (
     run_tasks,
     source_tasks,
     tier_options,
-    wanted_bases,
 )
 from dynamorouter.runs.complexity import complexity_report, joint_scores
 from dynamorouter.runs.run import Run
@@ -74,7 +74,7 @@ def prepare(config: Config, out: Path) -> PreparedData:
     tasks = run_tasks(config)
     check_metrics(tasks)
     shared = prepare_options(config)
-    own = {name: replace(shared, train_rows=config.expert(name).rows_for(name)) for name in config.task}
+    task_options = {name: replace(shared, train_rows=config.expert(name).rows_for(name)) for name in config.task}
     before = time.perf_counter()
     source, options = _source(config, out)
     with shown_progress() as progress:
@@ -84,7 +84,7 @@ def prepare(config: Config, out: Path) -> PreparedData:
             source=source,
             source_options=options,
             options=shared,
-            task_options=own,
+            task_options=task_options,
             progress=progress,
         )
     if "prepare" not in run.state()["log"]:
@@ -232,7 +232,7 @@ def _prepared(run: Run) -> PreparedData:
 
 def _checkpoints(run: Run, name: str) -> dict[str, Path]:
     """Where the parts of a phase keep their checkpoints, by the name of the base that they train on."""
-    bases = [base.name for base in wanted_bases(run.config)] if name == "experts" else [run.config.base.name]
+    bases = [base.name for base in bases_in_use(run.config)] if name == "experts" else [run.config.base.name]
     return {base: run.out / "phases" / f"{name}.{index}.checkpoint" for index, base in enumerate(bases)}
 
 
@@ -330,7 +330,7 @@ def _joint(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System, d
 def _fused(
     run: Run, data: PreparedData, phase_log: PhaseLog, bases: Mapping[str, Base], experts: Sequence[Expert]
 ) -> list[Expert]:
-    """Train the fusions that are wanted over experts that will not change any more in this phase."""
+    """Train the fusions that the settings name over experts that will not change any more in this phase."""
     config = run.config
     fusions = {task: config.experts.fusion[task] for task in config.task if task in config.experts.fusion}
     if not fusions:

@@ -64,8 +64,8 @@ class Run:
     def is_published(self, name: str) -> bool:
         """Whether ``OUT/system`` is there, and of this phase or a later one."""
         published = self.state()["system"]
-        there = (self.out / "system" / "system.json").is_file()
-        return there and published is not None and PHASES.index(published) >= PHASES.index(name)
+        is_on_disk = (self.out / "system" / "system.json").is_file()
+        return is_on_disk and published is not None and PHASES.index(published) >= PHASES.index(name)
 
     def log_length(self, name: str, after: str, rounds: Mapping[str, int]) -> int:
         """Return how many bytes of the log to keep when a phase begins or goes on.
@@ -75,15 +75,15 @@ class Run:
             after: the phase before it, which is done.
             rounds: the last round of each part of the phase that a checkpoint holds; later lines are written again.
         """
-        start = kept = int(self.state()["log"][after])
+        start = length = int(self.state()["log"][after])
         path = self.out / LOG
         if not rounds:
             return start
         for line, end in read_appended(path, start=start):
             if line.get("phase") != name or line["step"] > rounds.get(line.get("part", ""), -1):
                 break
-            kept = end
-        return kept
+            length = end
+        return length
 
 
 def check_places(config: Config) -> None:

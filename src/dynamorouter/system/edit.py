@@ -67,7 +67,7 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     """Add a PEFT adapter to a saved system, and fit the router anew.
 
     The head comes from the adapter's folder where it holds one, else it is trained on the task's rows with the
-    adapter left as it is; a head that writes has nothing to be trained. The router is fitted on the rows that ``data``
+    adapter left as it is; a generative head has nothing to be trained. The router is fitted on the rows that ``data``
     holds, and on the library's skills of the experts whose rows are not there.
 
     Args:
@@ -95,15 +95,15 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     base_name = task.base or loaded.router_base
     base = loaded.bases.get(base_name) or new_base(loaded, base_name)
     adapter = load_adapter(folder, base)
-    train, held = _rows(task, data, seed=seed)
+    train, validation = _rows(task, data, seed=seed)
     alike = [e.head for e in loaded.experts if e.task.head == task.head and e.base == base_name]
     options = dict(alike[0].options) if alike else {}
     head = imported_head(task, base, adapter.head) if adapter.head else build_head(task, base.width, options)
-    expert = _expert(name, task, base, adapter, head, train, held, seed=seed)
+    expert = _expert(name, task, base, adapter, head, train, validation, seed=seed)
     rows: dict[str, Sequence[Record]] = {name: train}
-    for other in loaded.experts:
-        if has_split(data, other.task, "train"):
-            rows[other.name] = _rows(other.task, data, seed=seed)[0]
+    for expert_before in loaded.experts:
+        if has_split(data, expert_before.task, "train"):
+            rows[expert_before.name] = _rows(expert_before.task, data, seed=seed)[0]
     router = loaded.router
     grown = System(
         {**loaded.bases, base_name: base},
@@ -129,11 +129,11 @@ def new_base(loaded: System, name: str) -> Base:
     Raises:
         LibraryError: there are no settings of that name.
     """
-    known = list_names("bases")
-    if name not in known:
+    available = list_names("bases")
+    if name not in available:
         raise LibraryError(
             f"the system has no base {name!r}, only {one_of(loaded.bases)}, and there are no settings of that name"
-            f"{suggest(name, known)}; known are {one_of(known)}: correct the task's base"
+            f"{suggest(name, available)}; known are {one_of(available)}: correct the task's base"
         )
     spec = compose(overrides=[f"base={name}"]).base
     first = loaded.bases[loaded.router_base]
@@ -180,9 +180,9 @@ def _rows(task: Task, data: Path, *, seed: int) -> tuple[list[Record], list[Reco
     """Draw rows to learn from and held-out rows, from the validation split where there is one."""
     records, kind = read_split(task, data, "train"), head_kind(task.head)
     if has_split(data, task, "validation"):
-        held = read_split(task, data, "validation", limit=ROUTER_ROWS)
+        validation = read_split(task, data, "validation", limit=ROUTER_ROWS)
         parts, _ = draw(records, {"train": min(len(records), ROUTER_ROWS)}, kind=kind, seed=seed, purpose="add")
-        return parts["train"], held
+        return parts["train"], validation
     share = max(1, len(records) // 10)
     sizes = {"held": share, "train": min(len(records) - share, ROUTER_ROWS)}
     parts, _ = draw(records, sizes, kind=kind, seed=seed, purpose="add")
@@ -196,7 +196,7 @@ def _expert(
     adapter: Adapter,
     head: Head,
     train: list[Record],
-    held: list[Record],
+    validation: list[Record],
     *,
     seed: int,
 ) -> Expert:
@@ -210,14 +210,14 @@ def _expert(
     config = ExpertConfig(**shape, head_learning_rate=1e-3, weight_decay=0.0, batch_rows=32)
     plan = ExpertPlan(task, config.model_copy(update={"learning_rate": 0.0}))  # the head alone: no run may ask for it
     with shown_progress() as progress:
-        found = fit_experts(
+        trained = fit_experts(
             base,
             [plan],
             {task.name: train},
-            {task.name: held},
+            {task.name: validation},
             options=LoopOptions(seed=seed),
             log=lambda step, values: None,
             start=[expert],
             progress=progress,
         )
-    return dataclasses.replace(found[0], name=name, factors=adapter.factors)
+    return dataclasses.replace(trained[0], name=name, factors=adapter.factors)

@@ -163,12 +163,12 @@ def _card(expert: Expert, base: Base) -> dict[str, Any]:
 
 def _fusion(folder: Path, task: Task, base: Base, card: Mapping[str, Any]) -> Fusion:
     """Read the fusion of an expert's folder; its sources are looked up by the system."""
-    place, tensors = folder / FUSION, read_tensors(folder / FUSION)
-    own = {key.removeprefix("head/"): value for key, value in tensors.items() if key.startswith("head/")}
-    others = {key: value for key, value in tensors.items() if not key.startswith("head/")}
+    path, tensors = folder / FUSION, read_tensors(folder / FUSION)
+    head_tensors = {key.removeprefix("head/"): value for key, value in tensors.items() if key.startswith("head/")}
+    layer_tensors = {key: value for key, value in tensors.items() if not key.startswith("head/")}
     head = build_head(task, base.width, card["head"])
-    load_head(head, own, where=str(place))
-    layers = load_layers(others, experts=len(card["sources"]), where=str(place))
+    load_head(head, head_tensors, where=str(path))
+    layers = load_layers(layer_tensors, experts=len(card["sources"]), where=str(path))
     return Fusion(tuple(card["sources"]), layers, head.eval())
 
 
@@ -178,10 +178,11 @@ def load_head(head: Head, tensors: Mapping[str, Tensor], *, where: str) -> None:
     Raises:
         LibraryError: keys are missing or unmatched, or shapes differ.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if own != given:
+    needed_shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    file_shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if needed_shapes != file_shapes:
         raise LibraryError(
-            f"{where} holds {given}, but the head needs {own}; the file is damaged, or belongs to another task"
+            f"{where} holds {file_shapes}, but the head needs {needed_shapes}; the file is damaged, "
+            "or belongs to another task"
         )
     head.load_state_dict(dict(tensors))

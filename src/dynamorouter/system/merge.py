@@ -52,10 +52,10 @@ def merged_experts(experts: Sequence[Expert], result: MergeResult, *, name: str 
         name: of the merge, the experts then being called ``NAME.SOURCE``; ``None`` keeps the sources' names.
     """
     card = {"name": name or "-".join(result.sources), **result.card()}
-    found = {expert.name: expert for expert in experts}
+    by_name = {expert.name: expert for expert in experts}
     return [
         replace(
-            found[source],
+            by_name[source],
             name=source if name is None else f"{name}.{source}",
             factors=result.factors,
             lora=result.lora,
@@ -84,8 +84,8 @@ def merged_system(system: System, result: MergeResult, *, name: str | None = Non
             f"the fusion of {one_of(map(repr, mixed))} mixes experts that would be replaced; "
             "add the merge beside them, or remove the fusion's expert first"
         )
-    made = merged_experts(system.experts, result, name=name)
-    instead = {source: replace(new, name=source) for source, new in zip(result.sources, made, strict=True)}
+    over_merge = merged_experts(system.experts, result, name=name)
+    instead = {source: replace(new, name=source) for source, new in zip(result.sources, over_merge, strict=True)}
     return System(
         system.bases,
         [instead.get(expert.name, expert) for expert in system.experts],
@@ -136,17 +136,19 @@ def add_merge(
     checked_name(name, kind="name of a merge")
     loaded = System.load(system)
     chosen = named(loaded, sources)
-    taken = sorted(each for each in (f"{name}.{source}" for source in sources) if each in loaded.names)
-    if not replace_sources and taken:
+    existing = sorted({f"{name}.{source}" for source in sources} & set(loaded.names))
+    if not replace_sources and existing:
         raise LibraryError(
-            f"the system has {one_of(map(repr, taken))} already; remove them first, or give another --out"
+            f"the system has {one_of(map(repr, existing))} already; remove them first, or give another --out"
         )
-    given = dict(options or {})
-    clash = set(given) & {"method", "weights", "output", "seed", *NEEDS}
+    method_options = dict(options or {})
+    clash = set(method_options) & {"method", "weights", "output", "seed", *NEEDS}
     if clash:
         raise ConfigError(f"{one_of(map(repr, clash))} is no option of a method; it has an argument of its own")
     with _supplied(loaded, chosen, method, data, rows, seed) as needed:
-        result = merge_experts(chosen, method=method, weights=weights, output=output, seed=seed, **given, **needed)
+        result = merge_experts(
+            chosen, method=method, weights=weights, output=output, seed=seed, **method_options, **needed
+        )
     if replace_sources:
         _replace(system, loaded, result, name)
     else:
@@ -190,11 +192,11 @@ def named(system: System, names: Sequence[str]) -> list[Expert]:
     Raises:
         LibraryError: there is none of a name.
     """
-    known = {expert.name: expert for expert in system.experts}
-    missing = [name for name in names if name not in known]
+    by_name = {expert.name: expert for expert in system.experts}
+    missing = [name for name in names if name not in by_name]
     if missing:
-        raise LibraryError(f"the system has no expert {one_of(map(repr, missing))}; it has: {one_of(known)}")
-    return [known[name] for name in names]
+        raise LibraryError(f"the system has no expert {one_of(map(repr, missing))}; it has: {one_of(by_name)}")
+    return [by_name[name] for name in names]
 
 
 @contextmanager
@@ -212,8 +214,8 @@ def _supplied(
         yield {}  # the merge itself says what is missing
     else:
         base = system.bases[experts[0].base]
-        with observed(need, base, experts, read_rows(experts, data, rows), limit=rows, seed=seed) as found:
-            yield {need: found}
+        with observed(need, base, experts, read_rows(experts, data, rows), limit=rows, seed=seed) as statistics:
+            yield {need: statistics}
 
 
 def read_rows(experts: Sequence[Expert], data: Path, rows: int) -> dict[str, list[Record]]:
@@ -236,21 +238,21 @@ def keep_moments(system: Path, data: Path, *, rows: int = ROWS, seed: int = 0) -
     """
     loaded = System.load(system)
     assert loaded.library is not None
-    held = [expert for expert in loaded.experts if expert.fusion is None and has_split(data, expert.task, "train")]
-    if not held:
+    with_rows = [expert for expert in loaded.experts if expert.fusion is None and has_split(data, expert.task, "train")]
+    if not with_rows:
         raise MergeError(f"{data} has no train.jsonl of any task of the system: {one_of(loaded.names)}")
-    found = {}
+    sizes = {}
     for name, base in loaded.bases.items():
-        own = [expert for expert in held if expert.base == name]
-        if not own:
+        on_base = [expert for expert in with_rows if expert.base == name]
+        if not on_base:
             continue
-        with observed("grams", base, own, read_rows(own, data, rows), limit=rows, seed=seed) as seen:
-            for expert in own:
+        with observed("grams", base, on_base, read_rows(on_base, data, rows), limit=rows, seed=seed) as moments:
+            for expert in on_base:
                 path = loaded.library.folder / expert.name / MOMENTS
-                tensors = {layer: moment.float() for layer, moment in seen[expert.name].items()}
+                tensors = {layer: moment.float() for layer, moment in moments[expert.name].items()}
                 write_tensors(path, tensors, metadata={"rows": str(rows)})
-                found[expert.name] = path.stat().st_size
-    return found
+                sizes[expert.name] = path.stat().st_size
+    return sizes
 
 
 def stored_moments(system: System, experts: Sequence[Expert]) -> dict[str, dict[str, torch.Tensor]]:
@@ -309,20 +311,20 @@ def verify(system: Path, name: str) -> list[dict[str, Any]]:
     rows = []
     for expert in chosen:
         base = loaded.bases[expert.base]
-        other = Base.load(base.spec, device=base.device, dtype=base.dtype)
-        whole = other.parts.language or other.model
+        peft_base = Base.load(base.spec, device=base.device, dtype=base.dtype)
+        whole = peft_base.parts.language or peft_base.model
         PeftModel.from_pretrained(whole, str(loaded.library.folder / expert.name)).eval()
-        rows.append({"expert": expert.name, **_compare(base, other, expert)})
+        rows.append({"expert": expert.name, **_compare(base, peft_base, expert)})
     return rows
 
 
-def _compare(base: Base, other: Base, expert: Expert) -> dict[str, Any]:
+def _compare(base: Base, peft_base: Base, expert: Expert) -> dict[str, Any]:
     """Compare our pass through an expert with a pass over a base that PEFT has put the adapter into."""
     windows = base.encoder.windows([(text, None) for text in TEXTS], max_tokens=32, stride=8)
     batch = base.encoder.collate([window.encoding for window in windows], base.device)
     gate = RowGate(torch.zeros(len(windows), dtype=torch.long, device=base.device))
     with torch.inference_mode(), mount(base, [expert]):
-        ours, bare, theirs = (_outputs(which, batch, own) for which, own in ((base, gate), (base, None), (other, None)))
+        ours, bare, theirs = _outputs(base, batch, gate), _outputs(base, batch, None), _outputs(peft_base, batch, None)
     size = float(theirs.abs().max())
     difference = float((ours - theirs).abs().max()) / size
     return {"difference": difference, "change": float((ours - bare).abs().max()) / size, "ok": difference <= TOLERANCE}
@@ -330,8 +332,8 @@ def _compare(base: Base, other: Base, expert: Expert) -> dict[str, Any]:
 
 def _outputs(base: Base, batch: Batch, gate: Gate | None) -> torch.Tensor:
     """Return the last hidden states of all tokens, ``(N, D)``; of an encoder-decoder those of both stacks."""
-    here = batch.mask.bool()
+    is_token = batch.mask.bool()
     states = base.forward(batch, gate)
     if base.kind != "seq2seq":
-        return states[here]
-    return torch.cat([states[here], base.decode_hidden(states, batch.mask, batch.ids, gate)[here]])
+        return states[is_token]
+    return torch.cat([states[is_token], base.decode_hidden(states, batch.mask, batch.ids, gate)[is_token]])

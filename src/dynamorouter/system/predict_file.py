@@ -114,18 +114,18 @@ def _rows(path: str | Path, skip_bad: SkipCount | None) -> Iterator[Row]:
 
 def _row(number: int, values: Mapping[str, Any]) -> Row | str:
     """Return the row, or a sentence saying what is wrong with it."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for key, name in ALIASES.items():
         value = values.get(key)
         if value is None:
             continue
-        if name in found:
+        if name in fields:
             return f"holds {name!r} twice, once as {key!r}; keep one"
         if not isinstance(value, str):
             return f"{key!r} is a {type(value).__name__}; give a string"
-        found[name] = value
-    if "text" not in found:
+        fields[name] = value
+    if "text" not in fields:
         near = next((s for key in values if (s := suggest(key, ("text", "question")))), "")
         return f"has no 'text'{near}; its keys: {', '.join(sorted(values)) or 'none'}"
-    mark = values.get("id")
-    return Row(number, found["text"], found.get("pair"), mark if isinstance(mark, (str, int)) else None)
+    row_id = values.get("id")
+    return Row(number, fields["text"], fields.get("pair"), row_id if isinstance(row_id, (str, int)) else None)

@@ -86,18 +86,18 @@ def fit_system_router(
     share = float(settings.get("join_pairs", 0.0))
     progress.start("router", 2 * len(system.names), unit="parts")
     train, scores, skills = _to_fit_on(system, reader, rows.train, share=share, progress=progress)
-    held: Labelled = ([], [])
+    calibration: Labelled = ([], [])
     for index, name in enumerate(system.names):
         if rows.calibrate.get(name):
-            _label(held, *_read(system, reader, _pairs(rows.calibrate[name])), index)
+            _label(calibration, *_read(system, reader, _pairs(rows.calibrate[name])), index)
         progress.advance()
     base = system.bases[system.router_base]
-    calibrate = held if held[0] else None
+    calibrate = calibration if calibration[0] else None
     router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed, scores=scores)
     system.use_router(router, system.names)
     notes: dict[str, Any] = {"kind": settings["kind"], "layers": list(router.layers)}
-    if held[0]:
-        notes["calibrate_accuracy"], notes["calibrate_nll"] = _judge(router, held)
+    if calibration[0]:
+        notes["calibrate_accuracy"], notes["calibrate_nll"] = _judge(router, calibration)
     return skills, notes
 
 
@@ -121,10 +121,10 @@ def _to_fit_on(
         if rows.get(name):
             batches, order = _read(system, reader, _pairs(rows[name]))
             train.append((batches, [index] * len(order)))
-            known = complexities(rows[name])
-            scores += [known[row] for row in order]
-            places = {row: place for place, row in enumerate(order)}
-            skill = make_skill(reader, batches, [places[row] for row in range(len(order))])
+            row_scores = complexities(rows[name])
+            scores += [row_scores[row] for row in order]
+            position_of = {row: position for position, row in enumerate(order)}
+            skill = make_skill(reader, batches, [position_of[row] for row in range(len(order))])
             if skill is not None:
                 skills[name] = skill
             runs = concat_pairs(_pairs(rows[name]))
@@ -140,25 +140,25 @@ def _to_fit_on(
     return train, scores, skills
 
 
-def _label(held: Labelled, batches: Sequence[RouterInput], order: Sequence[int], expert: int) -> None:
+def _label(labelled: Labelled, batches: Sequence[RouterInput], order: Sequence[int], expert: int) -> None:
     """Add batches whose rows are all of one expert."""
-    held[0].extend(batches)
-    held[1].extend([expert] * len(order))
+    labelled[0].extend(batches)
+    labelled[1].extend([expert] * len(order))
 
 
 def keep_better_router(system: System, before: System, rows: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Calibrate a system's router, and put the one from before back where that routes held-out rows better."""
     assert system.router is not None and before.router is not None
-    held: Labelled = ([], [])
+    calibration: Labelled = ([], [])
     for index, name in enumerate(system.names):
-        _label(held, *_read(system, system.router, _pairs(rows[name])), index)
+        _label(calibration, *_read(system, system.router, _pairs(rows[name])), index)
     device = system.bases[system.router_base].device
-    system.router.calibrate(held[0], torch.tensor(held[1], device=device))
-    old, new = _judge(before.router, held), _judge(system.router, held)
-    kept = (new[0], -new[1]) >= (old[0], -old[1])
-    if not kept:
+    system.router.calibrate(calibration[0], torch.tensor(calibration[1], device=device))
+    old, new = _judge(before.router, calibration), _judge(system.router, calibration)
+    is_better = (new[0], -new[1]) >= (old[0], -old[1])
+    if not is_better:
         system.use_router(before.router, system.classes)
-    return {"accuracy_before": old[0], "accuracy": new[0], "nll_before": old[1], "nll": new[1], "kept": kept}
+    return {"accuracy_before": old[0], "accuracy": new[0], "nll_before": old[1], "nll": new[1], "kept": is_better}
 
 
 def _pairs(records: Sequence[Record]) -> list[TextPair]:
@@ -181,11 +181,11 @@ def _remembered(system: System, reader: Router, name: str, index: int) -> Labell
     return [batch], [index] * len(batch)
 
 
-def _judge(router: Router, held: Labelled) -> tuple[float, float]:
+def _judge(router: Router, labelled: Labelled) -> tuple[float, float]:
     """Return accuracy and mean negative log-likelihood on labelled batches."""
-    labels = torch.split(torch.tensor(held[1]), [len(batch) for batch in held[0]])
-    routes = [router.route_labelled(batch, own).probabilities for batch, own in zip(held[0], labels, strict=True)]
-    chances = torch.cat(routes).double()
-    targets = torch.tensor(held[1], device=chances.device)
+    labels = torch.split(torch.tensor(labelled[1]), [len(batch) for batch in labelled[0]])
+    pairs = zip(labelled[0], labels, strict=True)
+    chances = torch.cat([router.route_labelled(batch, experts).probabilities for batch, experts in pairs]).double()
+    targets = torch.tensor(labelled[1], device=chances.device)
     picked = chances.gather(1, targets[:, None]).clamp_min(1e-12)
     return float((chances.argmax(dim=1) == targets).double().mean()), float(-picked.log().mean())

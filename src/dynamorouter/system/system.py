@@ -31,7 +31,7 @@ MANIFEST, EXPERTS, ROUTER = "system.json", "experts", "router"
 FORMAT = 1
 ENTRIES = {"bases": dict, "router_base": str, "experts": list, "classes": list, "info": dict}
 TOKENS_PER_BATCH = 8192
-"""Most tokens in a pass, padding included, where nothing else is said."""
+"""Most tokens in a pass, padding included, by default."""
 
 
 class System:
@@ -118,13 +118,13 @@ class System:
                 "such as runs/quickstart/system"
             )
         manifest = read_form(path / MANIFEST, format=FORMAT, entries=ENTRIES)
-        place = pick_device(device)
-        dtype = pick_dtype(precision, place)
+        torch_device = pick_device(device)
+        dtype = pick_dtype(precision, torch_device)
         specs = {
             name: checked(BaseSpec, {**values, "name": name}, what=f"base {name!r} of {path}")
             for name, values in manifest["bases"].items()
         }
-        bases = {name: Base.load(spec, device=place, dtype=dtype) for name, spec in specs.items()}
+        bases = {name: Base.load(spec, device=torch_device, dtype=dtype) for name, spec in specs.items()}
         library = Library(path / EXPERTS)
         experts = share_factors([library.load(name, _base_of(library, name, bases)) for name in manifest["experts"]])
         router = store.load(path / ROUTER) if manifest["classes"] else None
@@ -148,9 +148,10 @@ class System:
         """
         path = Path(folder)
         library = Library(path / EXPERTS)
-        kept = {} if self.library is None else {name: self.library.skill(name) for name in self.library.names()}
+        library_before = self.library
+        stored = {} if library_before is None else {name: library_before.skill(name) for name in library_before.names()}
         for expert in self.experts:
-            skill = (skills or {}).get(expert.name) or kept.get(expert.name)
+            skill = (skills or {}).get(expert.name) or stored.get(expert.name)
             library.add(expert, self.bases[expert.base], skill=skill, replace=True)
         self.library = library
         self.save_router(path)
@@ -268,7 +269,9 @@ class System:
 
 
 def _base_of(library: Library, name: str, bases: Mapping[str, Base]) -> Base:
-    wanted = library.card(name)["base"]["name"]
-    if wanted not in bases:
-        raise LibraryError(f"expert {name!r} sits on base {wanted!r}, which the system has not: {one_of(bases)}")
-    return bases[wanted]
+    base_name = library.card(name)["base"]["name"]
+    if base_name not in bases:
+        raise LibraryError(
+            f"expert {name!r} has base model {base_name!r}, which the system lacks; it has: {one_of(bases)}"
+        )
+    return bases[base_name]

@@ -60,13 +60,15 @@ def cross_checks(tree: Mapping[str, Any], *, known_tasks: Iterable[str]) -> list
     tasks = tree.get("task")
     chosen = list(tasks) if isinstance(tasks, dict) else []
     experts = tree.get("experts")
-    found = []
+    mistakes = []
     for key, extra in (("train_rows", ["default", *known_tasks]), ("fixed_weights", known_tasks), ("fusion", ())):
         names = experts.get(key) if isinstance(experts, dict) else None
         allowed = dict.fromkeys([*chosen, *extra])
         for name in names if isinstance(names, dict) else ():
             if name not in allowed:
-                found.append(f"experts.{key}.{name}: no such task{suggest(name, allowed)}; allowed: {one_of(allowed)}")
+                mistakes.append(
+                    f"experts.{key}.{name}: no such task{suggest(name, allowed)}; allowed: {one_of(allowed)}"
+                )
     base, bases = tree.get("base"), tree.get("bases")
     there = list(bases) if isinstance(bases, dict) else []
     if isinstance(base, dict) and isinstance(base.get("name"), str):
@@ -74,13 +76,13 @@ def cross_checks(tree: Mapping[str, Any], *, known_tasks: Iterable[str]) -> list
     for name in chosen:
         wanted = tasks[name].get("base") if isinstance(tasks, dict) and isinstance(tasks[name], dict) else None
         if isinstance(wanted, str) and wanted not in there:
-            found.append(
+            mistakes.append(
                 f"task.{name}.base: no such base {wanted!r}{suggest(wanted, there)}; allowed: {one_of(there)}; "
                 f"define others under 'bases'"
             )
-    found += _fusion_checks(tree)
+    mistakes += _fusion_checks(tree)
     unknown = _router_checks(tree)
-    return [*found, *(unknown or _joint_checks(tree))]
+    return [*mistakes, *(unknown or _joint_checks(tree))]
 
 
 def _router_checks(tree: Mapping[str, Any]) -> list[str]:
@@ -108,14 +110,14 @@ def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
         return []
     bases = {name: _value(tasks, name, "base") or _value(tree, "base", "name") for name in tasks}
     generative = [head for head, kind in head_kinds.items() if kind.is_generative]
-    found = []
+    mistakes = []
     for target in fusions:
         if target not in bases:
             continue  # named above
         mixed = (target, *(_value(fusions, target, "sources") or ()))
         wrong = [name for name in mixed if _value(tasks, name, "head") in generative]
         if wrong:
-            found.append(
+            mistakes.append(
                 f"experts.fusion.{target}: {one_of(map(repr, wrong))} writes text, and fusions are for heads "
                 "that read; leave it out"
             )
@@ -125,40 +127,40 @@ def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
         given = _value(fusions, target, "sources")
         for name in given if isinstance(given, list | tuple) else ():
             if name not in bases:
-                found.append(f"{at}: no such task {name!r}{suggest(str(name), alike)}; allowed: {one_of(alike)}")
+                mistakes.append(f"{at}: no such task {name!r}{suggest(str(name), alike)}; allowed: {one_of(alike)}")
             elif name not in alike:
-                found.append(
+                mistakes.append(
                     f"{at}: task {name!r} sits on base {bases[name]!r}, and {target!r} on {bases[target]!r}; a fusion "
                     f"mixes experts of one base: {one_of(alike)}"
                 )
         if given is None and len(alike) < 2:
-            found.append(
+            mistakes.append(
                 f"{at}: {target!r} is the only task on base {bases[target]!r}, and a fusion mixes two experts or more; "
                 f"choose more tasks, or leave out experts.fusion.{target}"
             )
-    return found
+    return mistakes
 
 
 def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
     """Return why the joint phase cannot be gone through, where it is asked for."""
     if _value(tree, "joint", "enabled") is not True:
         return []
-    found = []
+    mistakes = []
     kind = _value(tree, "router", "kind")
     if isinstance(kind, str) and kind not in SURELY_TRAINABLE and not routers.get(kind).trainable:
         able = [name for name, router in routers.items() if router.trainable]
-        found.append(
+        mistakes.append(
             f"joint.enabled: the joint phase trains the router by gradient, but router.kind is {kind!r}; "
             f"choose one of router={one_of(able)}, or joint.enabled=false"
         )
     base, tasks = _value(tree, "base", "name"), tree.get("task")
     named = [_value(tasks, name, "base") or base for name in tasks] if isinstance(tasks, dict) else [base]
     if base not in named:
-        found.append(
+        mistakes.append(
             f"joint.enabled: the joint phase trains router and experts on base {base!r}, but all tasks name "
             f"{one_of(set(map(str, named)))}; set joint.enabled=false"
         )
-    return found
+    return mistakes
 
 
 def _value(tree: Any, branch: str, key: str) -> Any:

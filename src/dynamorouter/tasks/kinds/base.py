@@ -93,18 +93,18 @@ class HeadKind(ABC):
             pair: the task's ``columns.pair``.
             extra: the task's ``columns.extra``.
         """
-        found = []
+        mistakes = []
         if self.needs_labels and len(set(labels)) < 2:
-            found.append(f"labels has {len(set(labels))}; a {head} head needs at least two different labels")
+            mistakes.append(f"labels has {len(set(labels))}; a {head} head needs at least two different labels")
         if labels and not self.needs_labels:
-            found.append(f"labels is {list(labels)!r}; a {head} head has none, leave it out")
+            mistakes.append(f"labels is {list(labels)!r}; a {head} head has none, leave it out")
         if self.pair == "context" and not pair:
-            found.append(f"columns.pair is missing; a {head} head needs the column of the context")
+            mistakes.append(f"columns.pair is missing; a {head} head needs the column of the context")
         if self.pair is None and pair:
-            found.append(f"columns.pair is {pair!r}; a {head} head reads single texts, leave it out")
+            mistakes.append(f"columns.pair is {pair!r}; a {head} head reads single texts, leave it out")
         if extra and not self.is_generative:
-            found.append(f"columns.extra is {dict(extra)!r}; only heads that write carry it, leave it out")
-        return found
+            mistakes.append(f"columns.extra is {dict(extra)!r}; only generative heads carry it, leave it out")
+        return mistakes
 
     def text(self, value: Any) -> object:
         """Return the text that a native column holds, not yet checked, or a ``RowProblem`` where there is none."""

@@ -31,16 +31,16 @@ class TaggingKind(HeadKind):
         self, head: str, labels: Sequence[str], *, pair: str | None = None, extra: Mapping[str, str] | None = None
     ) -> list[str]:
         """Return what keeps a task from having this head, tags outside the BIO scheme among it."""
-        found = super().problems(head, labels, pair=pair, extra=extra)
+        mistakes = super().problems(head, labels, pair=pair, extra=extra)
         if OUTSIDE not in labels:
-            found.append(f"labels lack {OUTSIDE!r}, the tag of words outside entities")
+            mistakes.append(f"labels lack {OUTSIDE!r}, the tag of words outside entities")
         odd = [label for label in labels if label != OUTSIDE and not re.fullmatch(r"[BI]-\S+", label)]
         if odd:
-            found.append(f"labels {', '.join(odd)} are not BIO tags; allowed: O, B-TYPE and I-TYPE")
+            mistakes.append(f"labels {', '.join(odd)} are not BIO tags; allowed: O, B-TYPE and I-TYPE")
         lost = [label for label in labels if label.startswith("I-") and f"B-{label[2:]}" not in labels]
         if lost:
-            found.append(f"labels {', '.join(lost)} have no B- tag of the same type")
-        return found
+            mistakes.append(f"labels {', '.join(lost)} have no B- tag of the same type")
+        return mistakes
 
     def text(self, value: Any) -> object:
         """Join tokens by single spaces; they must fall apart into the same tokens again."""
@@ -57,8 +57,8 @@ class TaggingKind(HeadKind):
         """Return the tags."""
         tags, words = listed(row.target), row.text.split()
         if tags is None or len(tags) != len(words):
-            given = type(row.target).__name__ if tags is None else f"{len(tags)} tags"
-            return RowProblem("tag_count", f"{given} for {len(words)} tokens; give one tag for each token")
+            tag_note = type(row.target).__name__ if tags is None else f"{len(tags)} tags"
+            return RowProblem("tag_count", f"{tag_note} for {len(words)} tokens; give one tag for each token")
         unknown = sorted({str(tag) for tag in tags if tag not in row.labels})
         if unknown:
             return RowProblem(

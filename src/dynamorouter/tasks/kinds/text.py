@@ -26,10 +26,10 @@ class TextKind(HeadKind):
         self, head: str, labels: Sequence[str], *, pair: str | None = None, extra: Mapping[str, str] | None = None
     ) -> list[str]:
         """Return what keeps a task from having this head, a further column called ``texts`` among it."""
-        found = super().problems(head, labels, pair=pair, extra=extra)
+        mistakes = super().problems(head, labels, pair=pair, extra=extra)
         if "texts" in (extra or {}):
-            found.append("columns.extra names 'texts', which is what columns.target becomes; choose another name")
-        return found
+            mistakes.append("columns.extra names 'texts', which is what columns.target becomes; choose another name")
+        return mistakes
 
     def target(self, row: NativeRow) -> Target | RowProblem:
         """Return the text to be written, or several equally right ones, and beside them what only a metric reads."""

@@ -162,6 +162,16 @@ def test_the_digest_changes_with_any_setting() -> None:
     assert all(len(digest) == 16 for digest in digests)
 
 
+def test_a_later_setting_leaves_old_digests_as_they_were() -> None:
+    old = load(Path(__file__).parents[1] / "fixtures" / "before_house" / "run" / "config.yaml")
+    assert old.digest() == "15360d7094223db8"  # as commit 557703c computes it
+    name = next(iter(old.task))
+    assert old.to_json()["task"][name]["generation"]["seed"] == 0
+    tree = old.to_json()
+    tree["task"][name]["generation"]["seed"] = 1
+    assert Config.model_validate(tree).digest() != old.digest()
+
+
 def test_a_file_names_groups_amends_tasks_and_loses_to_overrides(tmp_path: Path) -> None:
     tree = {
         "recipe": "three",

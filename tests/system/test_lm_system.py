@@ -301,7 +301,9 @@ def test_the_command_line_writes_and_streams(mixed: Path, tmp_path: Path) -> Non
     rows = call("predict", place, "--file", file, "--json")
     assert len(rows.stdout.splitlines()) == len(ASKED)
     refused(call("predict", place, "--file", file, "--stream"), "--stream shows one text")
-    refused(call("predict", place, "say", "--top-p", "2"), "top_p=2")
+    refused(
+        call("predict", place, "say", "--top-p", "2"), "generation: top_p: got 2.0; should be less than or equal to 1"
+    )
 
 
 def test_a_causal_adapter_trained_elsewhere_is_added(den: Path, mixed: Path, tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from dynamorouter.utils.lazy import lazy_names
 
-__all__ = ["Engine", "Generated", "Generation", "Prediction"]
+__all__ = ["Engine", "Generated", "Prediction"]
 
 if TYPE_CHECKING:
     from dynamorouter.inference.engine import Engine
     from dynamorouter.inference.generation.generate import Generated
     from dynamorouter.inference.prediction import Prediction
-    from dynamorouter.tasks.task import Generation
 else:
     __getattr__, __dir__ = lazy_names(__name__)

@@ -146,6 +146,7 @@ def test_a_killed_bench_goes_on_as_if_nothing_had_happened(
     assert contents(broken / ITEMS) == contents(whole / ITEMS)
 
 
+@pytest.mark.e2e
 def test_a_comparison_grows_by_arms_and_seeds(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     chosen = words(home, *SMALL, *NO_STUDIES)

@@ -72,6 +72,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return compose("tinytext", [f"search_path=[{home / 'conf'}]", f"data.root={home / 'rows'}"])
 
 
+@pytest.mark.e2e
 def test_arms_answer_in_text(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "out"
     open_run(config, out, resume=False)

@@ -250,6 +250,7 @@ def test_a_disk_that_fills_up_while_tensors_are_written(full_disk: Path) -> None
     assert contents(full_disk) == {"some.safetensors": before}
 
 
+@pytest.mark.e2e
 def test_a_disk_that_is_full_for_a_while_costs_nothing(
     home: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,8 +42,11 @@ def test_every_recipe_composes_and_names_itself(recipe: str) -> None:
 def test_every_choice_composes_and_has_a_description(group: str, kind: str) -> None:
     for name, line in list_names(kind).items():
         assert line, f"conf/{group}/{name}.yaml has no comment that says what it is"
-        choice = f"task=[{name}]" if group == "task" else f"{group}={name}"
-        assert isinstance(compose("quickstart", [choice]), Config)
+        if group != "task":
+            assert isinstance(compose("quickstart", [f"{group}={name}", "task=[ag_news]"]), Config)
+    if group == "task":
+        every = list(list_names(kind))
+        assert list(compose("quickstart", [f"task=[{','.join(every)}]"]).task) == every
 
 
 def test_quickstart_is_six_tasks_on_builtin_data() -> None:

@@ -47,8 +47,8 @@ def test_mixed_batch_says_what_peft_says_row_by_row(lm_folder: Folder, tmp_path:
     assert ids_of(base, prompts, CHOSEN, max_new_tokens=TOKENS) == want
     same = [alone(oracle, prompts[0], expert, tokens=TOKENS) for expert in (-1, 0, 1, 2)]
     assert len({tuple(said) for said in same}) == 4  # the experts do make a difference
-    assert ids_of(base, prompts, [1] * len(prompts), max_new_tokens=TOKENS) == [
-        alone(oracle, prompt, 1, tokens=TOKENS) for prompt in prompts
+    assert ids_of(base, prompts[:2], [1, 1], max_new_tokens=TOKENS) == [
+        alone(oracle, prompt, 1, tokens=TOKENS) for prompt in prompts[:2]
     ]
 
 

@@ -109,6 +109,7 @@ def test_phases_change_what_they_are_for_and_freeze_the_rest(done: Path) -> None
     assert set(joint) >= set(router)
 
 
+@pytest.mark.e2e
 def test_an_interrupted_run_ends_with_the_same_bits(
     place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

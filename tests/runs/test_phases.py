@@ -57,6 +57,7 @@ def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
     assert not list(finished.rglob("*.checkpoint")) and not list(finished.rglob("*.tmp"))
 
 
+@pytest.mark.e2e
 def test_phase_by_phase_gives_the_same_bits(home: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call("prepare", *words(home), "--out", out).exit_code == 0
@@ -133,12 +134,12 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name", "times"),
     [
-        ("dynamorouter.data.prepare", "write_records", 4),  # between the splits of a task
         ("dynamorouter.training.loop", "write_tensors", 5),  # between checkpoints
-        ("dynamorouter.system.library", "write_tensors", 2),  # while a system is saved
         ("dynamorouter.runs.run", "write_json", 12),  # between a checkpoint and its note
-        ("dynamorouter.runs.phases", "keep_better_router", 0),
-        ("dynamorouter.runs.phases", "score_system", 0),
+        pytest.param("dynamorouter.data.prepare", "write_records", 4, marks=pytest.mark.e2e),  # between a task's splits
+        pytest.param("dynamorouter.system.library", "write_tensors", 2, marks=pytest.mark.e2e),  # in saving a system
+        pytest.param("dynamorouter.runs.phases", "keep_better_router", 0, marks=pytest.mark.e2e),
+        pytest.param("dynamorouter.runs.phases", "score_system", 0, marks=pytest.mark.e2e),
     ],
 )
 def test_stopped_anywhere_it_ends_with_the_same_bits(

@@ -345,6 +345,7 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
+@pytest.mark.e2e
 def test_a_run_has_it_and_resumed_it_ends_with_the_same_bits(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

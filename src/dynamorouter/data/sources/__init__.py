@@ -83,11 +83,8 @@ def load(task: Task, split: str, source: str, options: Options, *, skip_bad: Ski
     Raises:
         DataError: the split is not there, a row is broken, or columns are missing; rows are named by number.
     """
-    rename = dict(options.get("rename") or {})
     for number, row in sources.get(source)().rows(task, split, options, skip_bad=skip_bad):
-        renamed = {rename.get(key, key): value for key, value in row.items()}
-        missing = [column for column in task.columns.needed() if column not in renamed]
-        if missing:
+        if missing := missing_columns(task, row, options):
             bad_row(
                 f"task {task.name!r}, split {split!r}, row {number}: column {', '.join(missing)} missing; "
                 f"found {', '.join(map(str, row))}; needed {', '.join(task.columns.needed())}; "
@@ -95,8 +92,22 @@ def load(task: Task, split: str, source: str, options: Options, *, skip_bad: Ski
                 skip_bad,
             )
             continue
-        renamed[task.columns.target] = _named(renamed[task.columns.target], options)
-        yield number, renamed
+        yield number, in_task_columns(task, row, options)
+
+
+def missing_columns(task: Task, row: Mapping[str, Any], options: Options) -> list[str]:
+    """Return which columns of a task a source's row lacks, by the task's names."""
+    rename = options.get("rename") or {}
+    names = {rename.get(key, key) for key in row}
+    return [column for column in task.columns.needed() if column not in names]
+
+
+def in_task_columns(task: Task, row: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Return a source's row, which lacks no column, under the task's names of columns and of labels."""
+    rename = options.get("rename") or {}
+    renamed = {rename.get(key, key): value for key, value in row.items()}
+    renamed[task.columns.target] = _named(renamed[task.columns.target], options)
+    return renamed
 
 
 def source_split(split: str, options: Options) -> str:

@@ -48,9 +48,7 @@ class HubSource(Source):
         else:
             extra = {key: options[key] for key in ("revision", "cache_dir") if options.get(key)}
             data = _call(task, path, "load_dataset", path, options.get("name"), split=hub_split, **extra)
-        names = {column: label_names for column, feature in data.features.items() if (label_names := _names(feature))}
-        for number, row in enumerate(data, start=1):
-            yield number, {key: _label(value, names[key]) if key in names else value for key, value in row.items()}
+        yield from enumerate(named_rows(data), start=1)
 
     def fingerprint(self, task: Task, options: Options) -> str:
         """Return path, configuration and revision; a folder is told by its files' sizes and times."""
@@ -61,6 +59,13 @@ class HubSource(Source):
                 status = file.stat()
                 parts.append(f"{file.relative_to(path)}:{status.st_size}:{status.st_mtime_ns}")
         return "|".join(parts)
+
+
+def named_rows(data: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a ``datasets.Dataset`` with integer labels as the names that it declares for them."""
+    names = {column: label_names for column, feature in data.features.items() if (label_names := _names(feature))}
+    for row in data:
+        yield {key: _label(value, names[key]) if key in names else value for key, value in row.items()}
 
 
 def _path(task: Task, options: Options) -> str:

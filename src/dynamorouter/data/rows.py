@@ -1,0 +1,90 @@
+"""Rows at hand in a program, as records: a ``datasets.Dataset``, a table, plain mappings, or records themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dynamorouter.data.convert import convert
+from dynamorouter.data.sources import Options, in_task_columns, missing_columns
+from dynamorouter.data.sources.hub import named_rows
+from dynamorouter.errors import DataError
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import Task
+
+
+def as_records(rows: Iterable[Any], task: Task, *, where: str) -> list[Record]:
+    """Turn rows of a task into records, every one of them or none.
+
+    Args:
+        rows: a ``datasets.Dataset``, whose integer labels become the names that it declares for them; a data frame;
+            mappings by the task's own columns, or by those that one of the task's sources renames to them; or records.
+        task: whose rows they are.
+        where: what the rows are, for messages, such as ``"rows of task 'sst2'"``.
+
+    Returns:
+        The records, in order, with ``task_id`` 0 unless they had one.
+
+    Raises:
+        DataError: a row, named by number from 1, cannot be used, or there are none.
+    """
+    if isinstance(rows, (str, bytes, Mapping)):
+        raise DataError(
+            f"{where}: got one {type(rows).__name__}, not rows; give a datasets.Dataset, a data frame, or a list of "
+            "mappings such as [{'text': ..., 'label': ...}]; of a DatasetDict, give one split"
+        )
+    records: list[Record] = []
+    options: Options | None = None
+    for number, row in enumerate(_plain(rows, where), start=1):
+        place = f"{where}, row {number}"
+        if isinstance(row, Record):
+            records.append(_checked(row, task, place))
+            continue
+        if not isinstance(row, Mapping):
+            raise DataError(f"{place}: got {type(row).__name__} {str(row)[:40]!r}; give a mapping or a Record")
+        options = _renames(task, row, place) if options is None else options
+        if missing := missing_columns(task, row, options):
+            raise DataError(_lacking(task, row, missing, place))
+        native = in_task_columns(task, row, options)
+        record = convert(task, 0, native, f"row-{number}", fixed=Counter())
+        if not isinstance(record, Record):
+            raise DataError(f"{place}: {record.message}; correct it, or leave it out")
+        records.append(record)
+    if not records:
+        raise DataError(f"{where}: there are none; give at least one row")
+    return records
+
+
+def _plain(rows: Iterable[Any], where: str) -> Iterable[Any]:
+    """Return what gives the rows one by one, whatever holds them."""
+    if hasattr(rows, "features") and hasattr(rows, "column_names"):
+        return named_rows(rows)
+    to_dict = getattr(rows, "to_dict", None)
+    if hasattr(rows, "columns") and callable(to_dict):
+        table: list[dict[str, Any]] = to_dict("records")
+        return table
+    if not isinstance(rows, Iterable):
+        raise DataError(f"{where}: got {type(rows).__name__}; give a datasets.Dataset, a data frame, or a list of rows")
+    return rows
+
+
+def _renames(task: Task, row: Mapping[str, Any], place: str) -> Options:
+    """Return the options under which a row has all columns: none, or those of the task's first source that fits."""
+    for options in ({}, *task.sources.values()):
+        if not missing_columns(task, row, options):
+            return options
+    raise DataError(_lacking(task, row, missing_columns(task, row, {}), place))
+
+
+def _lacking(task: Task, row: Mapping[str, Any], missing: list[str], place: str) -> str:
+    return (
+        f"{place}: column {', '.join(missing)} missing; found {', '.join(map(str, row)) or 'none'}; task {task.name!r} "
+        f"needs {', '.join(task.columns.needed())}; rename the columns, or name them in the task's `columns`"
+    )
+
+
+def _checked(record: Record, task: Task, place: str) -> Record:
+    if record.task_name != task.name:
+        raise DataError(f"{place}: a record of task {record.task_name!r}, not of {task.name!r}; give this task's own")
+    return record

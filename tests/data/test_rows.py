@@ -1,0 +1,68 @@
+"""Rows that a program has at hand become records: from a data set, a table, mappings or records; none is dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dynamorouter.data import as_records
+from dynamorouter.errors import DataError
+from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import Columns, Task
+
+MOOD = Task(
+    name="mood",
+    head="classification",
+    columns=Columns(text="text", target="label"),
+    labels=("bad", "good"),
+    sources={"local": {}, "hub": {"rename": {"sentence": "text"}}},
+)
+ROWS = [{"text": "fine", "label": "good"}, {"text": "dull", "label": "bad"}]
+RECORDS = [Record("fine", None, 0, "mood", "good", "row-1"), Record("dull", None, 0, "mood", "bad", "row-2")]
+
+
+class Frame:
+    """As much of a data frame as is read."""
+
+    columns = ("text", "label")
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return ROWS
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, iter(ROWS), Frame(), RECORDS, [{"sentence": row["text"], "label": row["label"]} for row in ROWS]],
+    ids=["mappings", "iterator", "frame", "records", "columns of a source"],
+)
+def test_rows_of_every_kind_are_the_same_records(rows: Any) -> None:
+    assert as_records(rows, MOOD, where="rows of 'mood'") == RECORDS
+
+
+def test_a_data_set_is_read_with_the_names_of_its_integer_labels() -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(sentence=datasets.Value("string"), label=datasets.ClassLabel(names=["good", "bad"]))
+    data = datasets.Dataset.from_dict({"sentence": ["fine", "dull"], "label": [0, 1]}, features=features)
+    assert as_records(data, MOOD, where="rows of 'mood'") == RECORDS
+    with pytest.raises(DataError, match=r"rows: got one DatasetDict, not rows; .*give one split"):
+        as_records(datasets.DatasetDict(train=data), MOOD, where="rows")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], r"rows: there are none"),
+        ("text", r"rows: got one str, not rows; give a datasets\.Dataset"),
+        (5, r"rows: got int; give a datasets\.Dataset"),
+        ([*ROWS, "text"], r"rows, row 3: got str 'text'; give a mapping or a Record"),
+        ([*ROWS, {"text": "a"}], r"rows, row 3: column label missing; found text; task 'mood' needs text, label"),
+        ([{"words": "a"}], r"rows, row 1: column text, label missing; found words"),
+        ([*ROWS, {"text": "", "label": "bad"}], r"rows, row 3: text is empty"),
+        ([Record("a", None, 0, "topic", "x", "1")], r"row 1: a record of task 'topic', not of 'mood'"),
+    ],
+)
+def test_what_is_no_row_is_named(rows: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        as_records(rows, MOOD, where="rows")

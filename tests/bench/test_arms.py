@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamorouter.bench.arms.base import arm_names, match_arms
+from dynamorouter.bench.arms.base import arm_names, arms, match_arms
+from dynamorouter.bench.arms.baselines import Majority
 from dynamorouter.bench.arms.lexical import word_features
 from dynamorouter.bench.arms.merges import search_points
+from dynamorouter.bench.experiment import Experiment
 from dynamorouter.bench.results import ITEMS, ROWS, RowFile, row_digest, stable
 from dynamorouter.bench.run import bench
 from dynamorouter.bench.studies import STUDIES
 from dynamorouter.config.schema import Config
+from dynamorouter.data.prepare import load_prepared
 from dynamorouter.runs.run import open_run
+from dynamorouter.tasks.answer import Answer
+from dynamorouter.testing import ArmContract
 from support.shared import made_once
 from support.tinyrun import call, contents, lines, refused, settings, words
 
@@ -72,6 +77,30 @@ def test_every_arm_has_whole_rows(compared: Path) -> None:
         assert set(row) == ROW_KEYS, row["arm"]
         assert 0.0 <= row["value"] <= 1.0 and row["n"] == 12
         assert (compared / row["items"]).is_file()
+
+
+@pytest.mark.parametrize("name", ["majority", "router", "merge", "words"])
+def test_arms_keep_the_contract_on_an_experiment(compared: Path, home: Path, name: str) -> None:
+    first = compared / "seeds" / "0"
+    experiment = Experiment.open(small(home), first, load_prepared(first / "data", TASKS))
+    arm = arms.get(name)
+    few = {"variants": classmethod(lambda cls, tasks: arm.variants(tasks)[:1])}
+    contract = ArmContract.of(arm=type(arm.__name__, (arm,), few), experiment=experiment)
+    assert contract.check() == ArmContract.laws()
+
+
+class Short(Majority):
+    """Forgets the last row."""
+
+    def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
+        return super().answer(experiment, task)[:-1]
+
+
+def test_the_contract_finds_an_arm_that_leaves_a_row_out(compared: Path, home: Path) -> None:
+    first = compared / "seeds" / "0"
+    experiment = Experiment.open(small(home), first, load_prepared(first / "data", TASKS))
+    with pytest.raises(AssertionError, match="not one answer for each row"):
+        ArmContract.of(arm=Short, experiment=experiment).check()
 
 
 FEW = ("bench.arms=[majority,base,router/knn,tuned/ties,joint]", "bench.seeds=2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -13,9 +14,11 @@ import pytest
 pytest.importorskip("spacy")
 from builtin_data import instructions
 from dynamorouter.data.complexity.analyzer import Analyzer
+from dynamorouter.data.complexity.config import ComplexityConfig
 from dynamorouter.data.complexity.prepare import TierOptions, prepare_tiers
 from dynamorouter.data.complexity.record import complexities
 from dynamorouter.data.complexity.tiers import Tiers, fit_tiers
+from dynamorouter.data.config import FilterConfig
 from dynamorouter.data.prepare import PrepareOptions, prepare
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.explore.complexity import survey
@@ -130,6 +133,14 @@ def test_what_was_written_is_reused_unless_something_changed(tmp_path: Path, mon
     assert len(calls) == 8
 
 
+def test_digests_of_tiers_are_made_of_the_values_that_they_always_were() -> None:
+    settings = {"pipeline": "own", "tiers": "thresholds", "thresholds": (0.2, 0.6), "weights": {"length": 1.0}}
+    changed = TierOptions(ComplexityConfig.model_validate(settings), FilterConfig(max_words=90), "fail", 3)
+    for options, digest in ((TierOptions(), "568f2b9022ee7b83"), (changed, "14c8a0506ed4bad8")):
+        values = json.dumps(options.to_json(), sort_keys=True)
+        assert hashlib.sha256(values.encode()).hexdigest()[:16] == digest  # as commit b129b41 computes it
+
+
 def _counted(method: object, calls: list[int]) -> object:
     def features(self: Analyzer, pairs: object, **options: object) -> object:
         calls.append(1)
@@ -139,7 +150,7 @@ def _counted(method: object, calls: list[int]) -> object:
 
 
 def test_an_empty_tier_is_an_error_with_all_counts_and_the_remedy(tmp_path: Path) -> None:
-    options = TierOptions(method="thresholds", thresholds=(0.97, 0.99))
+    options = TierOptions(ComplexityConfig(tiers="thresholds", thresholds=(0.97, 0.99)))
     with pytest.raises(DataError, match=r"tier 'complex' has 0 rows.*simple .*complexity.tiers=quantile"):
         prepare_tiers(
             TASKS, tmp_path / "tiers", source="local", overrides={"root": str(write(tmp_path))}, options=options

@@ -175,3 +175,5 @@ def test_explore_prints_tables_and_writes_numbers_and_picture(
     assert read_json(tmp_path / "complexity.json")["rows"] == 75
     assert (tmp_path / "complexity.svg").read_text().startswith("<?xml")
     assert call("explore", "complexity", "--format", "gif").exit_code == 2
+    few = call("explore", "complexity", "data.filters.max_words=9", "--data", place / "rows", "--no-plots")
+    assert few.exit_code == 0 and "21/21 rows" in few.output, few.output

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from dynamorouter.data.complexity.prepare import TierOptions
+    from dynamorouter.data.config import FilterConfig
     from dynamorouter.explore.lengths import Tokenizer
     from dynamorouter.tasks.record import Record
     from dynamorouter.tasks.task import Task
@@ -150,7 +151,7 @@ def explore_complexity(
 
         plotting()  # before any work
     options = _tier_options(settings or [], pipeline)
-    records = _records(task, data)[:limit]
+    records = _records(task, data, options.filters)[:limit]
     with shown_progress() as progress:
         complexities = survey(records, ("simple", "medium", "complex"), options=options, progress=progress)
     values = complexities.to_json()
@@ -171,18 +172,16 @@ def explore_complexity(
 
 def _tier_options(settings: Sequence[str], pipeline: str | None) -> TierOptions:
     """Return how a run with these settings would part its rows."""
-    from dataclasses import replace
-
     from dynamorouter.config.compose import compose
     from dynamorouter.runs.build import tier_options
 
     config = compose("complexity", list(settings))
     assert config.complexity is not None
-    options = tier_options(config, config.complexity)
-    return options if pipeline is None else replace(options, pipeline=pipeline)
+    changes = {} if pipeline is None else {"pipeline": pipeline}
+    return tier_options(config, config.complexity.model_copy(update=changes))
 
 
-def _records(name: str, data: Path | None) -> list[Record]:
+def _records(name: str, data: Path | None, filters: FilterConfig) -> list[Record]:
     """Return the train rows of a task's data, filtered as for training."""
     from dynamorouter.config.tasks import find_task
     from dynamorouter.data.complexity.record import KEY
@@ -194,7 +193,7 @@ def _records(name: str, data: Path | None) -> list[Record]:
     task = task.model_copy(update={"columns": task.columns.model_copy(update={"extra": extra})})
     source, overrides = ("builtin", {}) if data is None else ("local", {"root": str(data)})
     options = source_options(task, source, overrides)
-    pools = read_pools(task, 0, source, options, max_chars=20_000, max_words=None, skip_bad=False)
+    pools = read_pools(task, 0, source, options, **filters.model_dump())
     return pools["train"].records
 
 

@@ -10,6 +10,9 @@ from dynamorouter.data.sources import sources
 from dynamorouter.errors import one_of, suggest
 from dynamorouter.utils.options import Count, Options, Share, Size
 
+WhenShort = Literal["shrink", "overlap", "fail"]
+Leaks = Literal["drop", "fail"]
+
 
 class FilterConfig(Options):
     """Which rows are dropped before splitting, empty ones, duplicates and unknown labels always; all are counted."""
@@ -44,9 +47,9 @@ class DataConfig(Options):
     """Folder with one folder per task, for ``source: local``."""
     filters: FilterConfig = FilterConfig()
     """Which rows are dropped."""
-    leaks: Literal["drop", "fail"] = "drop"
+    leaks: Leaks = "drop"
     """What happens when a validation row is in train: drop it from train and count it, or stop."""
-    when_short: Literal["shrink", "overlap", "fail"] = "shrink"
+    when_short: WhenShort = "shrink"
     """With too few train rows: shrink all parts, let router and joint rows overlap with the experts', or stop."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of train rows."""

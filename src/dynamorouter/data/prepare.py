@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from dynamorouter.data.augment import augmented
-from dynamorouter.data.config import AugmentConfig
+from dynamorouter.data.config import AugmentConfig, Leaks, WhenShort
 from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
@@ -43,9 +43,6 @@ PREPARED_SPLITS = (*TRAIN_SPLITS, *HELD_OUT_SPLITS)
 MANIFEST = "manifest.json"
 NAMES_BEFORE = {"validation": "select", "calibration": "calibrate", "test": "report"}
 """What the held-out splits were called in folders that were prepared before version 0.1."""
-
-WhenShort = Literal["shrink", "overlap", "fail"]
-Leaks = Literal["drop", "fail"]
 
 
 @dataclass(frozen=True, slots=True)

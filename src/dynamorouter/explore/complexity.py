@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamorouter.data.complexity.analyzer import Analyzer
+from dynamorouter.data.complexity.config import Method
 from dynamorouter.data.complexity.features import NAMES
 from dynamorouter.data.complexity.prepare import Measured, TierOptions, measured
 from dynamorouter.data.complexity.score import analysis_score
-from dynamorouter.data.complexity.tiers import Method, fit_tiers
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.record import Record
 from dynamorouter.utils.progress import SILENT, Progress
 
-METHODS: tuple[Method, ...] = ("thresholds", "quantile", "kmeans")
+METHODS: tuple[Method, ...] = get_args(Method)
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
 SHOWN = 3
 """Examples at each edge."""
@@ -96,7 +96,7 @@ def survey(
     """
     if not records:
         raise DataError("there are no instructions to measure; name a folder with rows")
-    analyzer = Analyzer.load(options.pipeline)
+    analyzer = Analyzer.load(options.complexity.pipeline)
     progress.start("complexity", len(records))
     rows = measured(records, analyzer, options.score, progress=progress)
     table, scores = rows.table(), np.array(rows.scores)
@@ -105,15 +105,7 @@ def survey(
     refused: dict[str, str] = {}
     for method in METHODS:
         try:
-            rule = fit_tiers(
-                method,
-                table,
-                scores,
-                count=len(names),
-                thresholds=options.thresholds,
-                quantiles=options.quantiles,
-                seed=options.seed,
-            )
+            rule = options.fit(rows, count=len(names), method=method)
         except DataError as error:
             refused[method] = str(error)
             continue

@@ -9,7 +9,6 @@ from dynamorouter.config.checks import check_names
 from dynamorouter.config.schema import Config
 from dynamorouter.data.complexity.config import ComplexityConfig
 from dynamorouter.data.complexity.prepare import TierOptions
-from dynamorouter.data.complexity.score import CAPS, WEIGHTS, ScoreOptions
 from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.model.base.base import Base
@@ -55,20 +54,7 @@ def source_tasks(config: Config) -> list[Task]:
 
 def tier_options(config: Config, settings: ComplexityConfig) -> TierOptions:
     """Return how rows get their tier."""
-    filters = config.data.filters
-    return TierOptions(
-        pipeline=settings.pipeline,
-        score=ScoreOptions(weights={**WEIGHTS, **settings.weights}, caps={**CAPS, **settings.caps}),
-        method=settings.tiers,
-        thresholds=settings.thresholds,
-        quantiles=settings.quantiles,
-        least_rows=settings.least_rows,
-        seed=config.seed,
-        leaks=config.data.leaks,
-        max_chars=filters.max_chars,
-        max_words=filters.max_words,
-        skip_bad=filters.skip_bad,
-    )
+    return TierOptions(settings, config.data.filters, config.data.leaks, config.seed)
 
 
 def prepare_options(config: Config) -> PrepareOptions:

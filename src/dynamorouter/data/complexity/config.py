@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dynamorouter.utils.options import Count, Options, Rate, Share, Weight
 
+Method = Literal["thresholds", "quantile", "kmeans"]
+
 
 class ComplexityConfig(Options):
     """One instruction data set parted into tiers; the tasks of the run are the tiers, the simplest first."""
@@ -20,7 +22,7 @@ class ComplexityConfig(Options):
     caps: dict[str, Rate] = Field(default_factory=dict)
     """Caps of features that differ from the defaults (length 50, syntactic 10, semantic_diversity 30,
     dependency_depth 10, response_length 100)."""
-    tiers: Literal["thresholds", "quantile", "kmeans"] = "quantile"
+    tiers: Method = "quantile"
     """By fixed thresholds of the score, by quantiles of the train rows' scores, or by clusters of their features."""
     thresholds: tuple[Share, ...] = (0.3, 0.7)
     """Cuts of the score, ascending, for ``thresholds``."""

@@ -13,16 +13,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dynamorouter.data.complexity.analyzer import Analyzer
+from dynamorouter.data.complexity.config import ComplexityConfig, Method
 from dynamorouter.data.complexity.features import Features
 from dynamorouter.data.complexity.record import KEY
-from dynamorouter.data.complexity.score import ScoreOptions, score
-from dynamorouter.data.complexity.tiers import Method, Tiers, fit_tiers
-from dynamorouter.data.dedup import read_pools, remove_leaks
+from dynamorouter.data.complexity.score import CAPS, WEIGHTS, ScoreOptions, score
+from dynamorouter.data.complexity.tiers import Tiers, fit_tiers
+from dynamorouter.data.config import FilterConfig, Leaks
+from dynamorouter.data.dedup import Pool, read_pools, remove_leaks
 from dynamorouter.data.sources import source_options, sources
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.tasks.kinds import head_kind
@@ -40,33 +42,42 @@ LEAST_HELD_OUT = 6
 
 @dataclass(frozen=True, slots=True)
 class TierOptions:
-    """How rows get their tier.
+    """How rows get their tier, and which rows do.
 
     Attributes:
-        pipeline: of spaCy, see ``Analyzer.load``.
-        score: weights and caps.
-        method: how the score or the features are parted.
-        thresholds: cuts of the score.
-        quantiles: shares of the rows below each cut; ``None`` for tiers of the same size.
-        least_rows: fewest train rows of a tier.
-        seed: of clusters.
+        complexity: how they are measured, scored and parted.
+        filters: which rows are left out first.
         leaks: drop rows of train that are held out as well, or fail.
-        max_chars: longest text in characters.
-        max_words: longest text and pair together in words; ``None`` for any.
-        skip_bad: leave broken rows out with a count.
+        seed: of clusters.
     """
 
-    pipeline: str = "auto"
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-    method: Method = "quantile"
-    thresholds: tuple[float, ...] = (0.3, 0.7)
-    quantiles: tuple[float, ...] | None = None
-    least_rows: int = 20
+    complexity: ComplexityConfig = field(default_factory=ComplexityConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    leaks: Leaks = "drop"
     seed: int = 0
-    leaks: Literal["drop", "fail"] = "drop"
-    max_chars: int = 20_000
-    max_words: int | None = None
-    skip_bad: bool = False
+
+    @property
+    def score(self) -> ScoreOptions:
+        """Weights and caps, those that the settings leave open by default."""
+        return ScoreOptions({**WEIGHTS, **self.complexity.weights}, {**CAPS, **self.complexity.caps})
+
+    def fit(self, train: Measured, *, count: int, method: Method | None = None) -> Tiers:
+        """Fit the rule that gives a row one of ``count`` tiers, on train rows alone; see ``fit_tiers``."""
+        return fit_tiers(
+            method or self.complexity.tiers,
+            train.table(),
+            np.array(train.scores),
+            count=count,
+            thresholds=self.complexity.thresholds,
+            quantiles=self.complexity.quantiles,
+            seed=self.seed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values, under the names that digests are made of."""
+        parting = self.complexity.model_dump(include={"pipeline", "thresholds", "quantiles", "least_rows"})
+        rows = {**self.filters.model_dump(), "leaks": self.leaks, "seed": self.seed}
+        return {**parting, "method": self.complexity.tiers, "score": asdict(self.score), **rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,30 @@ class Measured:
         return np.array([measures.row() for measures in self.features], dtype=np.float64).reshape(
             len(self.features), -1
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """The rows of all splits, each in its tier.
+
+    Attributes:
+        names: of the tiers, the simplest first.
+        rule: that gave each row its tier.
+        splits: the rows by split.
+        tiers: by split the index of each row's tier.
+    """
+
+    names: tuple[str, ...]
+    rule: Tiers
+    splits: Mapping[str, Measured]
+    tiers: Mapping[str, Sequence[int]]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of rows by split and tier."""
+        return {
+            split: {name: list(tiers).count(i) for i, name in enumerate(self.names)}
+            for split, tiers in self.tiers.items()
+        }
 
 
 def measured(
@@ -127,51 +162,28 @@ def prepare_tiers(
     """
     spec = _common(tasks, source)
     merged = source_options(spec, source, overrides)
-    analyzer = Analyzer.load(options.pipeline)
+    analyzer = Analyzer.load(options.complexity.pipeline)
     names = [task.name for task in tasks]
     digest = _digest(spec, names, source, merged, options, analyzer.name)
     done = read_finished(out / MANIFEST, digest=digest, hashes=lambda manifest: manifest["files"])
     if done is not None:
         return done
-    pools = read_pools(
-        spec, 0, source, merged, max_chars=options.max_chars, max_words=options.max_words, skip_bad=options.skip_bad
-    )
+    pools = read_pools(spec, 0, source, merged, **options.filters.model_dump())
     leaks = remove_leaks(spec, pools, fail=options.leaks == "fail")
-    progress.start("complexity", sum(len(pool.rows) for pool in pools.values()))
-    splits = {
-        split: measured(pool.records, analyzer, options.score, progress=progress) for split, pool in pools.items()
-    }
-    rule = _rule(splits["train"], options, count=len(tasks))
-    tiers = {split: rule.assign(part.table(), np.array(part.scores)).tolist() for split, part in splits.items()}
-    counts = {split: {name: tiers[split].count(i) for i, name in enumerate(names)} for split in splits}
-    _enough(counts, rule, options)
-    files = _write(out, spec, names, splits, tiers)
+    parted = _part(pools, names, analyzer, options, progress)
     manifest = {
         "format": FORMAT,
         "digest": digest,
         "pipeline": analyzer.name,
         "score": asdict(options.score),
-        "rule": rule.to_json(),
-        "rows": counts,
+        "rule": parted.rule.to_json(),
+        "rows": parted.counts(),
         "read": {split: dict(sorted(pool.counts.items())) for split, pool in pools.items()},
         "leaks": {"found": leaks, "left": 0},
-        "files": files,
+        "files": _write(out, spec, parted),
     }
     write_json(out / MANIFEST, manifest)
     return manifest
-
-
-def _rule(train: Measured, options: TierOptions, *, count: int) -> Tiers:
-    """Fit how rows get their tier, on train rows alone."""
-    return fit_tiers(
-        options.method,
-        train.table(),
-        np.array(train.scores),
-        count=count,
-        thresholds=options.thresholds,
-        quantiles=options.quantiles,
-        seed=options.seed,
-    )
 
 
 def _common(tasks: Sequence[Task], source: str) -> Task:
@@ -205,15 +217,29 @@ def _digest(
         "columns": spec.columns.model_dump(),
         "source": [source, {key: value for key, value in merged.items() if key not in ("root", "cache_dir")}],
         "data": sources.get(source)().fingerprint(spec, merged),
-        "options": asdict(options),
+        "options": options.to_json(),
         "pipeline": pipeline,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, options: TierOptions) -> None:
-    """Refuse tiers that there is too little to learn or to measure of."""
-    least = {split: options.least_rows if split == "train" else LEAST_HELD_OUT for split in counts}
+def _part(
+    pools: Mapping[str, Pool], names: Sequence[str], analyzer: Analyzer, options: TierOptions, progress: Progress
+) -> Parted:
+    """Measure all rows and give each its tier; refuses tiers that there is too little to learn or to measure of."""
+    progress.start("complexity", sum(len(pool.rows) for pool in pools.values()))
+    splits = {
+        split: measured(pool.records, analyzer, options.score, progress=progress) for split, pool in pools.items()
+    }
+    rule = options.fit(splits["train"], count=len(names))
+    tiers = {split: rule.assign(part.table(), np.array(part.scores)).tolist() for split, part in splits.items()}
+    parted = Parted(tuple(names), rule, splits, tiers)
+    _check_enough(parted.counts(), rule, options.complexity.least_rows)
+    return parted
+
+
+def _check_enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, least_train: int) -> None:
+    least = {split: least_train if split == "train" else LEAST_HELD_OUT for split in counts}
     short = [
         f"tier {name!r} has {rows} rows of {split} and needs {least[split]}"
         for split, by_tier in counts.items()
@@ -234,26 +260,21 @@ def _enough(counts: Mapping[str, Mapping[str, int]], rule: Tiers, options: TierO
         )
 
 
-def _write(
-    out: Path,
-    spec: Task,
-    names: Sequence[str],
-    splits: Mapping[str, Measured],
-    tiers: Mapping[str, Sequence[int]],
-) -> dict[str, str]:
+def _write(out: Path, spec: Task, parted: Parted) -> dict[str, str]:
     """Write rows and features, and return the SHA-256 of each file."""
     files, lines = {}, []
-    for split, part in splits.items():
-        for index, name in enumerate(names):
-            members = [i for i, tier in enumerate(tiers[split]) if tier == index]
+    for split, part in parted.splits.items():
+        tiers = parted.tiers[split]
+        for index, name in enumerate(parted.names):
+            members = [i for i, tier in enumerate(tiers) if tier == index]
             rows = (json.dumps(_row(spec, part, i, split), ensure_ascii=False) for i in members)
             files[f"{name}/{split}.jsonl"] = write_atomic(out / name / f"{split}.jsonl", rows)
         lines += [
             json.dumps(
-                {"id": f"{split}-{i}", "split": split, "tier": names[tier], KEY: part.scores[i]}
+                {"id": f"{split}-{i}", "split": split, "tier": parted.names[tier], KEY: part.scores[i]}
                 | asdict(part.features[i])
             )
-            for i, tier in enumerate(tiers[split])
+            for i, tier in enumerate(tiers)
         ]
     files[FEATURES] = write_atomic(out / FEATURES, lines)
     return files

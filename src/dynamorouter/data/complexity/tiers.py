@@ -11,16 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamorouter.data.complexity.config import Method
 from dynamorouter.data.complexity.features import NAMES
 from dynamorouter.errors import ConfigError, DataError
 
 Array = NDArray[np.float64]
-Method = Literal["thresholds", "quantile", "kmeans"]
 
 
 @dataclass(frozen=True, slots=True)

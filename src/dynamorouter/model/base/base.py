@@ -23,7 +23,16 @@ from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.base.context import PassContext
 from dynamorouter.model.base.digest import weights_digest
 from dynamorouter.model.base.gate import Dropout, Gate
-from dynamorouter.model.base.kinds import LOADERS, Kind, LanguageHead, Parts, check_logits, kind_of_config, special_ids
+from dynamorouter.model.base.kinds import (
+    LOADERS,
+    Kind,
+    LanguageHead,
+    Parts,
+    check_logits,
+    embedding_rows,
+    kind_of_config,
+    special_ids,
+)
 from dynamorouter.model.base.probes import check_cut, check_packing
 from dynamorouter.model.text.tokenize import Batch, TextEncoder
 
@@ -78,7 +87,7 @@ class Base:
         self.blocks = self._cut.list
         self.blocks_name = f"{name_inside(self.model, self._stack)}.{self._cut.name}".lstrip(".")
         self.language_head = None if self.parts.language is None else LanguageHead(self.parts.language)
-        self.eos_ids, self.start_id, self.forced_id = special_ids(model, tokenizer)
+        self.eos_ids, self.start_id, self.forced_id = special_ids(model, tokenizer, name=spec.name)
         self.takes_positions = "position_ids" in inspect.signature(self._stack.forward).parameters
         self._probed: set[int | str] = set()
         positions = getattr(config, "max_position_embeddings", None) or 10**6
@@ -86,7 +95,13 @@ class Base:
             positions -= config.pad_token_id + 1  # its positions are counted from there
         self.positions = int(positions)
         segments = self.kind == "encoder" and getattr(self.config, "type_vocab_size", 0) > 1
-        self.encoder = TextEncoder(tokenizer, segments=segments, limit=self.positions)
+        self.encoder = TextEncoder(
+            tokenizer,
+            segments=segments,
+            limit=self.positions,
+            vocabulary=embedding_rows(model),
+            escape_special=spec.special_in_text == "escape",
+        )
 
     @staticmethod
     def load(spec: BaseSpec, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Base:

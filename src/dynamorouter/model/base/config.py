@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dynamorouter.errors import MissingExtraError
-from dynamorouter.utils.options import Options
+from dynamorouter.utils.options import Later, Options
 
 
 class BaseSpec(Options):
@@ -26,6 +26,8 @@ class BaseSpec(Options):
     """Encoder, decoder or encoder-decoder; ``auto`` goes by the checkpoint's own config."""
     prompt: str = "plain"
     """Form in which a decoder's or encoder-decoder's router and writers read a row; an encoder reads text and pair."""
+    special_in_text: Annotated[Literal["escape", "allow"], Later()] = "escape"
+    """What a special token of the tokenizer, such as ``</s>``, is in a row's own text: characters, or that token."""
 
     def locate(self) -> str:
         """Return a folder or a hub id that ``transformers`` can load."""

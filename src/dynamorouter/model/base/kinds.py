@@ -168,8 +168,25 @@ def check_logits(parts: Parts, head: LanguageHead, name: str) -> None:
         )
 
 
-def special_ids(model: Any, tokenizer: Any) -> tuple[frozenset[int], int | None, int | None]:
-    """Return the ids that end a text, the id a decoder starts from, and the id that it is forced to generate first."""
+def embedding_rows(model: Any) -> int:
+    """Return how many tokens a model has embeddings for, which may be fewer than its tokenizer knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def special_ids(model: Any, tokenizer: Any, *, name: str) -> tuple[frozenset[int], int | None, int | None]:
+    """Return the ids that end a text, the id a decoder starts from, and the id that it is forced to generate first.
+
+    An id that the model has no embedding for ends no text, since the model cannot write it.
+
+    Args:
+        model: the base's model.
+        tokenizer: its tokenizer.
+        name: of the base, for messages.
+
+    Raises:
+        ConfigError: a decoder starts from an id that the model has no embedding for.
+    """
+    rows = embedding_rows(model)
     id_of: dict[str, Any] = {}
     for key in ("eos_token_id", "decoder_start_token_id", "forced_bos_token_id", "bos_token_id"):
         for source in (getattr(model, "generation_config", None), model.config):
@@ -179,5 +196,11 @@ def special_ids(model: Any, tokenizer: Any) -> tuple[frozenset[int], int | None,
     if eos is None:
         eos = getattr(tokenizer, "eos_token_id", None)
     eos_ids = [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]
-    start = id_of["decoder_start_token_id"]
-    return frozenset(map(int, eos_ids)), id_of["bos_token_id"] if start is None else start, id_of["forced_bos_token_id"]
+    start = id_of["bos_token_id"] if id_of["decoder_start_token_id"] is None else id_of["decoder_start_token_id"]
+    forced = id_of["forced_bos_token_id"]
+    for key, token in {"decoder_start_token_id": start, "forced_bos_token_id": forced}.items():
+        if getattr(model.config, "is_encoder_decoder", False) and token is not None and token >= rows:
+            raise ConfigError(
+                f"base {name!r} has {key} {token}, but {rows} embeddings; correct its config.json, or resize the model"
+            )
+    return frozenset(int(token) for token in eos_ids if token < rows), start, forced

@@ -101,9 +101,7 @@ def encode_prompts(base: Base, rows: Sequence[TextPair], *, form: str, room: int
     Raises:
         ConfigError: there is no such form, or its own words do not fit.
     """
-    write = prompts.get(form)
-    texts = [write(text, pair, base.tokenizer) for text, pair in rows]
-    encodings = _encode(base, texts)
+    encodings = _encode(base, rows, form)
     return [
         Prompt(encoding) if len(encoding) <= room else _shortened(base, row, encoding, form=form, room=room)
         for row, encoding in zip(rows, encodings, strict=True)
@@ -119,11 +117,12 @@ def prompt_windows(base: Base, rows: Sequence[TextPair], *, max_tokens: int, str
     return [Window(row, 0, prompt.encoding) for row, prompt in enumerate(encoded)]
 
 
-def _encode(base: Base, texts: Sequence[str]) -> list[Encoding]:
-    """Encode prompts; a decoder goes on from them, so nothing that ends a text is left at their end."""
+def _encode(base: Base, rows: Sequence[TextPair], form: str) -> list[Encoding]:
+    """Encode the prompts of rows; a decoder goes on from them, so nothing that ends a text is left at their end."""
+    write = prompts.get(form)
     if base.kind == "seq2seq":
-        return base.encoder.encode([text.rstrip() for text in texts])
-    encodings = base.encoder.encode(texts)
+        return base.encoder.encode_written(rows, lambda text, pair: write(text, pair, base.tokenizer).rstrip())
+    encodings = base.encoder.encode_written(rows, lambda text, pair: write(text, pair, base.tokenizer))
     bos = getattr(base.tokenizer, "bos_token_id", None)
     for encoding in encodings:
         special = encoding.special_tokens_mask
@@ -139,7 +138,7 @@ def _encode(base: Base, texts: Sequence[str]) -> list[Encoding]:
 def _shortened(base: Base, row: TextPair, encoding: Encoding, *, form: str, room: int) -> Prompt:
     """Cut the end of a row's pair, and where that does not do, of its text, until its prompt fits."""
     parts = list(row)
-    write, uncut_tokens = prompts.get(form), len(encoding)
+    uncut_tokens = len(encoding)
     for part in (1, 0):
         text = parts[part]
         if text is None:
@@ -149,7 +148,7 @@ def _shortened(base: Base, row: TextPair, encoding: Encoding, *, form: str, room
         while len(encoding) > room and kept_tokens > 1:
             kept_tokens = max(1, kept_tokens - (len(encoding) - room))
             parts[part] = text[: offsets[kept_tokens - 1][1]]
-            encoding = _encode(base, [write(str(parts[0]), parts[1], base.tokenizer)])[0]
+            encoding = _encode(base, [(str(parts[0]), parts[1])], form)[0]
     if len(encoding) > room:
         raise ConfigError(
             f"prompt {form!r} takes {len(encoding)} tokens on base {base.spec.name!r} with one token of the row's own, "

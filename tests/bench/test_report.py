@@ -13,7 +13,7 @@ import pytest
 
 from dynamorouter.bench.report.figures import losses, pareto_front
 from dynamorouter.bench.report.report import findings_of, report, write_reports
-from dynamorouter.bench.report.summary import best_arm, summarise
+from dynamorouter.bench.report.summary import best_arm, recovered, summarise
 from dynamorouter.bench.results import (
     ITEMS,
     ROWS,
@@ -109,6 +109,29 @@ def test_measures_by_hand(home: Path, tmp_path: Path) -> None:
     assert by_name["base"]["gap"] == pytest.approx(0.0)
     assert found["arms"][0]["arm"] in ("oracle", "expert/mood")
     assert found["matrix"] == {"mood": {"mood": pytest.approx(0.9), "ask": pytest.approx(0.9)}}
+
+
+def test_a_task_without_gain_cannot_turn_the_gap_of_an_arm_above_the_base() -> None:
+    low, top = np.array([0.10, 0.500]), np.array([0.90, 0.501])  # the second task's expert gains next to nothing
+    merge = np.array([0.80, 0.490])
+    assert float(np.mean((merge - low) / (top - low))) < -4  # what a mean of shares makes of it
+    share = recovered(float(merge.mean()), float(low.mean()), float(top.mean()))
+    assert share == pytest.approx((merge - low).sum() / (top - low).sum())
+    assert share is not None and share > 0.8
+    assert recovered(0.5, 0.4, 0.4) is None and recovered(0.5, 0.4, 0.3) is None  # there is no way up
+
+
+def test_the_gap_of_an_arm_is_that_of_its_mean(home: Path, tmp_path: Path) -> None:
+    config = made(home, tmp_path)
+    for path, right in (("base", 9), ("merge/linear", 8)):  # on one task the base is as good as the expert
+        for seed in (0, 1):
+            numbers = np.array([[float(i < right), 1.0] for i in range(10)])
+            records = [Record("a film", None, 0, "ask", "good", str(i)) for i in range(10)]
+            place = tmp_path / example_path(path, "ask", seed)
+            write_example_records(place, records, [Answer("classification", "good", 1.0)] * 10, numbers)
+    (linear,) = (arm for arm in summarise(config, tmp_path)["arms"] if arm["arm"] == "merge/linear")
+    assert linear["tasks"]["ask"]["gap"] is None
+    assert linear["gap"] == pytest.approx((0.75 - 0.65) / (0.90 - 0.65))
 
 
 def test_the_best_merge_is_chosen_on_select_rows_alone(home: Path, tmp_path: Path) -> None:

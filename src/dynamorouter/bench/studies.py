@@ -8,6 +8,7 @@ Letters: E experts, P and Q width of the experts' joint span, R rank of an exper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -105,7 +106,8 @@ def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
     """Yield for each layer the experts' singular values and norms, and how far their spans coincide.
 
     The overlap of two spans is the mean squared cosine of their principal angles, 1 for the same span and about
-    R / D for random ones; it is given for the sides that are read from (``right``) and written to (``left``).
+    R / D for random ones; it is given for the sides that are read from (``right``) and written to (``left``). Where
+    one of two experts does not change the layer, there is no cosine (``None``), and the spans share nothing.
     """
     experts = {expert.name: expert.factors for expert in experiment.system.experts}
     for deltas in Layers(experts):
@@ -114,8 +116,8 @@ def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
         left = [u[:, :count] for (u, _, _), count in zip(sides, ranks, strict=True)]
         right = [v[:count].T for (_, _, v), count in zip(sides, ranks, strict=True)]
         flat = deltas.span.cores.flatten(1)
-        norms = flat.norm(dim=1).clamp_min(1e-300)
-        cosines = (flat @ flat.T) / norms[:, None] / norms
+        norms = flat.norm(dim=1)
+        cosines = (flat @ flat.T) / norms[:, None] / norms  # NaN beside an expert without a change
         yield {
             "study": "layers",
             "layer": deltas.layer,
@@ -126,7 +128,7 @@ def layers(experiment: Experiment) -> Iterator[dict[str, Any]]:
             },
             "left": _overlaps(left),
             "right": _overlaps(right),
-            "cosine": [[float(value) for value in row] for row in cosines],
+            "cosine": [[None if math.isnan(value) else value for value in row] for row in cosines.tolist()],
         }
 
 

@@ -32,6 +32,15 @@ STYLE = {
 }
 
 
+def line_style(index: int) -> dict[str, Any]:
+    """Return the colour, mark and dashes of one line among several, as arguments of ``plot``."""
+    return {
+        "color": COLOURS[index % (len(COLOURS) - 1)],
+        "marker": MARKS[index % len(MARKS)],
+        "linestyle": LINES[index % len(LINES)],
+    }
+
+
 def plotting() -> Any:
     """Return matplotlib's ``pyplot``, drawing to files alone.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from dynamorouter.report.style import COLOURS, LINES, MARKS, drawn, heat
+from dynamorouter.report.style import COLOURS, MARKS, drawn, heat, line_style
 
 FAMILIES = (
     ("router", "routers"),
@@ -258,7 +256,7 @@ def sweeps(rows: Rows, *, form: str = "svg") -> bytes:
             positions = [row["at"] for row in points]
             for index, task in enumerate(points[0]["scores"]):
                 values = [share(row["scores"][task], alone.get(task, 1.0)) for row in points]
-                axis.plot(positions, values, label=task, linewidth=1.2, markersize=4, **_style(index))
+                axis.plot(positions, values, label=task, linewidth=1.2, markersize=4, **line_style(index))
             if study == "rank":
                 axis.set_xscale("log", base=2)
                 axis.set_xticks(positions, [str(rank) for rank in positions])
@@ -271,14 +269,6 @@ def sweeps(rows: Rows, *, form: str = "svg") -> bytes:
         return figure
 
     return drawn(draw, form=form)
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % (len(COLOURS) - 1)],
-        "marker": MARKS[index % len(MARKS)],
-        "linestyle": LINES[index % len(LINES)],
-    }
 
 
 def losses(rows: Rows, tasks: Sequence[str]) -> list[list[float]]:
@@ -310,53 +300,6 @@ def pairs(rows: Rows, tasks: Sequence[str], *, form: str = "svg") -> bytes:
     return drawn(draw, form=form)
 
 
-def layers(rows: Rows, *, form: str = "svg") -> bytes:
-    """Draw the experts' spectra, how far their spans coincide by layer, and which experts' do."""
-    layer_rows = [row for row in rows if row["study"] == "layers"]
-    names = list(layer_rows[0]["spectra"])
-    apart = ~np.eye(len(names), dtype=bool)
-
-    def draw(plt: Any) -> Any:
-        figure, axes = plt.subplots(1, 3, figsize=(12.0, 3.4), width_ratios=(1, 1.1, 1.2))
-        for index, name in enumerate(names):
-            spectra = [np.array(row["spectra"][name]) for row in layer_rows if row["spectra"][name]]
-            size = min(map(len, spectra), default=0)
-            if size:
-                shares = np.array([s[:size] / s[0] for s in spectra])
-                axes[0].plot(range(1, size + 1), shares.mean(axis=0), label=name, markersize=3, **_style(index))
-        axes[0].set_xlabel("singular value")
-        axes[0].set_ylabel("over the largest, mean over layers")
-        axes[0].set_ylim(0, 1.05)
-        axes[0].xaxis.get_major_locator().set_params(integer=True)
-        axes[0].legend()
-        for index, (side, label) in enumerate((("right", "read from (A)"), ("left", "written to (B)"))):
-            values = [np.array(row[side])[apart].mean() for row in layer_rows]
-            axes[1].plot(range(len(layer_rows)), values, label=label, markersize=3, **_style(index))
-        chance = [np.mean([len(s) for s in row["spectra"].values()]) / row["shape"][1] for row in layer_rows]
-        axes[1].plot(range(len(layer_rows)), chance, color="#888888", linewidth=1, label="random spans read from")
-        axes[1].set_xticks(
-            range(len(layer_rows)), [_short(row["layer"]) for row in layer_rows], rotation=90, fontsize=6
-        )
-        axes[1].set_ylabel("overlap of two experts' spans, mean")
-        axes[1].set_ylim(0, 1.4 * axes[1].get_ylim()[1])
-        axes[1].legend(loc="upper right")
-        mean = np.mean([np.array(row["cosine"]) for row in layer_rows], axis=0)
-        heat(plt, axes[2], mean.tolist(), rows=names, columns=names, low=-1.0, high=1.0, colours="PuOr")
-        axes[2].set_title("cosine of the changes, mean over layers")
-        figure.tight_layout()
-        return figure
-
-    return drawn(draw, form=form)
-
-
-def _short(layer: str) -> str:
-    """Return the block's number and the ends of a layer's name."""
-    parts = layer.split(".")
-    number = next((part for part in parts if part.isdigit()), "")
-    rest = [part for part in parts[parts.index(number) + 1 :] if part not in ("self", "dense")] if number else parts
-    return f"{number} {'.'.join(rest[-2:])}"
-
-
 def unseen(rows: Rows, *, form: str = "svg") -> bytes:
     """Draw what a task gets that no expert was trained on, with a head on few of its rows."""
     task_rows = [row for row in rows if row["study"] == "unseen"]
@@ -365,7 +308,7 @@ def unseen(rows: Rows, *, form: str = "svg") -> bytes:
     def draw(plt: Any) -> Any:
         figure, axis = plt.subplots(figsize=(1.5 + 1.25 * len(task_rows), 3.2))
         for index, body in enumerate(bodies):
-            style = _style(index)
+            style = line_style(index)
             for task, row in enumerate(task_rows):
                 cell = row["bodies"][body]
                 x = task + (index - (len(bodies) - 1) / 2) * 0.13

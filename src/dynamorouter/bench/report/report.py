@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.bench.report import figures
+from dynamorouter.bench.report import figures, layer_figures
 from dynamorouter.bench.report.summary import NAIVE, ORACLE, summarise
 from dynamorouter.bench.results import RowFile
 from dynamorouter.bench.studies import STUDIES
@@ -46,7 +46,7 @@ def report(summary: Mapping[str, Any]) -> list[Block]:
         Heading("All arms"),
         Text(
             "Mean over tasks of the primary score with its interval; the mean over tasks of the score over the "
-            "expert's; the share of the gap from the bare base to the expert that is recovered; the worst task by "
+            "expert's; the share of the gap between the means of base and experts that is recovered; the worst task by "
             "score over the expert's. Work is that of answering a row over the bare base's, in multiplications of its "
             "blocks; what is one change for all rows is added to the weights. A dash: the arm cannot answer every task."
         ),
@@ -223,8 +223,8 @@ def _studied(summary: Mapping[str, Any]) -> list[Block]:
         picture = figures.pairs(rows, summary["tasks"])
         blocks += [Heading("What two experts lose by a merge"), Picture("pairs", picture, "On the validation rows")]
     if "layers" in kinds:
-        about = "Spectra of the experts' changes, overlap of their spans by layer, cosine of the changes"
-        blocks += [Heading("Layers"), Picture("layers", figures.layers(rows), about)]
+        about = "Spectra of the experts' changes, overlap of their spans by block, cosine of the changes"
+        blocks += [Heading("Layers"), Picture("layers", layer_figures.layers(rows), about)]
     if "unseen" in kinds:
         about = "A new head on few rows over the bare base, merges of the others, the router's mixture, the own expert"
         blocks += [Heading("A task left out"), Picture("unseen", figures.unseen(rows), about)]

@@ -22,6 +22,8 @@ from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.metrics.paired import Logs, holm, mcnemar, rank_arms
 
 ORACLE, BASE, NAIVE = "oracle", "base", "merge/factor_average"
+NO_WAY = 1e-9
+"""A gain of the experts over the bare base up to this is none."""
 BINARY = ("accuracy", "squad_em", "text_match", "final_number", "pass_at_1")
 """Primary metrics that are right or wrong for each item, so that McNemar's test applies."""
 
@@ -127,6 +129,7 @@ def _arm(logs: Logs, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any
     complete = logs.complete(name)
     worst = min(relatives, key=lambda task: relatives[task]) if complete and relatives else None
     selects = [row["select"] for row in rows if row["select"] is not None]
+    has_ends = all(end in logs.numbers and logs.complete(end) for end in (BASE, ORACLE))
     return {
         "arm": name,
         "about": families.get(name.partition("/")[0]).about,
@@ -134,7 +137,7 @@ def _arm(logs: Logs, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any
         "tasks": tasks,
         "mean": logs.interval(name).to_json() if complete else None,
         "relative": float(np.mean(list(relatives.values()))) if complete and relatives else None,
-        "gap": _mean([cell["gap"] for cell in tasks.values()]) if complete else None,
+        "gap": recovered(logs.mean(name), logs.mean(BASE), logs.mean(ORACLE)) if complete and has_ends else None,
         "worst": {"task": worst, "value": relatives[worst] if worst else None},
         "parameters": max(row["parameters"] for row in rows),
         "bytes": max(row["bytes"] for row in rows),
@@ -160,13 +163,18 @@ def _measures(logs: Logs, name: str, task: str) -> dict[str, Any]:
     value = logs.score(name, task)
     top = logs.score(ORACLE, task) if task in logs.numbers.get(ORACLE, {}) else None
     low = logs.score(BASE, task) if task in logs.numbers.get(BASE, {}) else None
-    gap = None if top is None or low is None or abs(top - low) < 1e-9 else (value - low) / (top - low)
+    gap = None if top is None or low is None else recovered(value, low, top)
     return {"relative": value / top if top else None, "gap": gap}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return float(np.mean(present)) if present else None
+def recovered(value: float, low: float, top: float) -> float | None:
+    """Return the share of the way from ``low`` to ``top`` at which ``value`` lies; ``None`` where there is no way up.
+
+    Over several tasks it is taken of the means, which is the ratio of the sums: the mean of the tasks' own shares
+    would be ruled by tasks whose expert is hardly better than the base, and could be negative for an arm that is
+    better than the base.
+    """
+    return (value - low) / (top - low) if top - low > NO_WAY else None
 
 
 def _matrix(logs: Logs) -> dict[str, dict[str, float]]:

@@ -203,6 +203,11 @@ def test_calibration_error_of_known_cases() -> None:
     assert expected_calibration_error(right, np.array([0.9, 0.3, 0.9, 0.3])) == pytest.approx(0.2)
 
 
+def test_router_metrics_of_one_expert_alone_raise_no_warning() -> None:
+    found = router_metrics([0, 0], [[1.0], [1.0]], ["a"])  # a warning of scikit-learn's would be an error here
+    assert found["confusion"] == [[2]] and found["macro_f1"] == 1.0
+
+
 def test_router_metrics_of_a_known_case() -> None:
     probabilities = [[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0]]
     found = router_metrics([0, 1, 1, 1], probabilities, ["a", "b", "c"])

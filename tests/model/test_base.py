@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,13 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 from dynamorouter.errors import AdapterError, ConfigError, LibraryError, MissingExtraError
 from dynamorouter.model.base.base import Base
@@ -196,6 +204,30 @@ def test_a_base_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
         Base.load(BaseSpec(name="b", path=str(tmp_path)), device=device)
     with pytest.raises(MissingExtraError, match="offline"):
         Base.load(BaseSpec(name="b", path="package:no_such_package/model"), device=device)
+
+
+def test_a_task_model_loads_without_a_report_and_half_a_checkpoint_is_refused(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tiny_folder("bert"), tmp_path, dirs_exist_ok=True)
+    config = AutoConfig.from_pretrained(tmp_path)
+    model = AutoModelForMaskedLM.from_config(config)
+    model.save_pretrained(tmp_path)  # has a head that a base does without, and lacks the pooler
+    spec, device = BaseSpec(name="tiny", path=str(tmp_path)), torch.device("cpu")
+    source = logging.getLogger("transformers")
+    source.addHandler(caplog.handler)
+    try:
+        Base.load(spec, device=device)
+        assert not [record for record in caplog.records if "LOAD REPORT" in record.getMessage()]
+        AutoModel.from_pretrained(tmp_path)
+        assert [record for record in caplog.records if "LOAD REPORT" in record.getMessage()]
+    finally:
+        source.removeHandler(caplog.handler)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["bert.encoder.layer.3.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks encoder\.layer\.3\.output\.dense\.weight; give the whole checkpoint"):
+        Base.load(spec, device=device)
 
 
 def test_windows_overlap_cover_the_text_and_keep_the_question(tiny_base: Loader) -> None:

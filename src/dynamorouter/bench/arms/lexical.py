@@ -19,6 +19,7 @@ from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
+from dynamorouter.utils.quiet import without_warning
 
 TOP = 10
 """Features noted for each label."""
@@ -58,7 +59,7 @@ class Words(Arm):
             features = _text_features(pairs=any(record.pair for record in records))
             inputs = [_columns(record) for record in records]
             classes = [str(kind.class_of(record.target)) for record in records]
-        model = _classifier(self.variant).fit(features.fit_transform(inputs), classes)
+        model = fit_classifier(self.variant, features.fit_transform(inputs), classes)
         return features, model, features.get_feature_names_out()
 
     def prepare(self, experiment: Experiment, task: str) -> None:
@@ -100,11 +101,15 @@ class Words(Arm):
         }
 
 
-def _classifier(kind: str) -> Any:
+def fit_classifier(kind: str, features: Any, classes: Sequence[str]) -> Any:
+    """Fit ``logistic`` regression or naive ``bayes`` on the features of rows, ``(N, F)``, and their classes."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.naive_bayes import MultinomialNB
 
-    return LogisticRegression(C=10.0, max_iter=1000) if kind == "logistic" else MultinomialNB(alpha=0.1)
+    classifier = LogisticRegression(C=10.0, max_iter=1000) if kind == "logistic" else MultinomialNB(alpha=0.1)
+    with without_warning(ConvergenceWarning, "lbfgs failed to converge"):  # close enough after so many steps
+        return classifier.fit(features, classes)
 
 
 def _text_features(*, pairs: bool) -> Any:

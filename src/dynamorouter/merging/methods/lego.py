@@ -6,7 +6,6 @@ Letters: D in, O out, E experts, R rank, N units of all experts, K clusters.
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from dynamorouter.errors import ConfigError
 from dynamorouter.merging.deltas import LayerDeltas, LowRank
 from dynamorouter.merging.registry import check_shares, merge_method
+from dynamorouter.utils.quiet import without_warning
 from dynamorouter.utils.seeding import seeded
 
 
@@ -82,7 +82,6 @@ def _clusters(units: Tensor, mass: Tensor, count: int, seed: int, layer: str) ->
     from sklearn.exceptions import ConvergenceWarning
 
     state = int(torch.randint(2**31, (), generator=seeded(seed, "merge", layer)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different units than clusters: some stay empty
+    with without_warning(ConvergenceWarning, "Number of distinct clusters"):  # some clusters then stay empty
         kmeans = KMeans(count, n_init=4, random_state=state).fit(units.numpy(), sample_weight=mass.numpy())
     return torch.from_numpy(kmeans.labels_).long()

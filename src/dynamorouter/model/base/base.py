@@ -35,6 +35,7 @@ from dynamorouter.model.base.kinds import (
 )
 from dynamorouter.model.base.probes import check_cut, check_packing
 from dynamorouter.model.text.tokenize import Batch, TextEncoder
+from dynamorouter.utils.quiet import without_log
 
 
 class Base:
@@ -117,7 +118,7 @@ class Base:
             config = AutoConfig.from_pretrained(source, **options)
             kind = kind_of_config(config) if spec.kind == "auto" else spec.kind
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), without_log("transformers.modeling_utils", "LOAD REPORT"):
                 torch.manual_seed(0)  # layers that the checkpoint lacks, such as a pooler, are the same every time
                 model, info = LOADERS[kind].from_pretrained(
                     source,
@@ -132,11 +133,12 @@ class Base:
                 f"base {spec.name!r} cannot be loaded from {source!r}: {error}; "
                 "give a folder with config.json, model.safetensors and a tokenizer, or the id of a hub model"
             ) from error
-        missing = sorted(info["missing_keys"])
-        if kind != "encoder" and missing:
+        missing = sorted(key for key in info["missing_keys"] if kind != "encoder" or not key.startswith("pooler."))
+        if missing:
+            other = "" if kind == "encoder" else "say kind=encoder to use it without a language-model head, or "
             raise ConfigError(
                 f"base {spec.name!r} is to be loaded as a {kind}, but {source!r} lacks {', '.join(missing[:3])}; "
-                "say kind=encoder to use it without a language-model head, or give the whole checkpoint"
+                f"{other}give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
         if base.language_head is not None:

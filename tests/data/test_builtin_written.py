@@ -14,8 +14,8 @@ from dynamorouter.config.tasks import find_task
 from dynamorouter.explore.near import clusters
 from dynamorouter.explore.rows import read_rows, target_text
 from dynamorouter.metrics.base import score
+from dynamorouter.metrics.numbers import final_number
 from dynamorouter.metrics.sandbox.runner import run_tests
-from dynamorouter.metrics.text import final_number
 from dynamorouter.tasks.answer import Answer
 
 MODULES = [pytest.param(module, id=module.__name__.rpartition(".")[2]) for module in (gsm8k, mbpp, xsum)]

@@ -318,3 +318,30 @@ def test_programs_are_taken_out_of_fences() -> None:
     assert program_of("```Python\r\nx = 1\r\n```") == "x = 1\n"
     assert program_of("```text\nx = 1\n```") == "x = 1\n"
     assert program_of("x = 1") == "x = 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("One:\n```python\nimport math\n```\nThen:\n```python\ndef f(): ...\n```", "import math\n\ndef f(): ...\n"),
+        ("1. so\n    ```python\n    def f():\n        return 1\n    ```", "def f():\n    return 1\n"),
+        ("```py\ndef f(): ...\n```\nUse:\n```py\nprint(f())\n```", "def f(): ...\n"),
+        ("```py\ndef f(): ...\n```\nPrints:\n```\n[1, 2\n```", "def f(): ...\n"),
+        ("```py\ndef f(): ...\n```\nOr:\n```py\ndef f(): pass\n```", "def f(): ...\n"),
+        ("```py\nclass A: ...\n```\n~~~py\ndef f(): A()\n~~~", "class A: ...\n\ndef f(): A()\n"),
+        ("````py\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
+        ("def f(): ...\n```\nThat is all.", "def f(): ...\n"),
+        ("Here it is.\n```py\ndef f(:\n```", "def f(:\n"),
+    ],
+    ids=["imports", "indented", "use", "output", "again", "helper", "long fence", "fence of the prompt", "broken"],
+)
+def test_blocks_that_go_on_with_a_program_are_joined(text: str, program: str) -> None:
+    assert program_of(text) == program
+
+
+@either_isolation
+def test_a_main_block_is_no_part_of_the_answer() -> None:
+    guarded = f"{GOOD}\nif __name__ == '__main__':\n    print(int(input()))\n"
+    assert run_tests(guarded, TEST).passed
+    data = "from dataclasses import dataclass\n\n@dataclass\nclass A:\n    x: int\n\ndef f():\n    return A(1).x\n"
+    assert run_tests(data, TEST).passed

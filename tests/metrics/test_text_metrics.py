@@ -17,7 +17,7 @@ from dynamorouter.errors import DataError, MissingExtraError
 from dynamorouter.metrics import text as text_metrics
 from dynamorouter.metrics.base import check_metrics, get_metric, metrics, row_statistics, score
 from dynamorouter.metrics.bootstrap import bootstrap_ci
-from dynamorouter.metrics.text import final_number
+from dynamorouter.metrics.numbers import final_number
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.task import Columns, Task
@@ -90,6 +90,26 @@ def test_bleu_takes_several_right_texts_and_missing_answers() -> None:
         ("#### 50%", 50),
         ("#### \u20ac 7", 7),
         ("####7 apples, not 9", 7),
+        ("#### 1,00,000", 100000),
+        ("#### 1,234,56", 123456),
+        ("#### 5, 10", 5),
+        ("#### 1 000", 1000),
+        ("so 12,34,567 rupees", 1234567),
+        ("1'234\u2019567.5 francs", Fraction("1234567.5")),
+        ("it is 1\u202f500", 1500),
+        ("it is 1 050 000", 1050000),
+        ("of 2 100 dollar bills", 100),
+        ("10{,}000", 10000),
+        ("#### 1.5e3", 1500),
+        ("#### 3/8", Fraction(3, 8)),
+        ("#### -1 1/2", Fraction(-3, 2)),
+        ("it is 2\u00bd", Fraction(5, 2)),
+        ("\\boxed{\\dfrac{3}{8}} of it, so 5 of 8", Fraction(3, 8)),
+        ("48/2 = 24", 24),
+        ("#### 3/0", None),
+        ("The answer is \\boxed{42}. (Check: 6*7)", 42),
+        ("\\boxed{1}, no: \\boxed{2}, see 3", 2),
+        ("\\boxed{x}, so 3", 3),
         ("#### 18\n\nQuestion: and 20?\n#### 40", 18),
         ("####\nthe answer is 8", 8),
         ("so it is 5.", 5),
@@ -125,6 +145,8 @@ def test_a_number_is_read_however_it_is_written(value: int, cents: int) -> None:
 def test_a_number_without_end_is_none() -> None:
     assert final_number("1" * 5000) is None
     assert final_number("#### 7\n" + "1" * 5000) == 7
+    for long in ("1" * 50_000, "123 " * 12_000, "1/" * 25_000, "1/" + "2" * 50_000, "1," * 25_000):
+        final_number(long)  # takes no time that grows with the square of its length
     assert final_number("3\n####\n5") == 5  # none follows on its line, so the last number is taken
 
 

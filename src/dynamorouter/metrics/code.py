@@ -6,9 +6,11 @@ runs between the program and its tests. An answer's value is one program, or a l
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -24,15 +26,54 @@ from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Target
 from dynamorouter.tasks.task import Task
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([^`\n]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[^`\n]*)\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def program_of(text: str) -> str:
-    """Return the program in a generated text: its first block of Python, else its first block, else all of it."""
+    """Return the program in a generated text: its blocks of Python, else its first block, else all of it.
+
+    Of several blocks those are taken together that go on with the program, such as imports, then a function: a block
+    that gives no name a value, such as an example of its use, and one that defines a function or class again are left
+    out. A text that begins with code, whose fence was in the prompt, is that code. The indentation of a block as a
+    whole, as in a list, is taken away.
+    """
     text = text.replace("\r\n", "\n")
-    blocks = [(tag.strip().lower(), code) for tag, code in _FENCE.findall(text)]
-    named = [code for tag, code in blocks if not tag or tag.startswith("py")]
-    return next(iter(named or [code for _, code in blocks]), text)
+    blocks = [(block["tag"].strip().lower(), textwrap.dedent(block["code"])) for block in _FENCE.finditer(text)]
+    if not blocks:
+        return text
+    lead = re.split(r"^[ \t]*(?:`{3,}|~{3,})", text, maxsplit=1, flags=re.MULTILINE)[0]
+    if _names(lead):
+        return lead
+    python = [code for tag, code in blocks if not tag or tag.startswith("py")]
+    program: list[str] = []
+    taken: set[str] = set()
+    for code in python:
+        names = _names(code)
+        if names and not names.keys() & taken:
+            program.append(code)
+            taken |= {name for name, is_defined in names.items() if is_defined}
+    return "\n".join(program) or next(iter(python or [code for _, code in blocks]))
+
+
+def _names(code: str) -> dict[str, bool]:
+    """Return the names that code gives a value at its top level, and whether as a function or class; none if broken."""
+    try:
+        statements = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    names: dict[str, bool] = {}
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names[statement.name] = True
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name: False for alias in statement.names}
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+            names |= {node.id: False for node in stored if isinstance(node.ctx, ast.Store)}
+    return names
 
 
 def pass_at(k: int, samples: int, right: int) -> float:

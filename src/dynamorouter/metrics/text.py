@@ -8,9 +8,6 @@ Only what was generated is judged: an answer's value never holds the prompt.
 from __future__ import annotations
 
 import importlib
-import re
-from collections import deque
-from fractions import Fraction
 from functools import cache
 from types import ModuleType
 from typing import Any, ClassVar
@@ -20,21 +17,11 @@ import numpy as np
 from dynamorouter.errors import DataError, MissingExtraError
 from dynamorouter.metrics.base import Metric, mean, metrics
 from dynamorouter.metrics.bootstrap import Array
+from dynamorouter.metrics.numbers import final_number
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Target
 from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import normalise
-
-FINAL = "####"
-DIGITS = 1000
-"""What stands before the final answer of a worked solution, as in GSM8K."""
-
-_SIGN = r"(?<![0-9A-Za-z_)\]%.])(?P<{}>[-\u2212])"
-_CURRENCY = r"(?:[$\u00a3\u20ac\u00a5]\s?)"
-_NUMBER = re.compile(
-    rf"(?:{_SIGN.format('sign')})?{_CURRENCY}?(?:(?<=[$\u00a3\u20ac\u00a5\s])(?P<inner>[-\u2212]))?"
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9A-Za-z_])\.[0-9]+)"
-)
 
 
 def gold_texts(target: Target, metric: str) -> list[str]:
@@ -170,29 +157,6 @@ class TextMatch(Metric):
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
         return mean(sums)
-
-
-def final_number(text: str) -> Fraction | None:
-    """Return the final answer of a worked solution, exactly; ``None`` where the text holds no number.
-
-    It is the first number after the first ``####`` that one follows on its line, as in the official evaluation of
-    GSM8K, else the last number of the text. Thousands separators, signs, decimals, currency signs and percent signs
-    are read; a dash between two numbers or in a word is no sign, and 50 % is 50. A number of more than 1,000 digits, as
-    a text that runs in circles may hold, is none.
-    """
-    for solution in text.split(FINAL)[1:]:
-        number = _NUMBER.search(solution.partition("\n")[0])
-        if number is not None:
-            return _value(number)
-    numbers = deque(_NUMBER.finditer(text), maxlen=1)
-    return _value(numbers[0]) if numbers else None
-
-
-def _value(number: re.Match[str]) -> Fraction | None:
-    if len(number["digits"]) > DIGITS:
-        return None
-    value = Fraction(number["digits"].replace(",", ""))
-    return -value if number["sign"] or number["inner"] else value
 
 
 @metrics.register("final_number")

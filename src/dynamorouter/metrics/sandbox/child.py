@@ -186,9 +186,13 @@ def lock_in(folder: str, limits: dict[str, int], *, isolated: bool) -> dict[str,
 
 
 def run(code: str, setup: str, tests: list[str]) -> dict[str, Any]:
-    """Run a program, then its tests one by one up to the first that fails."""
+    """Run a program, then its tests one by one up to the first that fails.
+
+    As in the usual harnesses, which call ``exec`` with an empty space, ``__name__`` is that of the built-ins: what a
+    program does under ``if __name__ == "__main__":`` is no part of the answer.
+    """
     passed = 0
-    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    space: dict[str, Any] = {"__builtins__": __builtins__}
     stage = "program"
     try:
         exec(compile(code, "<program>", "exec", dont_inherit=True), space)

@@ -16,11 +16,11 @@ from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.mount import mount
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.multitask import (
     AdapterBackbone,
     FrozenBackbone,
     FullBackbone,
-    SharedOptions,
     TaskHead,
     fit_shared,
     shared_examples,
@@ -42,7 +42,7 @@ def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
     mounted = mount(base, [Change("one", factors)])
     examples = shared_examples(base, task_heads)
     assert {example.expert for example in examples} == {0, 1}
-    options = SharedOptions(epochs=4, batch_rows=8, learning_rate=0.01, head_learning_rate=0.01)
+    config = ExpertConfig(epochs=4, batch_rows=8, learning_rate=0.01)
     body = AdapterBackbone(mounted, examples, depth=2, limit=1 << 24, budget=256)
     before = [p.detach().clone() for p in body.parameters()]
     scores = iter([0.1, 0.9, 0.3, 0.2])
@@ -52,7 +52,7 @@ def test_a_shared_body_learns_and_a_frozen_one_stays(tiny_base: Any) -> None:
         kept.append([p.detach().clone() for p in body.parameters()])
         return next(scores)
 
-    assert fit_shared(body, task_heads, examples, options=options, validate=validate) == [0.1, 0.9, 0.3, 0.2]
+    assert fit_shared(body, task_heads, examples, config=config, seed=0, validate=validate) == [0.1, 0.9, 0.3, 0.2]
     after = body.parameters()
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(kept[1], after, strict=True))  # the best pass is put back
@@ -77,8 +77,10 @@ def test_a_whole_base_in_bfloat16_moves_by_steps_that_it_cannot_hold(tiny_folder
     body, task_head = full_backbone(tiny_folder("bert"), torch.bfloat16)
     norms = [p for name, p in body.base.model.named_parameters() if name.endswith("LayerNorm.weight")]
     assert all(torch.equal(p, torch.ones_like(p)) and torch.equal(p - 1e-4, p) for p in norms)
-    options = SharedOptions(epochs=40, batch_rows=8, learning_rate=1e-4, head_learning_rate=None, warmup=0.0)
-    fit_shared(body, [task_head], body.examples, options=options)
+    config = ExpertConfig(epochs=40, batch_rows=8, learning_rate=1e-4, warmup=0.0)
+    head_before = [p.detach().clone() for p in task_head.head.parameters()]
+    fit_shared(body, [task_head], body.examples, config=config, seed=0, train_heads=False)
+    assert all(torch.equal(a, b) for a, b in zip(head_before, task_head.head.parameters(), strict=True))
     assert any(not torch.equal(p, torch.ones_like(p)) for p in norms)
     assert all(p.dtype == torch.bfloat16 for p in body.parameters())
 
@@ -100,11 +102,11 @@ def test_a_whole_base_leaves_out_steps_whose_gradient_overflows(
         return norms[-1]
 
     monkeypatch.setattr(Optimizer, "step", overflowing)
-    options = SharedOptions(epochs=2, batch_rows=8, learning_rate=1e-3, head_learning_rate=1e-3)
+    config = ExpertConfig(epochs=2, batch_rows=8, learning_rate=1e-3)
     body, task_head = full_backbone(tiny_folder("bert"), torch.float16)
-    fit_shared(body, [task_head], body.examples, options=options)
+    fit_shared(body, [task_head], body.examples, config=config, seed=0)
     assert [math.isfinite(norm) for norm in norms] == [False, False, False, True, True, True]
     monkeypatch.setattr(Optimizer, "step", lambda self, factor, scale: math.inf)
     body, task_head = full_backbone(tiny_folder("bert"), torch.float32)
     with pytest.raises(TrainingError, match=r"gradient norm inf at step 1; lower its learning rate, which is 0\.001"):
-        fit_shared(body, [task_head], body.examples, options=options)
+        fit_shared(body, [task_head], body.examples, config=config, seed=0)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynamorouter.bench.arms.baselines import expert_options
 from dynamorouter.bench.experiment import Experiment, fresh_base, primary_numbers
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.metrics.base import get_metric
@@ -112,8 +111,8 @@ def _train_head(experiment: Experiment, task_head: TaskHead, gates: Gates) -> No
         limit=settings.trunk_cache.limit_mb << 20,
         budget=settings.tokens_per_batch,
     )
-    options = dataclasses.replace(expert_options(settings, seed=experiment.seed), epochs=EPOCHS)
-    fit_shared(body, [task_head], examples, options=options)
+    config = settings.model_copy(update={"epochs": EPOCHS})
+    fit_shared(body, [task_head], examples, config=config, seed=experiment.seed)
     body.cache.close()
 
 

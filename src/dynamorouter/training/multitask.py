@@ -30,6 +30,7 @@ from dynamorouter.model.text.packing import Layout, last_states
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
+from dynamorouter.training.config import ExpertConfig
 from dynamorouter.utils.optim import LossScale, Optimizer, decay_groups, warmup_linear
 from dynamorouter.utils.seeding import seeded
 
@@ -47,33 +48,6 @@ class TaskHead:
     task: Task
     head: Head
     rows: Sequence[Record]
-
-
-@dataclass(frozen=True, slots=True)
-class SharedOptions:
-    """How a shared body is trained; the schedule and the optimizer are those of the experts.
-
-    Attributes:
-        epochs: over the rows; the best one is kept where there is validation.
-        batch_rows: windows of one task per step, on average.
-        learning_rate: peak, of the body.
-        head_learning_rate: peak, of the heads; ``None`` freezes them.
-        weight_decay: decoupled; biases are left out.
-        warmup: share of the steps over which the rate rises; it falls linearly after that.
-        clip: largest gradient norm.
-        budget: most tokens in a micro-batch, padding included.
-        seed: of the order.
-    """
-
-    epochs: int
-    batch_rows: int
-    learning_rate: float
-    head_learning_rate: float | None
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    clip: float = 1.0
-    budget: int = 4096
-    seed: int = 0
 
 
 class Backbone(Protocol):
@@ -206,7 +180,9 @@ def fit_shared(
     task_heads: Sequence[TaskHead],
     examples: Sequence[TrainingExample],
     *,
-    options: SharedOptions,
+    config: ExpertConfig,
+    seed: int,
+    train_heads: bool = True,
     validate: Callable[[], float] | None = None,
 ) -> list[float]:
     """Train a body and heads in place.
@@ -215,7 +191,9 @@ def fit_shared(
         body: what lies under the heads.
         task_heads: tasks and heads, in the order of the examples' ``expert``.
         examples: what ``shared_examples`` made of the tasks.
-        options: how.
+        config: schedule and optimizer, those of the experts; ``step_rows`` is windows of one task per step, on average.
+        seed: of the order and of dropout.
+        train_heads: whether the heads are trained too.
         validate: called after each epoch; the weights after the best one are kept. ``None`` keeps the last.
 
     Returns:
@@ -224,28 +202,28 @@ def fit_shared(
     Raises:
         TrainingError: a loss or a gradient is no number.
     """
-    torch.manual_seed(options.seed)  # dropout draws from torch's own generator
+    torch.manual_seed(seed)  # dropout draws from torch's own generator
     heads = [task_head.head for task_head in task_heads]
-    optimizer = _optimizer(body, heads, options)
+    optimizer = _optimizer(body, heads if train_heads else [], config)
     trained = optimizer.parameters
     for parameter in trained:
         parameter.requires_grad_(True)
     scale = LossScale.of(body.base.dtype)
-    steps = math.ceil(len(examples) / (options.batch_rows * len(task_heads)))
-    total, step = steps * options.epochs, 0
+    steps = math.ceil(len(examples) / (config.step_rows * len(task_heads)))
+    total, step = steps * config.epochs, 0
     scores: list[float] = []
     best = [p.detach().clone() for p in trained] if validate else []
-    for epoch in range(options.epochs):
-        for batch in _batches(examples, len(task_heads), steps, seed=options.seed, epoch=epoch):
+    for epoch in range(config.epochs):
+        for batch in _batches(examples, len(task_heads), steps, seed=seed, epoch=epoch):
             for head in heads:
-                head.train(options.head_learning_rate is not None)
-            loss = _backward(body, heads, examples, batch, budget=options.budget, scale=scale.value)
-            norm = optimizer.step(warmup_linear(step, total, options.warmup), scale=scale.value)
+                head.train(train_heads)
+            loss = _backward(body, heads, examples, batch, budget=config.tokens_per_batch, scale=scale.value)
+            norm = optimizer.step(warmup_linear(step, total, config.warmup), scale=scale.value)
             step += 1
             if not math.isfinite(loss) or (not math.isfinite(norm) and not scale.lower()):
                 raise TrainingError(
                     f"a shared body: loss {loss}, gradient norm {norm} at step {step}; lower its learning rate, "
-                    f"which is {options.learning_rate:g}, or look for broken rows"
+                    f"which is {config.learning_rate:g}, or look for broken rows"
                 )
         for head in heads:
             head.eval()
@@ -260,13 +238,11 @@ def fit_shared(
     return scores
 
 
-def _optimizer(body: Backbone, heads: Sequence[Head], options: SharedOptions) -> Optimizer:
-    """Return the optimizer of a body, and of its heads unless they are frozen, each at its own rate."""
-    groups = decay_groups(body.parameters(), options.learning_rate, options.weight_decay)
-    if options.head_learning_rate is not None:
-        parameters = [parameter for head in heads for parameter in head.parameters()]
-        groups += decay_groups(parameters, options.head_learning_rate, options.weight_decay)
-    return Optimizer(groups, clip=options.clip)
+def _optimizer(body: Backbone, heads: Sequence[Head], config: ExpertConfig) -> Optimizer:
+    """Return the optimizer of a body and heads, each at its own rate."""
+    parameters = [parameter for head in heads for parameter in head.parameters()]
+    groups = decay_groups(body.parameters(), config.learning_rate, config.weight_decay)
+    return Optimizer([*groups, *decay_groups(parameters, config.head_rate, config.weight_decay)], clip=config.clip)
 
 
 def _batches(examples: Sequence[TrainingExample], tasks: int, steps: int, *, seed: int, epoch: int) -> list[list[int]]:

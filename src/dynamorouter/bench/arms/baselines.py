@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, factor_count, head_count
 from dynamorouter.model.heads.base import Head, build_head
@@ -11,8 +9,7 @@ from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.task import Task
-from dynamorouter.training.config import ExpertConfig
-from dynamorouter.training.multitask import FrozenBackbone, SharedOptions, TaskHead, fit_shared, shared_examples
+from dynamorouter.training.multitask import FrozenBackbone, TaskHead, fit_shared, shared_examples
 from dynamorouter.training.validate import Validator
 from dynamorouter.utils.seeding import seeded
 
@@ -83,12 +80,12 @@ class Probe(Arm):
         limit = settings.trunk_cache.limit_mb << 20
         body = FrozenBackbone(experiment.base, examples, limit=limit, budget=settings.tokens_per_batch)
         validator = experiment.validator("validation", task)
-        options = expert_options(settings, seed=experiment.seed)
         scores = fit_shared(
             body,
             [task_head],
             examples,
-            options=options,
+            config=settings,
+            seed=experiment.seed,
             validate=lambda: validation_score(experiment, validator, self._head),
         )
         self.facts.evaluations = len(scores) * len(experiment.names)
@@ -126,21 +123,6 @@ class RandomLora(Arm):
         """Answer with the head of the task's expert over the random change."""
         experiment.install_factors(self._factors, key="random_lora")
         return experiment.answers(task)
-
-
-def expert_options(settings: ExpertConfig, *, seed: int) -> SharedOptions:
-    """Return the options of a shared body that is trained as the experts are."""
-    return SharedOptions(
-        epochs=settings.epochs,
-        batch_rows=settings.batch_rows * settings.accumulation,
-        learning_rate=settings.learning_rate,
-        head_learning_rate=settings.head_learning_rate or settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup=settings.warmup,
-        clip=settings.clip or math.inf,
-        budget=settings.tokens_per_batch,
-        seed=seed,
-    )
 
 
 def validation_score(experiment: Experiment, validator: Validator, head: Head) -> float:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from dynamorouter.bench.arms.base import Arm, arms
-from dynamorouter.bench.arms.baselines import expert_options
 from dynamorouter.bench.experiment import Experiment, fresh_base, head_count
 from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.config import LoraConfig
@@ -21,7 +19,6 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.training.multitask import (
     AdapterBackbone,
     FullBackbone,
-    SharedOptions,
     TaskHead,
     fit_shared,
     shared_examples,
@@ -40,14 +37,12 @@ class Joint(Arm):
         """Train; the pass with the best mean score on the validation rows is kept."""
         rank = sum(expert.lora.rank for expert in experiment.system.experts)
         self._heads = fresh_heads(experiment, "joint")
-        options = expert_options(experiment.config.experts, seed=experiment.seed)
         rows = {task: experiment.rows("train", task) for task in experiment.names}
         self._factors, scores = train_lora(
             experiment,
             wider(experiment, rank),
             self._heads,
             rows,
-            options,
             validate=lambda: self._validation_score(experiment),
         )
         self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
@@ -80,10 +75,8 @@ class CalibrationLora(Arm):
         rank = max(expert.lora.rank for expert in experiment.system.experts)
         limit = experiment.config.bench.tune_rows
         heads = [expert.head for expert in experiment.system.experts]
-        options = expert_options(experiment.config.experts, seed=experiment.seed)
-        options = dataclasses.replace(options, head_learning_rate=None)
         rows = {task: experiment.rows("validation", task, limit) for task in experiment.names}
-        self._factors, _ = train_lora(experiment, wider(experiment, rank), heads, rows, options)
+        self._factors, _ = train_lora(experiment, wider(experiment, rank), heads, rows, train_heads=False)
         self.facts.parameters = factor_numbers(self._factors) + head_count(experiment.system.experts)
         self.facts.train_rows = sum(map(len, rows.values()))
         self.facts.options = {"rank": rank}
@@ -116,9 +109,7 @@ class FullFineTuning(Arm):
         self._head.initialise(seeded(experiment.seed, task, "full")).to(base.device)
         task_head = TaskHead(expert.task, self._head, experiment.rows("train", task))
         examples = shared_examples(base, [task_head])
-        options = dataclasses.replace(
-            expert_options(settings, seed=experiment.seed), learning_rate=experiment.config.bench.full_learning_rate
-        )
+        rates = {"learning_rate": experiment.config.bench.full_learning_rate, "head_learning_rate": settings.head_rate}
 
         def validator(split: str) -> Validator:
             records = experiment.rows(split, task)
@@ -127,7 +118,12 @@ class FullFineTuning(Arm):
 
         select = validator("validation")
         scores = fit_shared(
-            FullBackbone(base, examples), [task_head], examples, options=options, validate=lambda: select(self._head, 0)
+            FullBackbone(base, examples),
+            [task_head],
+            examples,
+            config=settings.model_copy(update=rates),
+            seed=experiment.seed,
+            validate=lambda: select(self._head, 0),
         )
         self.facts.evaluations = len(scores) * len(experiment.names)
         self._answers: list[Answer | None] = list(validator("test").answers(self._head, 0))
@@ -142,8 +138,8 @@ def train_lora(
     lora: LoraConfig,
     heads: Sequence[Head],
     rows: Mapping[str, Sequence[Record]],
-    options: SharedOptions,
     *,
+    train_heads: bool = True,
     validate: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Factors], list[float]]:
     """Train one LoRA that the rows of all tasks go through; returns it, and the scores after each epoch."""
@@ -154,7 +150,10 @@ def train_lora(
     examples = shared_examples(base, task_heads)
     limit, budget = settings.trunk_cache.limit_mb << 20, settings.tokens_per_batch
     body = AdapterBackbone(experiment.mounted, examples, depth=lora.trunk_depth, limit=limit, budget=budget)
-    scores = fit_shared(body, task_heads, examples, options=options, validate=validate)
+    seed = experiment.seed
+    scores = fit_shared(
+        body, task_heads, examples, config=settings, seed=seed, train_heads=train_heads, validate=validate
+    )
     body.cache.close()
     return {layer: experiment.mounted.banks[layer].get(0, lora.rank) for layer in start}, scores
 

@@ -130,14 +130,17 @@ class Packed:
         depth = min(plan.config.trunk_depth for plan in self.plans)
         cache = TrunkCache(self.base, flat, depth=depth, limit=4 << 30, budget=BUDGET)
         cache.fill()
+
+        def epochs_done(head: Head, index: int) -> float:
+            return float(learners[index].progress.epoch)  # so that every epoch is the best one
+
         PackedLoop(
             mounted,
             learners,
             flat,
             cache,
-            evaluate=lambda learner: float(learner.progress.epoch),
+            validators=dict.fromkeys(range(len(learners)), epochs_done),
             options=LoopOptions(tokens_per_batch=BUDGET, seed=seed, packing=packing),
-            log=lambda step, values: None,
         ).run()
         return learners
 

@@ -42,7 +42,7 @@ def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str, monke
     plans = [ExpertPlan(task, ExpertConfig(rank=2, alpha=8, trunk_depth=0, epochs=2, batch_rows=4)) for task in tasks]
     rows = {task.name: ROWS for task in tasks}
     options = LoopOptions(tokens_per_batch=128)
-    experts = fit_experts(base, plans, rows, rows, options=options, log=lambda step, values: None)
+    experts = fit_experts(base, plans, rows, rows, options=options)
     name = base.spec.name
     system = System({name: base}, experts, None, router_base=name)
     texts, names = ["row 1 a cat", "row 22 a dog sat", "row 3"], ["short", "other", "short"]

@@ -275,7 +275,7 @@ def test_a_kind_of_head_that_is_defined_here_alone_is_trained_answers_and_is_sav
     long = short.model_copy(update={"epochs": 40, "batch_rows": 8, "learning_rate": 1e-2, "patience": 0})
     plans = [ExpertPlan(task, long, {"threshold": 0.4}), ExpertPlan(MOOD, short)]
     rows, held = {"topics": splits["train"], "mood": ROWS["mood"]}, {"topics": splits["test"], "mood": HELD["mood"]}
-    experts = fit_experts(base, plans, rows, held, options=LoopOptions(), log=lambda step, values: None)
+    experts = fit_experts(base, plans, rows, held, options=LoopOptions())
     system = System({"tiny": base}, experts, None, router_base="tiny")
     fit_system_router(system, {**SETTINGS, "kind": "mlp"}, RouterRows(rows, held), seed=0)
 

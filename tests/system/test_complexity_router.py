@@ -170,7 +170,6 @@ def learn(base: Base, *, order: JointOrder, rate: float = 1e-3, router_rate: flo
         joint=JointConfig(order=order).model_copy(update={"router_learning_rate": router_rate}),  # 0 is no setting
         options=LoopOptions(),
         scores={0: [0.1] * 8, 1: [0.9] * 8},
-        log=lambda step, values: None,
     )
     new = [change.b for expert in found for change in expert.factors.values()]
     return before, list(router.module.parameters()), old, new

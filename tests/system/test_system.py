@@ -47,7 +47,7 @@ def write_system(base: Base, folder: Path) -> None:
     config = ExpertConfig(rank=2, alpha=8, trunk_depth=2, epochs=8, batch_rows=8, learning_rate=1e-2)
     plans = [ExpertPlan(task, config) for task in TASKS]
     options = LoopOptions(tokens_per_batch=256)
-    experts = fit_experts(base, plans, ROWS, HELD, options=options, log=lambda step, values: None)
+    experts = fit_experts(base, plans, ROWS, HELD, options=options)
     system = System({"tiny": base}, experts, None, router_base="tiny", tokens_per_batch=256)
     fit_system_router(system, SETTINGS, RouterRows(ROWS, HELD), seed=0)
     system.save(folder)
@@ -361,7 +361,6 @@ def test_experts_on_several_bases_answer_one_batch(
         ROWS,
         HELD,
         options=LoopOptions(tokens_per_batch=256),
-        log=lambda step, values: None,
     )
     experts: list[Expert] = [here.experts[0], names, here.experts[2]]
     system = System(

@@ -30,10 +30,12 @@ from dynamorouter.training.config import ExpertConfig, FusionConfig
 from dynamorouter.training.experts import CacheOptions, fit_experts
 from dynamorouter.training.fusion import fit_fusions
 from dynamorouter.training.learner import ExpertPlan
+from dynamorouter.training.log import UNLOGGED, TrainingLog
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import read_json, read_tensors, write_tensors
 from support.banks import EXPERTS, OUT, RANK, WIDTH, make_bank
 from support.builders import NAMES, TASKS, make_rows
+from support.logs import KeptLog
 from support.systems import HELD, ROWS, SETTINGS, mounted_again, questions, same
 from support.tinyrun import lines, settings, weights
 
@@ -127,7 +129,7 @@ def tiny(folder: Callable[[str], Path], name: str = "tiny", kind: str = "bert") 
 def train(base: Base, *, depth: int = 2, epochs: int = 4) -> list[Expert]:
     config = ExpertConfig(rank=2, alpha=8, trunk_depth=depth, epochs=epochs, batch_rows=8, learning_rate=1e-2)
     plans = [ExpertPlan(task, config) for task in TASKS]
-    return fit_experts(base, plans, ROWS, HELD, options=OPTIONS, log=lambda step, values: None)
+    return fit_experts(base, plans, ROWS, HELD, options=OPTIONS)
 
 
 def fuse(
@@ -135,14 +137,11 @@ def fuse(
     experts: list[Expert],
     fusions: Mapping[str, FusionConfig] | None = None,
     *,
-    log: list[Mapping[str, float]] | None = None,
+    log: TrainingLog = UNLOGGED,
     **more: object,
 ) -> list[Expert]:
-    def note(task: str) -> Callable[[int, Mapping[str, float]], None]:
-        return lambda step, values: (log if log is not None else []).append(values)
-
     fusions = fusions or {"mood": CONFIG}
-    return fit_fusions({"tiny": base}, experts, fusions, ROWS, HELD, options=OPTIONS, log=note, **more)  # type: ignore[arg-type]
+    return fit_fusions({"tiny": base}, experts, fusions, ROWS, HELD, options=OPTIONS, log=log, **more)  # type: ignore[arg-type]
 
 
 def held_back(expert: Expert) -> Expert:
@@ -186,7 +185,7 @@ def test_training_changes_nothing_frozen_and_is_the_same_every_time(
     }
     heads = {(e.name, key): value.clone() for e in experts for key, value in e.head.state_dict().items()}
     held_back(experts[0])
-    log: list[Mapping[str, float]] = []
+    log = KeptLog()
     (first, *others) = fuse(base, experts, log=log)
     torch.manual_seed(99)
     disk = CacheOptions(limit=1 << 22, folder=tmp_path)
@@ -206,8 +205,12 @@ def test_training_changes_nothing_frozen_and_is_the_same_every_time(
         assert all(torch.equal(heads[expert.name, key], value) for key, value in expert.head.state_dict().items())
     notes = first.card["training"]["fusion"]
     assert notes["kept"] and notes["select_score"] >= notes["plain_select_score"]
-    assert log[-1]["kept"] and log[-1]["plain_select_score"] == pytest.approx(notes["plain_select_score"], abs=1e-6)
-    assert any("loss/mood" in line for line in log) and list(tmp_path.iterdir()) == []
+    assert {part for part, _, _ in log.notes} == {"fusion of mood"}
+    values = [values for _, _, values in log.notes]
+    assert values[-1]["kept"] and values[-1]["plain_select_score"] == pytest.approx(
+        notes["plain_select_score"], abs=1e-6
+    )
+    assert any("loss/mood" in line for line in values) and list(tmp_path.iterdir()) == []
 
 
 def test_a_fusion_that_is_worse_is_not_kept(tiny_folder: Callable[[str], Path]) -> None:
@@ -315,7 +318,7 @@ def test_an_expert_can_be_added_beside_it(system: System, tmp_path: Path) -> Non
     plan = ExpertPlan(new, config)
     base = system.bases["tiny"]
     rows = {"more": make_rows(NAMES, 8)}
-    (expert,) = fit_experts(base, [plan], rows, rows, options=OPTIONS, log=lambda step, values: None)
+    (expert,) = fit_experts(base, [plan], rows, rows, options=OPTIONS)
     grown = System(system.bases, [expert, *system.experts], None, router_base="tiny")
     for one, other in zip(before, grown.predict(texts, tasks=["names"] * len(texts)), strict=True):
         same(one, other)

@@ -29,6 +29,7 @@ from dynamorouter.training.experts import fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
 from dynamorouter.training.validate import Validator
+from support.logs import KeptLog
 from support.tinylm import load_lm
 
 Folder = Callable[[str], Path]
@@ -68,7 +69,7 @@ def plan(task: Task, *, depth: int = 0, **changes: object) -> ExpertPlan:
 
 
 def train(base: Base, plans: list[ExpertPlan], **options: object) -> list[Expert]:
-    settings = {"options": LoopOptions(tokens_per_batch=128), "log": lambda step, values: None, **options}
+    settings = {"options": LoopOptions(tokens_per_batch=128), **options}
     return fit_experts(base, plans, ROWS, HELD, **settings)  # type: ignore[arg-type]
 
 
@@ -105,9 +106,7 @@ def loop_over(
     cache = TrunkCache(base, examples, depth=depth, limit=1 << 20, budget=128)
     cache.fill()
     options = LoopOptions(tokens_per_batch=128, packing=packing)
-    return PackedLoop(
-        mounted, learners, examples, cache, evaluate=lambda t: 0.0, options=options, log=lambda step, values: None
-    )
+    return PackedLoop(mounted, learners, examples, cache, validators={}, options=options)
 
 
 def gradients(loop: PackedLoop, learners: list[ExpertLearner]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -212,7 +211,7 @@ def test_alone_equals_beside_others_and_resumed_equals_uninterrupted(
 
     file = tmp_path / "c.checkpoint"
     with pytest.raises(KilledError):
-        train(load_lm(lm_folder("gpt2")), plans, options=options, checkpoint=file, saved=kill)
+        train(load_lm(lm_folder("gpt2")), plans, options=options, checkpoint=file, log=KeptLog(on_saved=kill))
     torch.manual_seed(999)
     resumed = train(load_lm(lm_folder("gpt2")), plans, options=options, checkpoint=file)
     assert all(largest_gap(one, other) == 0 for one, other in zip(whole, resumed, strict=True))
@@ -230,7 +229,6 @@ def test_training_lowers_the_held_out_loss_on_every_kind_of_base(lm_folder: Fold
             ROWS,
             {"one": ROWS["one"]},
             options=LoopOptions(tokens_per_batch=128),
-            log=lambda step, values: None,
         )
         with mount(base, [expert]):
             assert held(expert.head, 0) > before + 0.1

@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from dynamorouter.errors import LibraryError, TrainingError
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.peft import save_adapter
@@ -29,6 +29,7 @@ from dynamorouter.training.experts import CacheOptions, fit_experts, fresh_exper
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
 from dynamorouter.training.loop import LoopOptions, PackedLoop
 from support.builders import ASK, MOOD, NAMES, TASKS, make_rows
+from support.logs import KeptLog
 
 Loader = Callable[..., Base]
 ROWS = {task.name: make_rows(task, 21) for task in TASKS}
@@ -43,7 +44,6 @@ def plan(task: Task, *, depth: int = 0, **changes: Any) -> ExpertPlan:
 def train(base: Base, plans: list[ExpertPlan], **options: Any) -> list[Expert]:
     settings: dict[str, Any] = {
         "options": LoopOptions(tokens_per_batch=96),
-        "log": lambda step, values: None,
         **options,
     }
     return fit_experts(base, plans, ROWS, HELD, **settings)
@@ -90,9 +90,8 @@ def test_gradients_equal_pefts_and_reach_no_other_expert(tiny_base: Loader, arch
         learners,
         own,
         TrunkCache(base, own, depth=0, limit=0, budget=96),
-        evaluate=lambda t: 0.0,
+        validators={},
         options=LoopOptions(tokens_per_batch=64),
-        log=lambda step, values: None,
     )
     for bank in mounted.banks.values():
         bank.requires_grad_(True).base.requires_grad_(False)
@@ -146,11 +145,50 @@ def test_resumed_equals_uninterrupted_to_the_bit(tiny_base: Loader, tmp_path: Pa
 
     file = tmp_path / "c.checkpoint"
     with pytest.raises(KilledError):
-        train(tiny_base(), plans, options=options, checkpoint=file, saved=kill)
+        train(tiny_base(), plans, options=options, checkpoint=file, log=KeptLog(on_saved=kill))
     torch.manual_seed(999)
     resumed = train(tiny_base(), plans, options=options, checkpoint=file)
     for one, other in zip(whole, resumed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+class KeptNotes:
+    """Progress that keeps what is shown beside it."""
+
+    def __init__(self) -> None:
+        self.notes: list[str | None] = []
+
+    def start(self, label: str, total: int | None = None, *, unit: str = "rows") -> None:
+        """See ``Progress``."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """See ``Progress``."""
+        self.notes.append(note)
+
+
+def test_the_training_loss_is_shown_and_logged_also_over_an_interruption(tiny_base: Loader, tmp_path: Path) -> None:
+    plans = [plan(MOOD), plan(NAMES, batch_rows=16)]  # 21 rows each: epochs of 3 and of 2 rounds
+    options = LoopOptions(tokens_per_batch=96, checkpoint_every=1, log_every=1)
+    log, progress = KeptLog(), KeptNotes()
+    train(tiny_base(), plans, options=options, log=log, progress=progress)
+    by_step = {step: values for _, step, values in log.notes if "loss/mood" in values or "loss/names" in values}
+    means = [sum(v for k, v in by_step[step].items() if k.startswith("loss/")) for step in (1, 2)]
+    assert progress.notes[:2] == [f"loss {mean / 2:.4f}" for mean in means]
+    epochs = [values for _, _, values in log.notes if "epoch_loss/mood" in values]
+    rounds = [by_step[step]["loss/mood"] for step in range(1, 7)]
+    for epoch, losses in zip(epochs, (rounds[:3], rounds[3:]), strict=True):
+        assert epoch["epoch_loss/mood"] == pytest.approx((8 * losses[0] + 8 * losses[1] + 5 * losses[2]) / 21)
+    assert len([values for _, _, values in log.notes if "epoch_loss/names" in values]) == 2
+
+    def kill() -> None:
+        if len(first.notes) == 3:
+            raise KilledError
+
+    first, second, file = KeptLog(on_saved=kill), KeptLog(), tmp_path / "c.checkpoint"
+    with pytest.raises(KilledError):
+        train(tiny_base(), plans, options=options, log=first, checkpoint=file)
+    train(tiny_base(), plans, options=options, log=second, checkpoint=file)
+    assert first.notes + second.notes == log.notes
 
 
 def test_checkpoint_of_other_experts_is_refused(tiny_base: Loader, tmp_path: Path) -> None:
@@ -218,7 +256,8 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
         examples += own
     seen: dict[str, list[Tensor]] = {}
 
-    def judge(learner: ExpertLearner) -> float:
+    def judge(head: Head, index: int) -> float:
+        learner = learners[index]
         score = scores[learner.name][learner.progress.epoch]
         if score == max(scores[learner.name]):
             seen[learner.name] = [tensor.clone() for tensor in learner.tensors()]
@@ -229,9 +268,8 @@ def test_early_stopping_is_each_experts_own_and_the_best_is_kept(tiny_base: Load
         learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=96),
-        evaluate=judge,
+        validators={0: judge, 1: judge},
         options=LoopOptions(tokens_per_batch=96),
-        log=lambda step, values: None,
     ).run()
     assert [learner.progress.epoch for learner in learners] == [3, 4]
     for learner in learners:

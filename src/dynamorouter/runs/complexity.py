@@ -101,7 +101,6 @@ def one_lora(
         {ONE: train},
         {ONE: select},
         options=loop_options(config),
-        log=lambda step, values: None,
         cache=cache_options(config, out / "phases" / "trunk"),
         checkpoint=out / "phases" / f"{ONE}.checkpoint",
         progress=progress,

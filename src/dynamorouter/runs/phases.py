@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,6 @@ from dynamorouter.training.experts import fit_experts as train_experts
 from dynamorouter.training.fusion import fit_fusions
 from dynamorouter.training.joint import fit_joint as train_joint
 from dynamorouter.training.joint import joint_router
-from dynamorouter.training.loop import Log
 from dynamorouter.utils.files import read_metadata, sweep, write_json, writing_folder
 from dynamorouter.utils.progress import shown_progress
 from dynamorouter.utils.tracking import Tracker
@@ -166,31 +165,45 @@ def _truncation(records: Sequence[Record], base: Base, expert: Expert) -> dict[s
     return truncation_report(records, tokenizer, expert.task).to_json()
 
 
+@dataclass(frozen=True, slots=True)
 class PhaseLog:
-    """One sitting at a phase: its log, and the seconds that it and earlier ones took.
+    """One sitting at a phase: its log, and the seconds that it and earlier ones took (see ``TrainingLog``).
 
-    Args:
+    Attributes:
         run: the run.
-        name: the phase.
+        phase: the phase.
         tracker: the log.
+        began: when it would have begun in one sitting, by ``time.perf_counter``.
+        name: of the part of the phase that is noted.
     """
 
-    def __init__(self, run: Run, name: str, tracker: Tracker) -> None:
-        self.run, self.name, self.tracker = run, name, tracker
-        self._began = time.perf_counter() - float(run.state()["seconds"].get(name, 0.0))
+    run: Run
+    phase: str
+    tracker: Tracker
+    began: float
+    name: str = ""
+
+    @staticmethod
+    def of(run: Run, phase: str, tracker: Tracker) -> PhaseLog:
+        """Begin a sitting, or go on from the one before."""
+        return PhaseLog(run, phase, tracker, time.perf_counter() - float(run.state()["seconds"].get(phase, 0.0)))
 
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self.began
+
+    def part(self, name: str) -> PhaseLog:
+        """Return where a part of the phase is noted."""
+        return replace(self, name=name)
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line of the log."""
+        self.tracker.log(step, self.phase, part=self.name, **values)
 
     def saved(self) -> None:
         """Take note of a checkpoint."""
-        self.run.note(self.name, seconds=self.seconds)
-
-    def log(self, part: str) -> Log:
-        """Return where the training loop of a part of the phase logs to."""
-        return lambda step, values: self.tracker.log(step, self.name, part=part, **values)
+        self.run.note(self.phase, seconds=self.seconds)
 
 
 Work = Callable[[Run, PreparedData, PhaseLog], tuple[System, dict[str, FeatureSample]]]
@@ -208,7 +221,7 @@ def _phase(run: Run, name: str, after: str, work: Work) -> Path:
         sweep(folder.parent)
         rounds = {part: _last_round(file) for part, file in _checkpoints(run, name).items() if file.is_file()}
         with _tracker(run, run.log_length(name, after, rounds)) as tracker:
-            phase_log = PhaseLog(run, name, tracker)
+            phase_log = PhaseLog.of(run, name, tracker)
             system, skills = work(run, _prepared(run), phase_log)
             with writing_folder(folder) as temporary:
                 system.save(temporary, skills=skills)
@@ -259,10 +272,9 @@ def _experts(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System,
                 train,
                 select,
                 options=loop_options(config),
-                log=phase_log.log(base_name),
+                log=phase_log.part(base_name),
                 cache=cache_options(config, run.out / "phases" / "trunk"),
                 checkpoint=checkpoint,
-                saved=phase_log.saved,
                 progress=progress,
             )
         experts.update({expert.name: expert for expert in trained})
@@ -307,11 +319,10 @@ def _joint(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System, d
             {name: data.split("validation", name) for name in config.task},
             joint=config.joint,
             options=loop_options(config),
-            log=phase_log.log(part),
+            log=phase_log.part(part),
             scores=joint_scores(data, system.names),
             cache=cache_options(config, run.out / "phases" / "trunk"),
             checkpoint=checkpoint,
-            saved=phase_log.saved,
             progress=progress,
         )
     system = System(
@@ -345,7 +356,7 @@ def _fused(
             {task: data.split("train", task) for task in fusions},
             {task: data.split("validation", task) for task in fusions},
             options=loop_options(config),
-            log=lambda task: phase_log.log(f"fusion of {task}"),
+            log=phase_log,
             cache=cache_options(config, run.out / "phases" / "trunk"),
             progress=progress,
         )

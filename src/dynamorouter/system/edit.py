@@ -216,7 +216,6 @@ def _expert(
             {task.name: train},
             {task.name: validation},
             options=LoopOptions(seed=seed),
-            log=lambda step, values: None,
             start=[expert],
             progress=progress,
         )

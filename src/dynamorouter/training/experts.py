@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynamorouter.model.base.base import Base
@@ -14,7 +14,8 @@ from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.learner import ExpertLearner, ExpertPlan
-from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
+from dynamorouter.training.log import UNLOGGED, TrainingLog
+from dynamorouter.training.loop import LoopOptions, PackedLoop
 from dynamorouter.training.validate import Validator
 from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
@@ -29,10 +30,9 @@ def fit_experts(
     select: Mapping[str, Sequence[Record]],
     *,
     options: LoopOptions,
-    log: Log,
+    log: TrainingLog = UNLOGGED,
     cache: CacheOptions | None = None,
     checkpoint: Path | None = None,
-    saved: Callable[[], None] = lambda: None,
     start: Sequence[Expert] | None = None,
     progress: Progress = SILENT,
 ) -> list[Expert]:
@@ -44,10 +44,9 @@ def fit_experts(
         train: rows by task.
         select: held-out rows by task, for early stopping and the choice of the best epoch.
         options: shared settings.
-        log: where losses and scores go.
+        log: told of losses, scores and checkpoints.
         cache: where the trunk's outputs are kept.
         checkpoint: file to resume from and to write to.
-        saved: called after each checkpoint.
         start: experts to go on from instead of fresh ones.
         progress: told how far it is.
     """
@@ -66,11 +65,10 @@ def fit_experts(
         learners,
         examples,
         trunk,
-        evaluate=lambda learner: validators[learner.index](learner.head, learner.index),
+        validators=validators,
         options=options,
         log=log,
         checkpoint=checkpoint,
-        saved=saved,
         progress=progress,
     )
     loop.run(label=f"experts of {base.spec.name}" if len(plans) > 1 else f"expert {plans[0].task.name}")

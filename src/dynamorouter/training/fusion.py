@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.training.config import FusionConfig
 from dynamorouter.training.experts import CacheOptions, Validator
 from dynamorouter.training.learner import units_of
-from dynamorouter.training.loop import Log, LoopOptions
+from dynamorouter.training.log import UNLOGGED, TrainingLog
+from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.optim import Group, LossScale, Optimizer, warmup_linear
 from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
@@ -47,7 +48,7 @@ def fit_fusions(
     select: Mapping[str, Sequence[Record]],
     *,
     options: LoopOptions,
-    log: Callable[[str], Log],
+    log: TrainingLog = UNLOGGED,
     cache: CacheOptions | None = None,
     progress: Progress = SILENT,
 ) -> list[Expert]:
@@ -60,7 +61,7 @@ def fit_fusions(
         train: rows by task.
         select: held-out rows by task.
         options: shared settings.
-        log: returns where losses and scores of a task go.
+        log: told of losses and scores, each task's in a part of its own.
         cache: where the trunk's outputs are kept.
         progress: told how far it is.
 
@@ -74,9 +75,8 @@ def fit_fusions(
     }
     trainings = []
     for task, config in fusions.items():
-        training = FusionTraining(
-            mounts[by_task[task].base], task, config, by_task, train[task], options=options, log=log(task)
-        )
+        mounted, part = mounts[by_task[task].base], log.part(f"fusion of {task}")
+        training = FusionTraining(mounted, task, config, by_task, train[task], options=options, log=part)
         trainings.append(training)
     progress.start("fusion", sum(len(training.examples) * training.config.epochs for training in trainings))
     for training in trainings:
@@ -111,7 +111,7 @@ class FusionTraining:
         experts: by task.
         records: the task's train rows.
         options: shared settings.
-        log: where losses and scores go.
+        log: told of losses and scores.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class FusionTraining:
         records: Sequence[Record],
         *,
         options: LoopOptions,
-        log: Log,
+        log: TrainingLog,
     ) -> None:
         base = mounted.base
         on_base = {name: expert for name, expert in experts.items() if expert.name in mounted.slots}
@@ -159,7 +159,7 @@ class FusionTraining:
         for epoch in range(self.config.epochs):
             self._train_epoch(epoch, trunk, progress)
             score = validator(self.fusion.head.eval(), self.slot, gates=lambda positions: self.gate(len(positions)))
-            self.log(self.steps, {f"validation/{task.name}": score, f"epoch/{task.name}": epoch + 1})
+            self.log.note(self.steps, {f"validation/{task.name}": score, f"epoch/{task.name}": epoch + 1})
             if score > best or not best_weights:
                 best, best_epoch = score, epoch + 1
                 best_weights = [parameter.detach().clone() for parameter in self._parameters]
@@ -169,7 +169,7 @@ class FusionTraining:
             for parameter, value in zip(self._parameters, best_weights, strict=True):
                 parameter.requires_grad_(False).copy_(value)
         better = best >= plain
-        self.log(self.steps, {"select_score": best, "plain_select_score": plain, "kept": better})
+        self.log.note(self.steps, {"select_score": best, "plain_select_score": plain, "kept": better})
         notes = {
             "kept": better,
             "select_score": round(best, 6),
@@ -188,8 +188,8 @@ class FusionTraining:
             loss = self._accumulate(batch, trunk)
             self._step(loss)
             if self.steps % self.options.log_every == 0:
-                self.log(self.steps, {f"loss/{self.task.name}": loss})
-            progress.advance(len(batch))
+                self.log.note(self.steps, {f"loss/{self.task.name}": loss})
+            progress.advance(len(batch), f"loss {loss:.4f}")
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
         generator = seeded(self.options.seed, self.task.name, "fusion", "order", str(epoch))

@@ -10,7 +10,7 @@ Letters: B batch, S positions, D width, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,8 +29,9 @@ from dynamorouter.routing.base import GradientRouter, Router, RouterInput
 from dynamorouter.tasks.record import Record
 from dynamorouter.training.config import JointConfig
 from dynamorouter.training.experts import CacheOptions, Validator, collect, make_learners, make_validators
-from dynamorouter.training.learner import ExpertLearner, ExpertPlan
-from dynamorouter.training.loop import Log, LoopOptions, PackedLoop
+from dynamorouter.training.learner import ExpertPlan
+from dynamorouter.training.log import UNLOGGED, TrainingLog
+from dynamorouter.training.loop import LoopOptions, PackedLoop
 from dynamorouter.training.placeholder import placeholder
 from dynamorouter.utils.optim import Group, Optimizer
 from dynamorouter.utils.progress import SILENT, Progress
@@ -176,11 +177,10 @@ def fit_joint(
     *,
     joint: JointConfig,
     options: LoopOptions,
-    log: Log,
+    log: TrainingLog = UNLOGGED,
     scores: Scores | None = None,
     cache: CacheOptions | None = None,
     checkpoint: Path | None = None,
-    saved: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
 ) -> list[Expert]:
     """Train experts and router on; an expert is changed only where its held-out score rises.
@@ -194,11 +194,10 @@ def fit_joint(
         select: held-out rows by task.
         joint: how the router is trained beside them.
         options: shared settings of the loop.
-        log: where losses and scores go.
+        log: told of losses, scores and checkpoints.
         scores: a further target of the router, by expert and row; NaN where it is not known.
         cache: where the trunk's outputs for the held-out rows are kept.
         checkpoint: file to resume from and to write to.
-        saved: called after each checkpoint.
         progress: told how far it is.
     """
     plans_on_base = {i: plan for i, plan in enumerate(plans) if experts[i].base == base.spec.name}
@@ -214,11 +213,10 @@ def fit_joint(
         learners,
         examples,
         TrunkCache(base, examples, depth=0, limit=0, budget=budget),
-        evaluate=lambda learner: _validated(validators.get(learner.index), learner),
+        validators=validators,
         options=options,
         log=log,
         checkpoint=checkpoint,
-        saved=saved,
         router=JointRouter(base, router, joint, depth=depth, generative=generative, scores=scores),
         progress=progress,
     )
@@ -237,8 +235,3 @@ def _train_on(loop: PackedLoop, router: GradientRouter, validators: Mapping[int,
     router.module.eval()
     for validator in validators.values():
         validator.cache.close()
-
-
-def _validated(validator: Validator | None, learner: ExpertLearner) -> float:
-    """Score an expert on its held-out rows; one of another base is the same as before."""
-    return 0.0 if validator is None else validator(learner.head, learner.index)

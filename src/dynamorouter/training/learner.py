@@ -47,8 +47,9 @@ class LearnerProgress:
         epoch: epochs done.
         position: examples of this epoch that have been used.
         step: optimizer steps taken.
-        best: best headline score so far.
+        best: best primary score so far.
         bad_epochs: epochs since the best.
+        loss: of the epoch's examples so far, as their part of the mean over the epoch.
         done: nothing is left to do.
     """
 
@@ -57,6 +58,7 @@ class LearnerProgress:
     step: int = 0
     best: float = -math.inf
     bad_epochs: int = 0
+    loss: float = 0.0
     done: bool = False
 
 
@@ -158,7 +160,7 @@ class ExpertLearner:
     def end_epoch(self, score: float) -> None:
         """Take note of the score after an epoch: keep the best, stop when there is no gain for too long."""
         progress, config = self.progress, self.plan.config
-        progress.epoch, progress.position = progress.epoch + 1, 0
+        progress.epoch, progress.position, progress.loss = progress.epoch + 1, 0, 0.0
         if score > progress.best + config.min_delta or progress.best == -math.inf:
             progress.best, progress.bad_epochs = score, 0
             for best_tensor, tensor in zip(self.best, self.tensors(), strict=True):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dynamorouter.errors import LibraryError, TrainingError
 from dynamorouter.model.base.gate import Dropout, Gate
+from dynamorouter.model.heads.base import Head
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.lora.mount import Mounted
 from dynamorouter.model.text.batching import rows_of
@@ -30,6 +31,7 @@ from dynamorouter.model.text.packing import Layout, Rows, last_states, plan_micr
 from dynamorouter.model.text.tokenize import Batch
 from dynamorouter.model.text.trunk_cache import TrunkCache
 from dynamorouter.training.learner import ExpertLearner, units_of
+from dynamorouter.training.log import UNLOGGED, TrainingLog
 from dynamorouter.utils.files import read_tensors, write_tensors
 from dynamorouter.utils.optim import LossScale
 from dynamorouter.utils.progress import SILENT, Progress
@@ -65,8 +67,8 @@ class RouterLearner(Protocol):
         """Take up what ``state`` returned."""
 
 
-Log = Callable[[int, Mapping[str, float]], None]
-"""Called with the round and the values to note."""
+Score = Callable[[Head, int], float]
+"""Returns the primary score of a head over the expert of an index, on held-out rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,12 @@ class PackedLoop:
         learners: by expert index.
         examples: of all of them; each learner knows its own positions.
         cache: the trunk's outputs for ``examples``.
-        evaluate: returns a learner's headline score on held-out rows.
+        validators: score an expert by its index; one that has none scores 0 after every epoch.
         options: shared settings.
-        log: where losses and scores go.
+        log: told of losses, scores and checkpoints.
         checkpoint: file to resume from and to write to; ``None`` writes none.
-        saved: called after each checkpoint.
         router: learns together with the experts and sets their gates; ``None`` sends each row to its own expert.
-        progress: told the number of windows after each round.
+        progress: told the number of windows and the mean loss after each round.
     """
 
     def __init__(
@@ -114,11 +115,10 @@ class PackedLoop:
         examples: Sequence[TrainingExample],
         cache: TrunkCache,
         *,
-        evaluate: Callable[[ExpertLearner], float],
+        validators: Mapping[int, Score],
         options: LoopOptions,
-        log: Log,
+        log: TrainingLog = UNLOGGED,
         checkpoint: Path | None = None,
-        saved: Callable[[], None] = lambda: None,
         router: RouterLearner | None = None,
         progress: Progress = SILENT,
     ) -> None:
@@ -126,11 +126,10 @@ class PackedLoop:
         self.learners = list(learners)
         self.examples = examples
         self.cache = cache
-        self.evaluate = evaluate
+        self.validators = validators
         self.options = options
         self.log = log
         self.checkpoint = checkpoint
-        self.saved = saved
         self.router = router
         self.progress = progress
         self.round = 0
@@ -177,24 +176,31 @@ class PackedLoop:
         self.round += 1
         if self.round % self.options.log_every == 0:
             notes = {f"loss/{name}": value for name, value in losses.items()}
-            self.log(self.round, notes | {f"norm/{name}": value for name, value in norms.items()})
+            self.log.note(self.round, notes | {f"norm/{name}": value for name, value in norms.items()})
         for learner in active:
             if learner.epoch_is_over():
-                learner.head.eval()
-                score = self.evaluate(learner)
-                learner.end_epoch(score)
-                self.log(
-                    self.round, {f"validation/{learner.name}": score, f"epoch/{learner.name}": learner.progress.epoch}
-                )
+                self._end_epoch(learner)
+
+    def _end_epoch(self, learner: ExpertLearner) -> None:
+        """Score a learner on its held-out rows, and note the score beside the training loss of the epoch."""
+        learner.head.eval()
+        validator = self.validators.get(learner.index)
+        score = 0.0 if validator is None else validator(learner.head, learner.index)
+        loss = learner.progress.loss
+        learner.end_epoch(score)
+        name, epoch = learner.name, learner.progress.epoch
+        self.log.note(self.round, {f"validation/{name}": score, f"epoch_loss/{name}": loss, f"epoch/{name}": epoch})
 
     def _accumulate(self, active: Sequence[ExpertLearner]) -> dict[str, float]:
         """Run one batch of every active expert forward and backward; returns the mean loss of each."""
         positions: list[int] = []
         units: dict[int, int] = {}
+        shares: dict[int, float] = {}  # of an epoch's examples that are in the batch
         for learner in active:
             learner.head.train()
             batch = learner.next_batch()
             units[learner.index] = units_of(self.examples, batch)
+            shares[learner.index] = len(batch) / len(learner.examples)
             positions += batch
         totals: dict[int, Tensor | float] = dict.fromkeys(units, 0.0)
         if self.router is not None:
@@ -206,8 +212,11 @@ class PackedLoop:
             total.mul(self.scale.value).backward()  # type: ignore[no-untyped-call]
             for expert, loss in means.items():
                 totals[expert] = totals[expert] + loss.detach()
-        self.progress.advance(len(positions))
-        return {self.learners[expert].name: float(total) for expert, total in totals.items()}
+        losses = {expert: float(total) for expert, total in totals.items()}
+        for expert, share in shares.items():
+            self.learners[expert].progress.loss += share * losses[expert]
+        self.progress.advance(len(positions), f"loss {sum(losses.values()) / len(losses):.4f}")
+        return {self.learners[expert].name: mean for expert, mean in losses.items()}
 
     def _losses(self, rows: Rows, units: Mapping[int, int]) -> tuple[dict[int, Tensor], Tensor | float]:
         """Return each present expert's share of its mean loss, and the router's, from a mixed micro-batch."""
@@ -267,7 +276,7 @@ class PackedLoop:
             tensors.update({f"router/{name}": tensor for name, tensor in self.router.state().items()})
         state = {"round": self.round, "scale": self.scale.value, "progress": progress}
         write_tensors(self.checkpoint, tensors, metadata={"state": json.dumps(state)})
-        self.saved()
+        self.log.saved()
 
     def _load(self, path: Path) -> None:
         from safetensors import safe_open

@@ -1,4 +1,4 @@
-"""What the arms of one seed share: rows, the trained system, and a second copy of the base to try factors on.
+"""What the arms of one seed share: rows, the trained system, and its base, over which they mount what they try.
 
 Letters: B batch, E experts, N rows.
 """
@@ -45,13 +45,11 @@ class Experiment:
         config: the settings of this seed's run.
         system: trained on this seed.
         data: the prepared rows, the same for all seeds.
-        base: a second copy of the system's base; what lies in its banks changes from arm to arm.
     """
 
     config: Config
     system: System
     data: PreparedData
-    base: Base
     _rows: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     _validators: dict[tuple[str, str, int], Validator] = field(default_factory=dict)
     _installed: object = None
@@ -59,14 +57,19 @@ class Experiment:
 
     @staticmethod
     def open(config: Config, run: Path, data: PreparedData) -> Experiment:
-        """Load a seed's system, as its router's phase left it, and a second copy of its base."""
+        """Load a seed's system, as its router's phase left it."""
         system = System.load(
             Run(config, run).phase("router"),
             device=config.device,
             precision=config.precision,
             tokens_per_batch=config.experts.tokens_per_batch,
         )
-        return Experiment(config, system, data, fresh_base(config))
+        return Experiment(config, system, data)
+
+    @property
+    def base(self) -> Base:
+        """The base of all experts; what an arm has installed lies over the system's own experts."""
+        return self.system.bases[self.system.router_base]
 
     @property
     def seed(self) -> int:
@@ -94,21 +97,26 @@ class Experiment:
         return self._rows[split, task][:limit]
 
     def install(self, experts: Sequence[Expert], *, key: object) -> None:
-        """Put experts into the banks of the second base, unless those of this key are there."""
+        """Mount experts over those of the system, unless those of this key are there."""
         installed = self._installed is key or (isinstance(key, str) and self._installed == key)
         if not installed:
-            if self._mounted is not None:
-                self._mounted.close()
+            self.uninstall()
             self._mounted, self._installed = mount(self.base, experts), key
+
+    def uninstall(self) -> None:
+        """Take away what was installed, so that the system's own experts are at work again."""
+        if self._mounted is not None:
+            self._mounted.close()
+        self._mounted, self._installed = None, None
 
     @property
     def mounted(self) -> Mounted:
-        """What was put over the second base last."""
+        """What was installed last."""
         assert self._mounted is not None, "an arm asked for what is mounted before it mounted anything"
         return self._mounted
 
     def install_factors(self, factors: Mapping[str, Factors], *, key: object = None) -> None:
-        """Put one change of the base into the banks, whichever expert it comes from."""
+        """Install one change of the base, whichever expert it comes from."""
         template = self.system.experts[0]
         self.install([replace(template, factors=dict(factors), fusion=None)], key=object() if key is None else key)
 
@@ -117,7 +125,7 @@ class Experiment:
         return lambda positions: one_for_all(len(positions), self.base.device)
 
     def validator(self, split: str, task: str, limit: int | None = None) -> Validator:
-        """Return what answers and scores rows of a task over the second base; the trunk's outputs are kept."""
+        """Return what answers and scores rows of a task over what is installed; the trunk's outputs are kept."""
         records = self.rows(split, task, limit)
         key = (split, task, len(records))
         if key not in self._validators:
@@ -158,7 +166,7 @@ class Experiment:
 
 
 def fresh_base(config: Config) -> Base:
-    """Load the base model of all experts of the comparison."""
+    """Load a copy of the base model of all experts, whose weights can be changed."""
     device = pick_device(config.device)
     return Base.load(config.base, device=device, dtype=pick_dtype(config.precision, device))
 

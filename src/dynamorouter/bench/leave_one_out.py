@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynamorouter.bench.experiment import Experiment, fresh_base, primary_numbers
+from dynamorouter.bench.experiment import Experiment, primary_numbers
 from dynamorouter.merging.merge import merge_experts
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.metrics.bootstrap import Array, bootstrap_ci, bootstrap_difference
@@ -65,14 +65,15 @@ def leave_one_out(experiment: Experiment, task: str) -> dict[str, Any]:
 
 def route_weights(experiment: Experiment, others: list[Expert], rows: list[Record]) -> torch.Tensor:
     """Fit a router to the other experts, and return its mean probabilities on rows of the task left out, ``(E,)``."""
-    base = fresh_base(experiment.config)
-    system = System({base.spec.name: base}, others, None, router_base=base.spec.name)
+    name = experiment.system.router_base
+    system = System({name: experiment.base}, others, None, router_base=name)
     train = {expert.name: experiment.rows("router", expert.task.name, ROUTER_ROWS) for expert in others}
     fit_system_router(system, experiment.config.router.model_dump(), RouterRows(train, {}), seed=experiment.seed)
     total = torch.zeros(len(others))
     with torch.inference_mode():
         for _, chunk in system.engine.chunks([(record.text, record.pair) for record in rows]):
             total += system.engine.route(chunk).probabilities.float().cpu().sum(dim=0)
+    system.engine.close()
     return total / len(rows)
 
 

@@ -42,6 +42,7 @@ class Routed(Arm):
     def fit(self, experiment: Experiment) -> None:
         """Fit the router; rows are routed when the first task is to be answered."""
         config, system = experiment.config, experiment.system
+        experiment.uninstall()
         own_settings = self.variant == OWN
         settings = config.router.model_dump() if own_settings else router_settings(self.variant, config.router)
         limit = config.router.expert_rows
@@ -61,6 +62,7 @@ class Routed(Arm):
 
     def _route(self, experiment: Experiment) -> None:
         system = experiment.system
+        experiment.uninstall()
         records = [record for name in experiment.names for record in experiment.rows("test", name)]
         true = [i for i, name in enumerate(experiment.names) for _ in experiment.rows("test", name)]
         self._answers = [None] * len(records)

@@ -37,11 +37,12 @@ from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
 from dynamorouter.routing.config import RouterConfig
+from dynamorouter.routing.options import router_options
 from dynamorouter.routing.pooling import to_pseudo_tokens
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.router import fit_router, pooled_by, router_options
+from dynamorouter.training.router import fit_router, pooled_by
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "task MLP": {},

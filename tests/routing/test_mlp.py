@@ -124,7 +124,7 @@ def test_mistakes_are_named() -> None:
     inputs, targets = batches(32, 1)
     with pytest.raises(RouterError, match="did you mean 'attention'"):
         TaskMLP(pooling="atention")
-    with pytest.raises(RouterError, match="abstain_below is 2"):
+    with pytest.raises(RouterError, match="abstain_below: got 2; should be less than or equal to 1"):
         TaskMLP(abstain_below=2)
     with pytest.raises(RouterError, match="32 rows and 31 targets"):
         fit(inputs, targets[:31])

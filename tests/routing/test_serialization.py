@@ -14,7 +14,9 @@ from sklearn.pipeline import make_pipeline
 
 from dynamorouter.errors import ConfigError, RouterError
 from dynamorouter.routing.base import RouterData, RouterInput
+from dynamorouter.routing.complexity import TierRouter
 from dynamorouter.routing.lexical import TfIdf, joined
+from dynamorouter.routing.mlp import TaskMLP
 from dynamorouter.routing.serialization import build, load, save
 
 TEXTS = [
@@ -145,3 +147,24 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x")
     with pytest.raises(RouterError, match="cannot write the router into"):
         save(tfidf(), tmp_path / "taken")
+
+
+def test_networks_are_saved_by_the_option_names_that_they_always_had() -> None:
+    network = "pooling hidden dropout epochs learning_rate weight_decay batch_rows patience"
+    shared = {*network.split(), "top_k", "abstain_below", "layers", "held_out"}
+    assert set(TaskMLP().options()) == shared  # as commit 557703c writes them
+    assert set(TierRouter().options()) == shared | {"complexity_weight", "balance_weight"}
+    router = TaskMLP(num_train_epochs=3, layers=[0, 2], top_k=2)
+    assert (router.options()["epochs"], router.layers, router.top_k) == (3, (0, 2), 2)
+    router.abstain_below = 0.5
+    assert router.options()["abstain_below"] == 0.5
+
+
+def test_saved_options_that_a_router_does_not_take_are_named_with_their_file(tmp_path: Path) -> None:
+    save(tfidf(), tmp_path)
+    path = tmp_path / "router.json"
+    record = json.loads(path.read_text())
+    record["options"]["min_rows"] = 0
+    path.write_text(json.dumps(record))
+    with pytest.raises(RouterError, match=r"router\.json is damaged.*min_rows: got 0; should be greater than or equal"):
+        load(tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.registry import PluginError
+from dynamorouter.routing.config import RouterConfig
 from dynamorouter.routing.registry import routers
 from dynamorouter.tasks.kinds import head_kind, head_kinds
 from dynamorouter.tasks.task import Task
@@ -94,13 +95,15 @@ def _router_checks(tree: Mapping[str, Any]) -> list[str]:
         return [f"router.kind: no such router {kind!r}{suggest(kind, routers)}; allowed: {one_of(routers)}"]
     if kind in routers.built_in and not options:
         return []
-    from dynamorouter.routing.serialization import unknown_options
+    from dynamorouter.routing.options import option_mistakes, router_options
 
     try:
-        unknown = unknown_options(kind, options if isinstance(options, dict) else {})
+        router = routers.get(kind)
     except PluginError as error:
         return [f"router.kind: {error}"]
-    return [f"router.options.{name}: router {kind!r}: {reason}" for name, reason in unknown.items()]
+    shared = {**RouterConfig().model_dump(), "layers": (0,), "options": options if isinstance(options, dict) else {}}
+    mistakes = option_mistakes(router, router_options(kind, shared))
+    return [f"router.options.{mistake} (router {kind!r})" for mistake in mistakes]
 
 
 def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:

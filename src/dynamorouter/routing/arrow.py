@@ -22,6 +22,7 @@ from dynamorouter.routing.base import Need, RouterData, RouterInput
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.pooling import layer_states, masked_mean
 from dynamorouter.routing.registry import routers
+from dynamorouter.utils.options import Rate, Size
 
 REDUCTIONS = ("max", "mean")
 
@@ -75,15 +76,13 @@ class Arrow(ScoringRouter):
 
     needs: ClassVar[tuple[Need, ...]] = ("prototypes",)
 
-    layer: int = 3
+    layer: Size = 3
     reduction: str = "max"
-    temperature: float = 1.0
+    temperature: Rate = 1.0
     standardise: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(0, "layer")
-        self._above_zero("temperature")
         if self.reduction not in REDUCTIONS:
             raise RouterError(
                 f"unknown reduction {self.reduction!r}{suggest(self.reduction, REDUCTIONS)}; "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamorouter.errors import RouterError
+from dynamorouter.utils.options import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,8 @@ class Router(ABC):
     layers: tuple[int, ...] = ()
     abstain_below: float = 0.0
     """A row whose best expert is less probable is answered by none."""
+    option_model: ClassVar[type[Options] | None] = None
+    """The settings that the constructor takes by their names; ``None`` reads them off its annotated arguments."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """What ``fit`` needs beside rows and their experts."""
     trainable: ClassVar[bool] = False

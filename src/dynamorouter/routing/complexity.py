@@ -10,8 +10,7 @@ Letters: B batch, F features, E tiers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +18,10 @@ from torch.nn import functional
 
 from dynamorouter.routing.base import RouterInput
 from dynamorouter.routing.nets import RouterModule
-from dynamorouter.routing.neural import NeuralRouter, evaluated
+from dynamorouter.routing.neural import NeuralOptions, NeuralRouter, evaluated
 from dynamorouter.routing.pooling import check_pooling
 from dynamorouter.routing.registry import poolings, routers
+from dynamorouter.utils.options import Count, Weight
 
 
 def balance_loss(probabilities: Tensor, prior: Tensor) -> Tensor:
@@ -42,40 +42,41 @@ def squared_error(estimates: Tensor, scores: Tensor) -> Tensor:
     return gaps.square().sum() / has_score.sum().clamp_min(1)
 
 
+class TierRouterOptions(NeuralOptions):
+    """What the complexity router takes."""
+
+    pooling: str = "mean_sum"
+    """Any pooling but the learned one."""
+    hidden: Count = 256
+    """Width of the hidden layer."""
+    complexity_weight: Weight = 0.1
+    """Weight of the squared error of the complexity."""
+    balance_weight: Weight = 0.1
+    """Weight of the divergence of the mean route from the prior."""
+
+
 @routers.register("complexity")
-@dataclass(kw_only=True, eq=False)
 class TierRouter(NeuralRouter):
     """Chooses the expert of a tier, and estimates the complexity that the tiers were made of.
 
-    Further options are those of ``NeuralRouter``. ``fit`` takes the complexities that the tiers were made
-    of; without them the second output is not trained. The prior is the share of each tier in training.
+    ``fit`` takes the complexities that the tiers were made of; without them the second output is not trained. The
+    prior is the share of each tier in training.
 
     Args:
-        pooling: ``mean``, ``cls``, ``last``, ``sum``, or two joined: ``mean_cls``, ``mean_last``, ``mean_sum``.
-        hidden: width of the hidden layer, from 1.
-        complexity_weight: of the squared error of the complexity.
-        balance_weight: of the divergence of the mean route from the prior.
+        **options: ``TierRouterOptions``, by name.
 
     Raises:
-        RouterError: an option is out of range.
+        RouterError: an option is unknown, of the wrong type or out of range.
     """
 
+    option_model: ClassVar[type[NeuralOptions]] = TierRouterOptions
     gauged: ClassVar[bool] = True
     is_arm: ClassVar[bool] = False  # its experts are tiers, and those of a comparison are tasks
+    network: TierRouterOptions
 
-    pooling: str = "mean_sum"
-    hidden: int = 256
-    epochs: int = 30
-    learning_rate: float = 1e-3
-    batch_rows: int = 32
-    complexity_weight: float = 0.1
-    balance_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         check_pooling(self.pooling, poolings)
-        self._at_least(1, "hidden")
-        self._at_least(0, "complexity_weight", "balance_weight")
 
     def score_and_loss(
         self, module: RouterModule, features: Tensor, targets: Tensor, scores: Tensor | None
@@ -85,8 +86,8 @@ class TierRouter(NeuralRouter):
         assert estimates is not None and module.prior is not None
         loss = functional.cross_entropy(logits, targets)
         if scores is not None:
-            loss = loss + self.complexity_weight * squared_error(estimates, scores)
-        return logits, loss + self.balance_weight * balance_loss(logits.softmax(dim=1), module.prior)
+            loss = loss + self.network.complexity_weight * squared_error(estimates, scores)
+        return logits, loss + self.network.balance_weight * balance_loss(logits.softmax(dim=1), module.prior)
 
     def complexity(self, batch: RouterInput) -> Tensor:
         """Return the estimated complexity of each row, ``(B,)``, between 0 and 1."""

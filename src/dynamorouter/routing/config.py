@@ -16,7 +16,7 @@ from dynamorouter.utils.options import (
     Count,
     Epochs,
     Number,
-    Options,
+    OptimConfig,
     Rate,
     Rows,
     Share,
@@ -25,13 +25,9 @@ from dynamorouter.utils.options import (
 )
 
 
-class RouterConfig(Options):
-    """The router: which one, what it reads, how it is fitted."""
+class NetworkOptions(OptimConfig):
+    """A router's network: what it reads of a layer, how large it is, and how it is fitted."""
 
-    kind: str = "mlp"
-    """Registered name of the router."""
-    layers: tuple[Size, ...] | Literal["trunk"] = "trunk"
-    """Hidden states it reads: 0 is the embeddings' output, i that of block i; ``trunk`` is 0 to ``trunk_depth``."""
     pooling: str = "mean_cls"
     """How tokens become a vector: ``cls`` (the first), ``last``, ``mean``, ``sum``, ``mean_cls``, ``mean_last`` or
     ``mean_sum`` (two joined), ``attention`` (learned), or one that a plugin brings."""
@@ -42,25 +38,17 @@ class RouterConfig(Options):
     epochs: Epochs = 20
     """Most epochs over the rows."""
     learning_rate: Rate = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate; it falls linearly with the epochs."""
     weight_decay: Weight = 0.5
-    """Decoupled weight decay."""
+    """Decoupled weight decay, on matrices alone."""
     batch_rows: BatchRows = 128
     """Rows per step."""
     patience: Annotated[Count, PATIENCE] = 5
     """Epochs without improvement after which fitting stops."""
-    train_rows: Annotated[Rows, TRAIN_SAMPLES] = 1000
-    """Rows per task; ``null`` is all."""
-    expert_rows: Size = 2000
-    """Rows per task of the experts' own train rows that the router learns from as well; 0 for none."""
-    join_pairs: Annotated[Share, Alias("concat_pair_ratio")] = 0.5
-    """Share of the pair rows that are also given as one run of text, so that such pairs are routed well too."""
     top_k: Count = 1
     """Experts that answer each row."""
     abstain_below: Share = 0.0
     """Confidence below which the router says that it does not know."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further options of this kind of router."""
 
     @field_validator("pooling")
     @classmethod
@@ -69,3 +57,20 @@ class RouterConfig(Options):
         if name not in allowed:
             raise ValueError(f"got {name!r}, which is no pooling{suggest(name, allowed)}; allowed: {one_of(allowed)}")
         return name
+
+
+class RouterConfig(NetworkOptions):
+    """The router: which one, what it reads, how it is fitted."""
+
+    kind: str = "mlp"
+    """Registered name of the router."""
+    layers: tuple[Size, ...] | Literal["trunk"] = "trunk"
+    """Hidden states it reads: 0 is the embeddings' output, i that of block i; ``trunk`` is 0 to ``trunk_depth``."""
+    train_rows: Annotated[Rows, TRAIN_SAMPLES] = 1000
+    """Rows per task; ``null`` is all."""
+    expert_rows: Size = 2000
+    """Rows per task of the experts' own train rows that the router learns from as well; 0 for none."""
+    join_pairs: Annotated[Share, Alias("concat_pair_ratio")] = 0.5
+    """Share of the pair rows that are also given as one run of text, so that such pairs are routed well too."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of this kind of router."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, Router, RouterInput
 from dynamorouter.routing.calibration import better_temperature
+from dynamorouter.routing.options import checked_options, options_of
+from dynamorouter.utils.options import Count, Share
 
 
 @dataclass(kw_only=True, eq=False)
@@ -32,13 +34,17 @@ class FittedRouter(Router):
         RouterError: an option is out of range.
     """
 
-    top_k: int = 1
-    abstain_below: float = 0.0
+    top_k: Count = 1
+    abstain_below: Share = 0.0
     learned: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._at_least(1, "top_k")
-        self._share("abstain_below")
+        if self.option_model is None:
+            names = [option.name for option in fields(self) if option.init]
+            values = {name: getattr(self, name) for name in names}
+            options = checked_options(options_of(type(self)), values, kind=type(self).__name__)
+            for name in names:
+                setattr(self, name, getattr(options, name))
 
     def need(self, name: str) -> Tensor:
         """Return a learned tensor.
@@ -90,24 +96,6 @@ class FittedRouter(Router):
         router = cls(**options)
         router.learned = dict(tensors)
         return router
-
-    def _at_least(self, least: float, *names: str) -> None:
-        """Check that options are not below a number."""
-        low = [name for name in names if getattr(self, name) < least]
-        if low:
-            complaint = ", ".join(f"{name} is {getattr(self, name)}" for name in low)
-            raise RouterError(f"{complaint}; set {'it' if len(low) == 1 else 'them'} to {least} or more")
-
-    def _above_zero(self, *names: str) -> None:
-        """Check that options are positive."""
-        for name in names:
-            if getattr(self, name) <= 0:
-                raise RouterError(f"{name} is {getattr(self, name)}; set it above 0")
-
-    def _share(self, name: str) -> None:
-        """Check that an option lies between 0 and 1."""
-        if not 0.0 <= getattr(self, name) <= 1.0:
-            raise RouterError(f"{name} is {getattr(self, name)}, but it is a probability; set it between 0 and 1")
 
 
 @dataclass(kw_only=True, eq=False)

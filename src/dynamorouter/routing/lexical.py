@@ -20,6 +20,7 @@ from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import Route, RouterData, RouterInput
 from dynamorouter.routing.learned import FittedRouter
 from dynamorouter.routing.registry import routers
+from dynamorouter.utils.options import Count, Rate
 from dynamorouter.utils.quiet import without_warning
 
 
@@ -44,15 +45,10 @@ class TfIdf(FittedRouter):
         RouterError: an option is out of range.
     """
 
-    max_features: int = 50_000
-    min_rows: int = 1
-    inverse_regularisation: float = 10.0
+    max_features: Count = 50_000
+    min_rows: Count = 1
+    inverse_regularisation: Rate = 10.0
     _vectorizer: Any = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(1, "max_features", "min_rows")
-        self._above_zero("inverse_regularisation")
 
     def fit(self, data: RouterData) -> None:
         """Fit vocabulary, weights of terms, and the regression; nothing is left to chance.

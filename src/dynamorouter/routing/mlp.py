@@ -10,36 +10,20 @@ Letters: B batch, F features, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dynamorouter.routing.nets import RouterModule
 from dynamorouter.routing.neural import NeuralRouter
-from dynamorouter.routing.pooling import check_pooling
-from dynamorouter.routing.registry import ATTENTION, poolings, routers
+from dynamorouter.routing.registry import routers
 
 
 @routers.register("mlp")
-@dataclass(kw_only=True, eq=False)
 class TaskMLP(NeuralRouter):
-    """Chooses experts with an MLP over pooled hidden states; its options are those of ``NeuralRouter``.
+    """Chooses experts with an MLP over pooled hidden states; its options are ``NeuralOptions``.
 
-    Args:
-        pooling: ``mean`` of the tokens, ``cls`` (the first token), ``last`` (the last one), ``mean_cls`` or
-            ``mean_last`` (both, joined), or ``attention`` with learned queries, where batches are kept as given.
-        hidden: width of the hidden layer; 0 for a linear classifier.
-
-    Raises:
-        RouterError: an option is out of range.
+    Batches that ``attention`` pools with learned queries are kept as given while it is fitted.
     """
-
-    pooling: str = "mean_cls"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_pooling(self.pooling, (ATTENTION, *poolings))
 
     def score_and_loss(
         self, module: RouterModule, features: Tensor, targets: Tensor, scores: Tensor | None

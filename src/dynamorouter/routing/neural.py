@@ -12,65 +12,60 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import GradientRouter, RouterData, RouterInput
 from dynamorouter.routing.calibration import better_temperature
+from dynamorouter.routing.config import NetworkOptions
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.nets import RouterModule, base_features
+from dynamorouter.routing.options import checked_options
 from dynamorouter.routing.pooling import check_layers, layer_states, statistics, width_factor
 from dynamorouter.utils.optim import Optimizer, decay_groups, warmup_linear
+from dynamorouter.utils.options import Number, Size
 
 PREFIX = "module."
 """Of the names of the module's tensors in a saved router."""
 
 
-@dataclass(kw_only=True, eq=False)
+class NeuralOptions(NetworkOptions):
+    """What a router with a network takes: the settings of its network, and what those leave to the router."""
+
+    layers: tuple[Size, ...] = (0, 1, 2, 3)
+    """The layers that are pooled and joined."""
+    held_out: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the rows held out for early stopping and the temperature."""
+
+
 class NeuralRouter(GradientRouter, ScoringRouter):
     """A small network over pooled states of the trunk.
 
     Args:
-        layers: the layers that are pooled and joined.
-        pooling: how the tokens of a layer become one vector.
-        hidden: width of the hidden layer.
-        dropout: dropout in training, on the features and on the hidden layer.
-        epochs: at most.
-        learning_rate: of AdamW in the first epoch; it falls linearly with the epochs, towards zero.
-        weight_decay: of AdamW, on matrices alone.
-        batch_rows: rows per step.
-        patience: epochs without a better held-out loss before training stops.
-        held_out: share of the rows held out for early stopping and the temperature.
+        **options: those of ``option_model``, by name.
 
     Raises:
-        RouterError: an option is out of range.
+        RouterError: an option is unknown, of the wrong type or out of range.
     """
 
+    option_model: ClassVar[type[NeuralOptions]] = NeuralOptions
     gauged: ClassVar[bool] = False  # whether the network has its second output
 
-    layers: tuple[int, ...] = (0, 1, 2, 3)
-    pooling: str = "mean"
-    hidden: int = 128
-    dropout: float = 0.3
-    epochs: int = 20
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.5
-    batch_rows: int = 128
-    patience: int = 5
-    held_out: float = 0.1
-    _module: RouterModule | None = field(default=None, init=False, repr=False)
+    def __init__(self, **options: Any) -> None:
+        self.network = checked_options(self.option_model, options, kind=type(self).__name__)
+        super().__init__(top_k=self.network.top_k, abstain_below=self.network.abstain_below)
+        self.layers = check_layers(self.network.layers)
+        self.pooling = self.network.pooling
+        self._module: RouterModule | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.layers = check_layers(self.layers)
-        self._at_least(1, "epochs", "batch_rows", "patience")
-        self._at_least(0, "hidden")
-        if not 0.0 < self.held_out < 1.0:
-            raise RouterError(f"held_out is {self.held_out}, but it is a share of the rows; set it between 0 and 1")
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as JSON holds them."""
+        policy = {"top_k": self.top_k, "abstain_below": self.abstain_below}
+        return self.network.model_dump(mode="json") | policy
 
     def new_module(self, width: int, experts: int) -> RouterModule:
         """Return a fresh network for hidden states of ``width``."""
@@ -78,9 +73,9 @@ class NeuralRouter(GradientRouter, ScoringRouter):
             layers=self.layers,
             pooling=self.pooling,
             width=width,
-            hidden=self.hidden,
+            hidden=self.network.hidden,
             experts=experts,
-            dropout=self.dropout,
+            dropout=self.network.dropout,
             score_head=self.gauged,
         )
 
@@ -123,7 +118,7 @@ class NeuralRouter(GradientRouter, ScoringRouter):
             states = layer_states(data.inputs[0], self.layers[0])
             module = self.new_module(states.shape[2], count).to(states.device)
             targets = data.targets.to(states.device)
-            rows = Rows(module, data.inputs, targets, data.complexities, held_out=self.held_out)
+            rows = Rows(module, data.inputs, targets, data.complexities, held_out=self.network.held_out)
             module.standardise(*statistics(rows.features[rows.train]))
             module.set_prior(torch.bincount(rows.targets[rows.train], minlength=count) / len(rows.train))
             self._train(module, rows)
@@ -168,15 +163,16 @@ class NeuralRouter(GradientRouter, ScoringRouter):
         return router
 
     def _train(self, module: RouterModule, rows: Rows) -> None:
-        optimizer = Optimizer(decay_groups(module.parameters(), self.learning_rate, self.weight_decay))
+        network = self.network
+        optimizer = Optimizer(decay_groups(module.parameters(), network.learning_rate, network.weight_decay))
         best_loss, stale_epochs = float("inf"), 0
         best_weights = {name: value.clone() for name, value in module.state_dict().items()}
-        for epoch in range(self.epochs):
+        for epoch in range(network.epochs):
             module.train()
-            for features, positions in rows.batches(self.batch_rows):
+            for features, positions in rows.batches(network.batch_rows):
                 _, loss = self.score_and_loss(module, features, rows.targets[positions], rows.scores_of(positions))
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step(warmup_linear(epoch, self.epochs))
+                optimizer.step(warmup_linear(epoch, network.epochs))
             with evaluated(module):
                 validation = (
                     rows.pooled(rows.validation),
@@ -188,7 +184,7 @@ class NeuralRouter(GradientRouter, ScoringRouter):
             if validation_loss < best_loss:
                 best_loss, stale_epochs = validation_loss, 0
                 best_weights = {name: value.clone() for name, value in module.state_dict().items()}
-            if stale_epochs >= self.patience:
+            if stale_epochs >= network.patience:
                 break
         module.load_state_dict(best_weights)
         module.eval()
@@ -263,7 +259,7 @@ class Rows:
         return torch.cat([self.module.pool(batch.rows(local)) for batch, local, _ in self._parts(positions)])
 
     def _parts(self, positions: Tensor) -> Iterator[tuple[RouterInput, Tensor, Tensor]]:
-        """Yield each batch that holds some of ``places``, where they are in it, and where overall."""
+        """Yield each batch that holds some of ``positions``, where they are in it, and where overall."""
         start = 0
         for batch in self.inputs:
             inside = positions[(positions >= start) & (positions < start + len(batch))]

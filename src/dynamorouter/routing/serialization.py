@@ -7,7 +7,6 @@ checksum of the tensors, so that a half-written or exchanged pair is noticed.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
+from dynamorouter.errors import RouterError, one_of, suggest
 from dynamorouter.routing.base import Router
+from dynamorouter.routing.options import options_of
 from dynamorouter.routing.registry import routers
+from dynamorouter.utils.explain import checked
 from dynamorouter.utils.files import read_form, write_json, writing
 
 OPTIONS_FILE = "router.json"
@@ -27,38 +28,16 @@ FORMAT = 1
 REMEDY = "copy the folder again, or fit the router again"
 
 
-def unknown_options(kind: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Return by name what is wrong with the options that the constructor of a kind of router does not take.
-
-    Raises:
-        ConfigError: there is no such kind, or the plugin that brings it cannot be used.
-    """
-    allowed = inspect.signature(routers.get(kind)).parameters
-    return {
-        name: f"unknown option {name!r}{suggest(name, allowed)}; allowed: {one_of(allowed) or 'none'}"
-        for name in options
-        if name not in allowed
-    }
-
-
 def build(kind: str, options: Mapping[str, Any]) -> Router:
     """Build an unfitted router from its registered name and its options.
 
     Raises:
-        ConfigError: the name or an option is unknown, or a needed option is missing; all of them are named.
+        ConfigError: the name or an option is unknown, missing or of the wrong type; all of them are named.
         RouterError: an option is out of range.
     """
     router = routers.get(kind)
-    parameters = inspect.signature(router).parameters
-    mistakes = list(unknown_options(kind, options).values())
-    mistakes += [
-        f"option {name!r} is missing"
-        for name, parameter in parameters.items()
-        if parameter.default is inspect.Parameter.empty and name not in options
-    ]
-    if mistakes:
-        raise ConfigError(f"router {kind!r}: " + "; ".join(mistakes))
-    return router(**options)
+    values = checked(options_of(router), options, what=f"router {kind!r}")
+    return router(**{name: getattr(values, name) for name in values.model_fields_set})
 
 
 def kind_of(router: Router) -> str:
@@ -125,7 +104,7 @@ def load(folder: str | os.PathLike[str]) -> Router:
         )
     try:
         return routers.get(kind).restore(options, safetensors.torch.load(data))
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RouterError) as error:
         raise _damaged(path, f"its content does not make a {kind!r} router ({error})") from error
 
 

@@ -19,6 +19,7 @@ from dynamorouter.routing.base import Route, RouterData, RouterInput
 from dynamorouter.routing.learned import FittedRouter, ScoringRouter
 from dynamorouter.routing.pooling import check_layers, check_pooling, pooled, pooled_all, statistics
 from dynamorouter.routing.registry import poolings, routers
+from dynamorouter.utils.options import Count, Rate
 
 
 def sample_per_class(targets: Tensor, limit: int, generator: torch.Generator) -> Tensor:
@@ -44,14 +45,13 @@ class _Examples(FittedRouter):
 
     layers: tuple[int, ...] = (0, 1, 2, 3)
     pooling: str = "mean"
-    examples: int = 32
-    temperature: float = 0.1
+    examples: Count = 32
+    temperature: Rate = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.layers = check_layers(self.layers)
         check_pooling(self.pooling, poolings)
-        self._above_zero("examples", "temperature")
 
     def keep_examples(self, data: RouterData) -> None:
         """Learn statistics from all rows, and keep ``features`` ``(n, F)`` and ``votes`` ``(n, E)`` of a few."""
@@ -88,7 +88,7 @@ class Centroids(_Examples, ScoringRouter):
         RouterError: an option is out of range.
     """
 
-    temperature: float = 0.1
+    temperature: Rate = 0.1
 
     def fit(self, data: RouterData) -> None:
         """Average the features of a few examples of each expert; every expert needs one.
@@ -129,12 +129,8 @@ class NearestNeighbours(_Examples):
         RouterError: an option is out of range.
     """
 
-    k: int = 15
-    examples: int = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._above_zero("k")
+    k: Count = 15
+    examples: Count = 1000
 
     def fit(self, data: RouterData) -> None:
         """Store the features and the experts of at most ``examples`` rows per expert."""

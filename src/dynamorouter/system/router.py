@@ -16,11 +16,12 @@ from dynamorouter.data.complexity.record import complexities
 from dynamorouter.errors import RouterError
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
+from dynamorouter.routing.options import router_options
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.router import concat_pairs, fit_router, from_features, make_skill, read_rows, router_options
+from dynamorouter.training.router import concat_pairs, fit_router, from_features, make_skill, read_rows
 from dynamorouter.utils.progress import SILENT, Progress
 
 Labelled = tuple[list[RouterInput], list[int]]
@@ -34,11 +35,8 @@ def check_router(settings: Mapping[str, Any]) -> None:
         ConfigError: the kind or an option is unknown.
         RouterError: an option is out of range.
     """
-    layers = settings["layers"]
-    build(
-        settings["kind"],
-        router_options(settings["kind"], {**settings, "layers": (0,) if layers == "trunk" else layers}),
-    )
+    kind, layers = settings["kind"], settings["layers"]
+    build(kind, router_options(kind, {**settings, "layers": (0,) if layers == "trunk" else layers}))
 
 
 @dataclass(frozen=True, slots=True)

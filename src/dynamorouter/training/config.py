@@ -15,6 +15,7 @@ from dynamorouter.utils.options import (
     BatchRows,
     Count,
     Epochs,
+    OptimConfig,
     Options,
     Rate,
     Rows,
@@ -59,7 +60,7 @@ class FusionConfig(Options):
         return self
 
 
-class ExpertConfig(LoraConfig):
+class ExpertConfig(OptimConfig, LoraConfig):
     """The expert phase: LoRA factors and heads of all tasks, trained side by side."""
 
     trunk_depth: Size = 3
@@ -68,18 +69,12 @@ class ExpertConfig(LoraConfig):
     """Where the trunk's outputs are kept between epochs."""
     train_rows: Annotated[Rows | dict[str, Rows], TRAIN_SAMPLES] = TRAIN_ROWS
     """Rows per task; ``null`` is all; or a mapping of task names and ``default`` to rows, 5000 where neither is."""
-    epochs: Epochs = 3
-    """Most epochs over the train rows."""
     batch_rows: BatchRows = 16
     """Rows of one task per optimizer step of its expert; micro-batches stay full whatever it is."""
     tokens_per_batch: Annotated[Count, Alias("max_tokens_per_batch")] = 4096
     """Most tokens in one forward pass, padding included."""
-    learning_rate: Rate = 1e-3
-    """Peak learning rate of the factors."""
     head_learning_rate: Rate | None = None
     """Peak learning rate of the heads; ``null`` takes ``learning_rate``."""
-    weight_decay: Weight = 0.01
-    """Decoupled weight decay."""
     warmup: Annotated[Share, WARMUP] = 0.06
     """Share of a task's steps over which its learning rate rises; it falls linearly after that."""
     clip: Annotated[Rate | None, Alias("max_grad_norm")] = 1.0
@@ -125,7 +120,7 @@ class ExpertConfig(LoraConfig):
         return self.train_rows
 
 
-class JointConfig(Options):
+class JointConfig(OptimConfig):
     """The joint phase: router and experts trained together."""
 
     enabled: bool = False
@@ -140,8 +135,6 @@ class JointConfig(Options):
     """Peak learning rate of factors and heads."""
     router_learning_rate: Rate | None = None
     """Peak learning rate of the router; ``null`` takes ``learning_rate``."""
-    weight_decay: Weight = 0.01
-    """Decoupled weight decay."""
     warmup: Annotated[Share, WARMUP] = 0.06
     """Share of the steps over which the learning rate rises."""
     gates: JointGates = "hard"

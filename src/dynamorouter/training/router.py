@@ -5,7 +5,6 @@ Letters: B batch, S positions, D width, N rows, E experts.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.arrow import prototype
 from dynamorouter.routing.base import Need, Router, RouterData, RouterInput
 from dynamorouter.routing.pooling import FeatureSample, pooled_all, to_pseudo_tokens, unpool
-from dynamorouter.routing.registry import poolings, routers
+from dynamorouter.routing.registry import poolings
 from dynamorouter.routing.serialization import build
 from dynamorouter.utils.seeding import seeded
 
@@ -67,15 +66,6 @@ def read_rows(
 def concat_pairs(rows: Sequence[TextPair]) -> list[TextPair]:
     """Return each pair as one run of text, so that a router also learns pairs that arrive that way."""
     return [(f"{text} {pair}", None) for text, pair in rows if pair is not None]
-
-
-def router_options(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from the router's settings what this kind of router understands; its own ``options`` come on top."""
-    allowed = inspect.signature(routers.get(kind)).parameters
-    options = {name: value for name, value in settings.items() if name in allowed}
-    if "layer" in allowed and settings.get("layers"):
-        options["layer"] = max(settings["layers"])
-    return {**options, **settings.get("options", {})}
 
 
 def fit_router(

@@ -94,6 +94,17 @@ class Options(BaseModel):
         return values
 
 
+class OptimConfig(Options):
+    """How long and how fast a phase trains: what all of them have, with defaults of their own."""
+
+    epochs: Epochs = 3
+    """Most epochs over the rows."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate."""
+    weight_decay: Weight = 0.01
+    """Decoupled weight decay."""
+
+
 def own_names(values: Mapping[Any, Any], model: type[Options]) -> tuple[dict[Any, Any], list[str]]:
     """Return values by the own names of ``model``'s settings, and what is wrong: settings that are given twice."""
     aliases = model.aliases()

@@ -268,15 +268,27 @@ def expert_add(
     base: Annotated[
         str | None, typer.Option("--base", metavar="NAME", help="Its base, if the task names none; see 'list bases'.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="A,B,..", help="Labels in the order of its head's outputs, if it has none."),
+    ] = None,
 ) -> None:
     """Add an adapter trained elsewhere, and fit the router anew."""
     from dynamorouter.config.tasks import find_task
     from dynamorouter.system import edit
 
     named = find_task(task)
-    edit.add_expert(
-        system, folder, name=name or named.name, task=named.model_copy(update={"base": base or named.base}), data=data
+    adapter = edit.add_expert(
+        system,
+        folder,
+        name=name or named.name,
+        task=named.model_copy(update={"base": base or named.base}),
+        data=data,
+        labels=None if labels is None else [label.strip() for label in labels.split(",")],
     )
+    for note in adapter.notes:
+        print(f"note: {note}")
+    print(f"{adapter.matched_layers} layers changed, by {adapter.delta_norm:.4g} together (Frobenius norm)")
     print(f"added expert {name or named.name!r}, and fitted the router anew: {system}")
 
 

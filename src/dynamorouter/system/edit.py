@@ -15,8 +15,9 @@ from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.split import draw
 from dynamorouter.errors import DataError, LibraryError, one_of, suggest
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.heads.base import Head, build_head
-from dynamorouter.model.heads.imported import imported_head
+from dynamorouter.model.heads.base import Head, build_head, heads
+from dynamorouter.model.heads.imported import brings_head, imported_head
+from dynamorouter.model.lora.adapter_files import source_of
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.peft import Adapter, load_adapter
 from dynamorouter.routing.serialization import kind_of
@@ -63,7 +64,16 @@ def list_experts(system: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path, seed: int = 0) -> None:
+def add_expert(
+    system: Path,
+    folder: Path,
+    *,
+    name: str,
+    task: Task,
+    data: Path,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Adapter:
     """Add a PEFT adapter to a saved system, and fit the router anew.
 
     The head comes from the adapter's folder where it holds one, else it is trained on the task's rows with the
@@ -76,7 +86,11 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
         name: of the new expert.
         task: what it answers.
         data: folder with ``TASK/train.jsonl`` of the new task, and of others if there are any.
+        labels: the name of each output of the adapter's head, in their order, where its folder does not say.
         seed: of the head, the sample of rows, and the router.
+
+    Returns:
+        The adapter as it was read.
 
     Raises:
         AdapterError: the adapter cannot be represented exactly, or is of another base.
@@ -96,9 +110,10 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
     base = loaded.bases.get(base_name) or new_base(loaded, base_name)
     adapter = load_adapter(folder, base)
     train, validation = _rows(task, data, seed=seed)
-    alike = [e.head for e in loaded.experts if e.task.head == task.head and e.base == base_name]
-    options = dict(alike[0].options) if alike else {}
-    head = imported_head(task, base, adapter.head) if adapter.head else build_head(task, base.width, options)
+    if brings_head(adapter):
+        head = imported_head(task, base, adapter, labels=labels)
+    else:
+        head = build_head(task, base.width, _head_options(loaded, task, base))
     expert = _expert(name, task, base, adapter, head, train, validation, seed=seed)
     rows: dict[str, Sequence[Record]] = {name: train}
     for expert_before in loaded.experts:
@@ -121,6 +136,14 @@ def add_expert(system: Path, folder: Path, *, name: str, task: Task, data: Path,
         library = Library(changed / EXPERTS)
         library.add(expert, base, skill=skills.get(name), replace=True)
         grown.save_router(changed)
+    return adapter
+
+
+def _head_options(loaded: System, task: Task, base: Base) -> dict[str, Any]:
+    """Return the options of a new head: those of one that was trained here, else as the base's settings say."""
+    alike = [e for e in loaded.experts if (e.task.head, e.base) == (task.head, base.spec.name)]
+    trained = [e.head.options for e in alike if "source" not in e.card]
+    return dict(trained[0]) if trained else heads.get(task.head).base_options(base.spec)
 
 
 def new_base(loaded: System, name: str) -> Base:
@@ -201,9 +224,9 @@ def _expert(
     seed: int,
 ) -> Expert:
     """Join adapter and head; a head that did not come with the adapter is trained, where there is anything to train."""
-    card = {"source": {"adapter": adapter.config.get("base_model_name_or_path")}}
+    card = {"source": {**source_of(adapter.folder), "task_type": adapter.config.get("task_type")}}
     expert = Expert(name, task, base.spec.name, adapter.factors, head, adapter.lora, card)
-    if adapter.head or not list(head.parameters()):
+    if brings_head(adapter) or not list(head.parameters()):
         return expert
     head.initialise(seeded(seed, name, "head"))
     shape = {**adapter.lora.model_dump(), "dropout": 0.0}

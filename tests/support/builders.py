@@ -30,45 +30,24 @@ WORDS = (  # noqa: SIM905 - a list of quoted words reads worse
     "the a film was dull bright and slow joy waste of time music team won match shares rose fell bank minister "
     "said in paris anna berlin acme who where what when is it good bad never always great poor plot acting scene"
 ).split()
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+ROBERTA = {**SHAPE, "max_position_embeddings": 66, "pad_token_id": 0, "type_vocab_size": 1}
 CONFIGS: dict[str, Callable[[int], PreTrainedModel]] = {
-    "bert": lambda size: BertModel(
-        BertConfig(
-            vocab_size=size,
-            hidden_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        )
-    ),
-    "roberta": lambda size: RobertaModel(
-        RobertaConfig(
-            vocab_size=size,
-            hidden_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=66,
-            pad_token_id=0,
-            type_vocab_size=1,
-        )
-    ),
+    "bert": lambda size: BertModel(BertConfig(vocab_size=size, **SHAPE)),
+    "roberta": lambda size: RobertaModel(RobertaConfig(vocab_size=size, **ROBERTA)),
     "distilbert": lambda size: DistilBertModel(
         DistilBertConfig(vocab_size=size, dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=64)
     ),
     "gpt2": lambda size: GPT2Model(
         GPT2Config(vocab_size=size, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=3)
     ),
-    "llama": lambda size: LlamaModel(
-        LlamaConfig(
-            vocab_size=size,
-            hidden_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        )
-    ),
+    "llama": lambda size: LlamaModel(LlamaConfig(vocab_size=size, **SHAPE)),
 }
 
 

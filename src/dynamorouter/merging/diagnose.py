@@ -51,10 +51,6 @@ class Conflict:
     inputs: float
     angle: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -73,10 +69,6 @@ class Forecast:
     kept: float
     foreign: float
     loss: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +90,10 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "pairs": [pair.to_json() for pair in self.pairs],
-            "forecasts": [forecast.to_json() for forecast in self.forecasts],
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "forecasts": [asdict(forecast) for forecast in self.forecasts],
             "rank_for_energy": dict(self.rank),
-            "layers": [conflict.to_json() for conflict in self.layers],
+            "layers": [asdict(conflict) for conflict in self.layers],
         }
 
 

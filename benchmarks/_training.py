@@ -256,7 +256,7 @@ def trainer_arguments(folder: str, *, epochs: int, rate: float, seed: int, group
 
 
 def examine(base: Base, task: Task, records: Sequence[Record], trained: WithHead | ExpertLearner) -> float:
-    """Score one trained expert on held-out rows by the task's headline metric."""
+    """Score one trained expert on held-out rows by the task's primary metric."""
     if isinstance(trained, ExpertLearner):
         depth = trained.plan.config.trunk_depth
         validator = Validator(base, task, records, depth=depth, budget=BUDGET, cache=CacheOptions())

@@ -100,13 +100,13 @@ def padded_left(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids, device=DEVICE), "attention_mask": torch.tensor(mask, device=DEVICE)}
 
 
-def written(peft: Any, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
-    """Let PEFT's model write; nothing ends a text before its last token."""
+def generated(peft: Any, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
+    """Let PEFT's model generate; nothing ends a text before its last token."""
     greedy: Greedy = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
     inputs = padded_left(prompts)
     with torch.inference_mode():
-        found = peft.generate(**inputs, **greedy, **options)
-    return [said[inputs["input_ids"].shape[1] :] for said in found.tolist()]
+        rows = peft.generate(**inputs, **greedy, **options)
+    return [ids[inputs["input_ids"].shape[1] :] for ids in rows.tolist()]
 
 
 def case(name: str, model: Callable[[], Any], targets: str, tokens: int, rounds: int) -> dict[str, Any]:
@@ -120,23 +120,23 @@ def case(name: str, model: Callable[[], Any], targets: str, tokens: int, rounds:
 
     def ours(experts: list[int] | None) -> list[list[int]]:
         gate = None if experts is None else RowGate(torch.tensor(experts, device=DEVICE))
-        return [list(said.ids) for said in generate(base, prompts, gate, options)]
+        return [list(result.ids) for result in generate(base, prompts, gate, options)]
 
     def by_groups() -> list[list[int]]:
         out: list[list[int]] = [[] for _ in prompts]
-        for each in dict.fromkeys(names):
-            peft.set_adapter(each)
-            mine = [i for i, other in enumerate(names) if other == each]
-            for i, said in zip(mine, written(peft, [prompts[i] for i in mine], tokens), strict=True):
-                out[i] = said
+        for name in dict.fromkeys(names):
+            peft.set_adapter(name)
+            group = [i for i, other in enumerate(names) if other == name]
+            for i, ids in zip(group, generated(peft, [prompts[i] for i in group], tokens), strict=True):
+                out[i] = ids
         return out
 
     works: dict[str, Callable[[], list[list[int]]]] = {
         "base": lambda: ours(None),
         "ours": lambda: ours(chosen),
-        "peft adapter_names": lambda: written(peft, prompts, tokens, adapter_names=names),
+        "peft adapter_names": lambda: generated(peft, prompts, tokens, adapter_names=names),
         "peft set_adapter": by_groups,
-        "transformers, bare": lambda: written(bare, prompts, tokens),
+        "transformers, bare": lambda: generated(bare, prompts, tokens),
     }
     found = {key: work() for key, work in works.items()}
     agreed = {key: _share(found["ours"], found[key]) for key in ("peft adapter_names", "peft set_adapter")}

@@ -130,7 +130,7 @@ def routers(system: System, data: PreparedData, count: int) -> list[dict[str, An
 
 
 def systems(folder: Path, data: PreparedData, count: int) -> dict[str, Any]:
-    """Compare dynamic routing, static routing and no router, by mean headline score over tasks."""
+    """Compare dynamic routing, static routing and no router, by mean primary score over tasks."""
     system = System.load(folder)
     records = {name: data.split("test", name)[:count] for name in system.names}
     dynamic = score_system(system, records, resamples=200)

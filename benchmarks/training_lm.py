@@ -54,7 +54,7 @@ def random_mini(folder: Path) -> Base:
 
 
 def written_tasks() -> list[Task]:
-    """Return three tasks whose answers are written."""
+    """Return three tasks whose answers are generated."""
     config = compose("quickstart", [f"task=[{','.join(NAMES)}]", "base=mini"])
     return list(config.task.values())
 

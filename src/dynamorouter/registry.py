@@ -168,7 +168,7 @@ class Registry(Generic[T]):
         """Return the name under which an entry is registered, or ``None``."""
         brought = {plugin.name for plugin in self.plugins()}
         named = {**self._entries, **dict(self._usable(brought))}
-        return next((name for name, known in named.items() if known is entry), None)
+        return next((name for name, named_entry in named.items() if named_entry is entry), None)
 
     def plugins(self) -> list[Plugin]:
         """Return what other distributions bring, in the order of their names."""
@@ -287,9 +287,9 @@ def find_registry(group: str) -> Registry[Any]:
     """
     if group not in REGISTRIES:
         raise ConfigError(f"unknown group {group!r}{suggest(group, REGISTRIES)}; allowed: {one_of(REGISTRIES)}")
-    found = resolve_name(REGISTRIES[group])
-    assert isinstance(found, Registry)
-    return found
+    registry = resolve_name(REGISTRIES[group])
+    assert isinstance(registry, Registry)
+    return registry
 
 
 def _decorated(module: str, decorator: str) -> list[str]:

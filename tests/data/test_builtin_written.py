@@ -167,12 +167,12 @@ def test_programs_are_named_as_the_task_says_and_the_tests_can_fail() -> None:
 
 
 @pytest.mark.parametrize("name", ["ag_news_text", "gsm8k", "mbpp", "xsum"])
-def test_right_answers_get_full_marks_by_the_tasks_own_headline(name: str) -> None:
+def test_right_answers_get_full_marks_by_the_tasks_primary_metric(name: str) -> None:
     """From the task's file over its source and conversion to its metric, tests of programs included."""
     task = find_task(name)
     records = read_rows(task, "builtin", limit=8).records
     answers = [Answer("text", target_text(record) or "", 1.0) for record in records]
-    headline = task.metrics[0]
-    assert score(task, answers, records, metrics=[headline])[headline] == pytest.approx(1.0)
+    primary = task.metrics[0]
+    assert score(task, answers, records, metrics=[primary])[primary] == pytest.approx(1.0)
     wrong = [Answer("text", "nothing of the kind", 1.0) for _ in records]
-    assert score(task, wrong, records, metrics=[headline])[headline] < 0.2
+    assert score(task, wrong, records, metrics=[primary])[primary] < 0.2

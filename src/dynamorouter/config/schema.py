@@ -66,7 +66,7 @@ class Config(Options):
     task: Annotated[dict[str, RunTask], Field(min_length=1)]
     """The tasks by name, in the order of their experts."""
     base: BaseSpec
-    """The base that routing reads and that experts sit on unless they name another."""
+    """The base that routing reads, and that of the experts that name no other."""
     bases: dict[str, BaseSpec] = Field(default_factory=dict)
     """Further bases by name."""
     data: DataConfig = DataConfig()

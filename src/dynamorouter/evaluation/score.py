@@ -242,7 +242,7 @@ def _task_report(
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
-    """Score one task's answers by all of its metrics; the first is the headline."""
+    """Score one task's answers by all of its metrics; the first is the primary one."""
     scores: dict[str, dict[str, float | None]] = {}
     intervals: dict[str, list[float | None]] = {}
     for arm, arm_answers in answers.items():
@@ -254,11 +254,11 @@ def _task_report(
             if name == task.metrics[0]:
                 ends = bootstrap_ci(statistics, metric.reduce, seed=seed, resamples=resamples)
                 intervals[arm] = [_number(end) for end in ends]
-    headline = task.metrics[0]
+    primary = task.metrics[0]
     return {
-        "metric": headline,
-        "oracle": scores["oracle"][headline],
-        "routed": scores["routed"][headline],
+        "metric": primary,
+        "oracle": scores["oracle"][primary],
+        "routed": scores["routed"][primary],
         "n": len(records),
         "ci95": intervals,
         "all": scores,

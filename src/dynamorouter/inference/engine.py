@@ -73,7 +73,7 @@ class Engine:
         budget: most tokens in a pass, padding included.
 
     Raises:
-        LibraryError: an expert sits on a base, or a fusion mixes an expert, that is not there.
+        LibraryError: an expert has a base, or a fusion mixes an expert, that is not there.
 
     Attributes:
         mounted: its experts on each base, by name; it answers as long as they are at work.
@@ -100,7 +100,7 @@ class Engine:
         for expert in self.experts:
             if expert.base not in self.bases:
                 raise LibraryError(
-                    f"expert {expert.name!r} sits on base {expert.base!r}, which the system has not; "
+                    f"expert {expert.name!r} has base model {expert.base!r}, which the system lacks; "
                     f"it has: {one_of(self.bases)}"
                 )
             expert.head.to(self.bases[expert.base].device).eval()

@@ -114,12 +114,12 @@ class Library:
         task = checked(Task, card["task"], what=f"the task in {str(folder / CARD)!r}")
         head = build_head(task, base.width, card["head"])
         load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))
-        own = {key: value for key, value in card.items() if key not in _DERIVED}
+        facts = {key: value for key, value in card.items() if key not in _DERIVED}
         fusion = _fusion(folder, task, base, card["fusion"]) if "fusion" in card else None
         lora, targets = adapter.lora, card.get("lora", {}).get("targets")
         if targets is not None:  # as they were asked for; the adapter lists every layer
             lora = lora.model_copy(update={"targets": targets if isinstance(targets, str) else tuple(targets)})
-        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), lora, own, fusion)
+        return Expert(name, task, base.spec.name, adapter.factors, head.eval(), lora, facts, fusion)
 
     def skill(self, name: str) -> FeatureSample | None:
         """Return what a router read of the expert's rows, if it was kept."""

@@ -86,7 +86,7 @@ class Task(Options):
     labels: tuple[str, ...] = ()
     """Allowed labels or tags in the order of the head's outputs; empty for spans and for texts."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("accuracy",)
-    """Names of metrics; the first is the headline."""
+    """Names of metrics; the first is the primary one."""
     sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options by data source: ``hub``, ``local``, ``builtin``."""
     version: Count = 1
@@ -98,7 +98,7 @@ class Task(Options):
     hyper: Annotated[dict[str, Any], BeforeValidator(_without_null), Alias("overrides")] = Field(default_factory=dict)
     """Changes of the expert phase for this task alone, such as ``{rank: 4}``; ``null`` or absent keeps its value."""
     base: str | None = None
-    """Name of the base its expert sits on, from ``base`` or ``bases``; ``null`` for the system's own."""
+    """Name of its expert's base, from ``base`` or ``bases``; ``null`` for the system's own."""
     positive: Annotated[str | None, Alias("pos_label")] = None
     """The label whose F1 the metric ``f1`` is; ``null`` for the mean over all labels."""
     prompt: str | None = None

@@ -33,13 +33,13 @@ def text_problem(text: object, *, max_chars: int = MAX_CHARS) -> tuple[str, str]
         return "empty", f"is empty ({len(text)} characters, all blank); give at least one visible character"
     if len(text) > max_chars:
         return "too_long", f"has {len(text)} characters; at most {max_chars} are allowed: shorten or split it"
-    found = _FORBIDDEN.search(text)
-    if found is None:
+    forbidden = _FORBIDDEN.search(text)
+    if forbidden is None:
         return None
-    code = ord(found.group())
+    code = ord(forbidden.group())
     what = "half of a surrogate pair" if 0xD800 <= code <= 0xDFFF else "a control character"
     return "control_characters", (
-        f"holds {what}, U+{code:04X}, at position {found.start()}; "
+        f"holds {what}, U+{code:04X}, at position {forbidden.start()}; "
         "of the control characters only line ends and tab are allowed: remove or replace it"
     )
 

@@ -37,11 +37,11 @@ class Contract:
         return cls.laws()
 
 
-def require(kept: bool, law: str) -> None:
-    """Raise unless a law is kept; not an ``assert`` statement, which Python may be told to leave out.
+def require(holds: bool, law: str) -> None:
+    """Raise unless a law holds; not an ``assert`` statement, which Python may be told to leave out.
 
     Raises:
-        AssertionError: it is not.
+        AssertionError: it does not.
     """
-    if not kept:
+    if not holds:
         raise AssertionError(law)

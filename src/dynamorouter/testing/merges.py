@@ -109,10 +109,10 @@ class MergeContract(Contract):
         """Return how far the method is from keeping a law, relative to what it should give."""
         if law in ("one", "identical"):
             alone = make_experts({"one": 3})
-            wanted = {layer: change(factors) for layer, factors in alone["one"].items()}
+            expected = {layer: change(factors) for layer, factors in alone["one"].items()}
             experts = alone if law == "one" else dict.fromkeys(self.experts(), alone["one"])
             weights = [1.0] if law == "one" else None
-            return apart(self.merge(experts, weights=weights, **self.method.plain), wanted)
+            return apart(self.merge(experts, weights=weights, **self.method.plain), expected)
         experts, before = self.experts(), self.merge(self.experts())
         if law == "order":
             return apart(self.merge(dict(reversed(experts.items()))), before)

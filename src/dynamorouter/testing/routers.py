@@ -39,8 +39,8 @@ def separable_rows(count: int, seed: int) -> tuple[RouterInput, Tensor]:
         for layer in LAYERS
     }
     texts = [
-        (WORDS[int(target)][(place * 7 + seed) % 4] + f" {place}", "and so on" if place % 2 else None)
-        for place, target in enumerate(targets)
+        (WORDS[int(target)][(row * 7 + seed) % 4] + f" {row}", "and so on" if row % 2 else None)
+        for row, target in enumerate(targets)
     ]
     return RouterInput(states, mask, texts), targets
 
@@ -123,8 +123,8 @@ class RouterContract(Contract):
         batch, targets = separable_rows(9, seed=8)
         together = router.route_labelled(batch, targets)
         for row in range(9):
-            place = torch.tensor([row])
-            alone = router.route_labelled(batch.rows(place), targets[place])
+            rows = torch.tensor([row])
+            alone = router.route_labelled(batch.rows(rows), targets[rows])
             require(torch.equal(alone.experts[0], together.experts[row]), f"row {row} alone goes to other experts")
             torch.testing.assert_close(alone.probabilities[0], together.probabilities[row], rtol=0, atol=self.tolerance)
 

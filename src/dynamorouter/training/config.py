@@ -84,9 +84,9 @@ class ExpertConfig(OptimConfig, LoraConfig):
     patience: Annotated[Size, PATIENCE] = 2
     """Epochs without improvement after which a task stops; 0 never stops early."""
     min_delta: Annotated[Weight, Alias("early_stopping_threshold")] = 0.0
-    """Smallest gain of the headline metric that counts as improvement."""
+    """Smallest gain of the primary metric that counts as improvement."""
     select_by: Annotated[Literal["loss", "metric"], Alias("metric_for_best_model")] = "loss"
-    """What decides on the best epoch of an expert that generates: its held-out loss, or its headline metric."""
+    """What decides on the best epoch of an expert that generates: its held-out loss, or its primary metric."""
     packing: bool | Literal["auto"] = "auto"
     """Whether several short rows of an expert on a decoder share a sequence; ``auto`` does so on a GPU."""
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"

@@ -83,13 +83,13 @@ class Validator:
 
     @torch.inference_mode()
     def __call__(self, head: Head, expert: int, *, gates: Gates | None = None) -> float:
-        """Return the headline metric, or the loss, turned round where less of it is better."""
+        """Return the primary metric, or the loss, turned round where less of it is better."""
         if self.by_loss:
             losses = self._passes.losses(self._text_head, gates or self._alone(expert))
             return -sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
-        headline = self.task.metrics[0]
-        value = score(self.task, self.answers(head, expert, gates=gates), self.records, metrics=[headline])[headline]
-        return value if get_metric(headline).higher_is_better else -value
+        primary = self.task.metrics[0]
+        value = score(self.task, self.answers(head, expert, gates=gates), self.records, metrics=[primary])[primary]
+        return value if get_metric(primary).higher_is_better else -value
 
     def _alone(self, expert: int) -> Gates:
         return lambda positions: RowGate(torch.full((len(positions),), expert, device=self.base.device))

@@ -109,7 +109,7 @@ def _overlaps(axis: Any, layer_rows: Rows) -> None:
 
 def _block_means(places: Array, values: Array) -> tuple[list[int], list[float]]:
     """Return the blocks that have a value, and the mean of each one's values."""
-    blocks = sorted({int(place) for place, value in zip(places, values, strict=True) if not np.isnan(value)})
+    blocks = sorted({int(block) for block, value in zip(places, values, strict=True) if not np.isnan(value)})
     return blocks, [float(np.nanmean(values[places == block])) for block in blocks]
 
 

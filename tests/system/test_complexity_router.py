@@ -53,8 +53,9 @@ def rows(count: int, *, seed: int = 0) -> tuple[RouterInput, Tensor, Tensor]:
 def fitted(scores: bool = True, **options: object) -> TierRouter:
     batch, targets, known = rows(120)
     router = TierRouter(layers=(1,), hidden=16, batch_rows=16, learning_rate=0.01, **options)  # type: ignore[arg-type]
-    extra = {"complexities": known} if scores else {}
-    router.fit(RouterData([batch], targets, generator=torch.Generator().manual_seed(1), experts=3, **extra))
+    complexities = known if scores else None
+    generator = torch.Generator().manual_seed(1)
+    router.fit(RouterData([batch], targets, generator=generator, experts=3, complexities=complexities))
     return router
 
 

@@ -100,6 +100,7 @@ class RouterData:
         experts: number of experts E; ``None`` for the largest target plus one.
         complexities: of each row, ``(N,)``, NaN where it is not known; ``None`` where none is.
         prototypes: directions that each expert's update responds to, ``(E, P, D)``; for routers that need them.
+        balanced: let every expert count alike, however many rows it has, where the router can.
     """
 
     inputs: Sequence[RouterInput]
@@ -108,6 +109,7 @@ class RouterData:
     experts: int | None = field(default=None, kw_only=True)
     complexities: Tensor | None = field(default=None, kw_only=True)
     prototypes: Tensor | None = field(default=None, kw_only=True)
+    balanced: bool = field(default=False, kw_only=True)
 
     def count_experts(self) -> int:
         """Return the number of experts E, once it is sure that every row has a target.
@@ -184,6 +186,18 @@ class Router(ABC):
 
     def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:  # noqa: B027 - not every router has one
         """Fit the temperature on held-out batches; a router without a temperature stays as it is."""
+
+    def grown(self, data: RouterData, *, keep: Sequence[int]) -> Self | None:
+        """Return a router with further experts that routes among the old ones as this one does.
+
+        Args:
+            data: rows of old experts, which are numbered in the order of ``keep``, and of new ones after them.
+            keep: old experts that stay, by this router's own index.
+
+        Returns:
+            A new router, or ``None`` where one of this kind can only be fitted anew.
+        """
+        return None
 
     def to(self, device: torch.device | str) -> Self:
         """Move the router's tensors to ``device`` and return it; a router without tensors stays as it is."""

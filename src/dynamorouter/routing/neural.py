@@ -22,6 +22,7 @@ from dynamorouter.errors import RouterError
 from dynamorouter.routing.base import GradientRouter, RouterData, RouterInput
 from dynamorouter.routing.calibration import better_temperature
 from dynamorouter.routing.config import NetworkOptions
+from dynamorouter.routing.growth import UNITS, Growth, balanced, train_growth
 from dynamorouter.routing.learned import ScoringRouter
 from dynamorouter.routing.nets import RouterModule, base_features
 from dynamorouter.routing.options import checked_options
@@ -118,7 +119,9 @@ class NeuralRouter(GradientRouter, ScoringRouter):
             states = layer_states(data.inputs[0], self.layers[0])
             module = self.new_module(states.shape[2], count).to(states.device)
             targets = data.targets.to(states.device)
-            rows = Rows(module, data.inputs, targets, data.complexities, held_out=self.network.held_out)
+            rows = Rows(
+                module, data.inputs, targets, data.complexities, held_out=self.network.held_out, balance=data.balanced
+            )
             module.standardise(*statistics(rows.features[rows.train]))
             module.set_prior(torch.bincount(rows.targets[rows.train], minlength=count) / len(rows.train))
             self._train(module, rows)
@@ -126,6 +129,34 @@ class NeuralRouter(GradientRouter, ScoringRouter):
         with evaluated(module):
             logits = module.classify(rows.pooled(rows.validation))
         self.temperature = better_temperature(logits, rows.targets[rows.validation], 1.0)
+
+    def grown(self, data: RouterData, *, keep: Sequence[int]) -> Self | None:
+        """Return a router with further experts (see ``Router.grown`` and ``routing.growth``)."""
+        module = self.module
+        if module.attention is not None or module.score_head is not None:
+            return None
+        count, device = data.count_experts(), module.mean.device
+        seed = int(torch.randint(2**62, (1,), generator=data.generator, device=data.generator.device))
+        features = torch.cat([module.pool(batch) for batch in data.inputs]).to(device)
+        network = self.network
+        router = type(self)(**{**self.options(), "hidden": network.hidden and network.hidden + UNITS})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            growth = Growth(module, keep, count - len(keep), dropout=network.dropout).to(device)
+            train_growth(
+                growth,
+                features,
+                data.targets.to(device),
+                temperature=self.temperature,
+                learning_rate=network.learning_rate,
+                weight_decay=network.weight_decay,
+                batch_rows=network.batch_rows,
+            )
+            width = len(module.mean) // (len(self.layers) * width_factor(self.pooling))
+            router._module = router.new_module(width, count).to(device).eval()
+        growth.write_into(router._module)
+        router.temperature = self.temperature
+        return router
 
     def calibrate(self, inputs: Sequence[RouterInput], targets: Tensor) -> None:
         """Fit the temperature on held-out batches, unless that would raise the calibration error."""
@@ -213,6 +244,7 @@ class Rows:
         targets: index of each row's expert, ``(N,)``.
         scores: a further target of each row, ``(N,)``, or ``None``.
         held_out: share of each expert's rows that are held out.
+        balance: repeat rows of experts that have fewer than others.
 
     Raises:
         RouterError: there are not as many scores as rows, or nothing can be held out.
@@ -226,6 +258,7 @@ class Rows:
         scores: Tensor | None,
         *,
         held_out: float,
+        balance: bool = False,
     ) -> None:
         self.module = module
         self.inputs = inputs
@@ -236,6 +269,8 @@ class Rows:
             raise RouterError(f"there are {len(targets)} rows, but {len(scores)} scores; give one for each, or none")
         self._scores = None if scores is None else scores.to(self.features)
         self.train, self.validation = split_rows(targets.cpu(), held_out)
+        if balance:
+            self.train, self.validation = (balanced(part, targets.cpu()) for part in (self.train, self.validation))
 
     def scores_of(self, positions: Tensor) -> Tensor | None:
         """Return the scores of some rows, NaN where one is not known; ``None`` where there is none at all."""

@@ -1,42 +1,33 @@
-"""What is done to a saved system: scoring it on files, adding an adapter trained elsewhere, removing an expert."""
+"""What is done to a saved system: experts are trained, imported, listed or removed, and its router fitted.
+
+Each opens the system, changes it in memory, and writes the changed one beside it; that takes the old one's place when
+it can be opened again and answers.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamorouter.config.compose import compose
-from dynamorouter.config.files import list_names
-from dynamorouter.data.native import has_split, read_split
-from dynamorouter.data.split import draw
-from dynamorouter.errors import DataError, LibraryError, one_of, suggest
+from dynamorouter.errors import DynamoRouterError, LibraryError, one_of
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.heads.base import Head, build_head, heads
-from dynamorouter.model.heads.imported import brings_head, imported_head
-from dynamorouter.model.lora.adapter_files import source_of
-from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.peft import Adapter, load_adapter
-from dynamorouter.routing.serialization import kind_of
+from dynamorouter.routing.config import RouterConfig
+from dynamorouter.system.adapters import given_rows, task_rows
+from dynamorouter.system.joining import AddedExpert
 from dynamorouter.system.library import Library
-from dynamorouter.system.router import RouterRows, fit_system_router
+from dynamorouter.system.routes import MAX_LOSS, RouterFit
 from dynamorouter.system.system import EXPERTS, System
-from dynamorouter.tasks.kinds import head_kind
-from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertConfig
-from dynamorouter.training.experts import fit_experts
-from dynamorouter.training.learner import ExpertPlan
-from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import checked_name, writing_folder
-from dynamorouter.utils.progress import shown_progress
-from dynamorouter.utils.seeding import seeded
+from dynamorouter.utils.progress import SILENT, Progress
 
-ROUTER_ROWS = 1000
-"""Most rows per task that the router is fitted on again when an expert joins."""
+PROBE = "Is a changed system whole?"
+"""What every expert of a changed system is asked before it takes the old one's place."""
 
 
 def list_experts(system: Path) -> list[dict[str, Any]]:
@@ -66,101 +57,150 @@ def list_experts(system: Path) -> list[dict[str, Any]]:
 
 def add_expert(
     system: Path,
-    folder: Path,
+    folder: Path | str,
     *,
     name: str,
     task: Task,
     data: Path,
     labels: Sequence[str] | None = None,
     seed: int = 0,
-) -> Adapter:
-    """Add a PEFT adapter to a saved system, and fit the router anew.
+    max_loss: float = MAX_LOSS,
+    progress: Progress = SILENT,
+) -> tuple[AddedExpert, RouterFit]:
+    """Add a PEFT adapter to a saved system, and let the router choose it.
 
     The head comes from the adapter's folder where it holds one, else it is trained on the task's rows with the
-    adapter left as it is; a generative head has nothing to be trained. The router is fitted on the rows that ``data``
-    holds, and on the library's skills of the experts whose rows are not there.
+    adapter left as it is; a generative head has nothing to be trained. The router learns from the rows that ``data``
+    holds, and from what the library keeps of the experts whose rows are not there.
 
     Args:
         system: a saved system.
-        folder: what PEFT's ``save_pretrained`` wrote.
+        folder: what PEFT's ``save_pretrained`` wrote, or a hub id.
         name: of the new expert.
         task: what it answers.
         data: folder with ``TASK/train.jsonl`` of the new task, and of others if there are any.
-        labels: the name of each output of the adapter's head, in their order, where its folder does not say.
+        labels: names of the outputs of the adapter's head, in their order, where its folder does not say.
         seed: of the head, the sample of rows, and the router.
-
-    Returns:
-        The adapter as it was read.
+        max_loss: largest share of an old expert's kept rows that may lose their route.
+        progress: told how far it is.
 
     Raises:
         AdapterError: the adapter cannot be represented exactly, or is of another base.
-        LibraryError: the name is taken.
+        LibraryError: the name is taken, or the changed system cannot be opened.
         DataError: there are no rows of the task.
+        RouterError: an old expert would lose its routes.
     """
     checked_name(name, kind="expert name")
-    loaded = System.load(system)
-    if name in loaded.names:
+    opened = System.load(system)
+    if name in opened.names:
         raise LibraryError(f"the system has an expert {name!r} already; remove it first, or give another --name")
-    if not has_split(data, task, "train"):
-        raise DataError(
-            f"{data} has no {task.name}/train.jsonl; the router learns from the new task's rows when to choose the "
-            "new expert: give --data DIR with at least a few dozen"
-        )
-    base_name = task.base or loaded.router_base
-    base = loaded.bases.get(base_name) or new_base(loaded, base_name)
-    adapter = load_adapter(folder, base)
-    train, validation = _rows(task, data, seed=seed)
-    if brings_head(adapter):
-        head = imported_head(task, base, adapter, labels=labels)
-    else:
-        head = build_head(task, base.width, _head_options(loaded, task, base))
-    expert = _expert(name, task, base, adapter, head, train, validation, seed=seed)
-    rows: dict[str, Sequence[Record]] = {name: train}
-    for expert_before in loaded.experts:
-        if has_split(data, expert_before.task, "train"):
-            rows[expert_before.name] = _rows(expert_before.task, data, seed=seed)[0]
-    router = loaded.router
-    grown = System(
-        {**loaded.bases, base_name: base},
-        [*loaded.experts, expert],
-        None,
-        router_base=loaded.router_base,
-        info=loaded.info,
-        library=loaded.library,
+    rows, held_out = task_rows(name, task, data)
+    added = opened.add_expert(
+        name,
+        task=task,
+        rows=rows,
+        held_out=held_out,
+        adapter=folder,
+        labels=labels,
+        seed=seed,
+        progress=progress,
     )
-    kind = "mlp" if router is None else kind_of(router)
-    options = {} if router is None else router.state()[0]
-    settings = {"layers": "trunk", **options, "kind": kind, "join_pairs": 0.5}
-    skills, _ = fit_system_router(grown, settings, RouterRows(rows, {}), seed=seed)
-    with changing(system) as changed:
-        library = Library(changed / EXPERTS)
-        library.add(expert, base, skill=skills.get(name), replace=True)
-        grown.save_router(changed)
-    return adapter
+    fit = opened.fit_router(given_rows(opened, data), seed=seed, max_loss=max_loss, progress=progress)
+    _write(system, opened, [name])
+    return added, fit
 
 
-def _head_options(loaded: System, task: Task, base: Base) -> dict[str, Any]:
-    """Return the options of a new head: those of one that was trained here, else as the base's settings say."""
-    alike = [e for e in loaded.experts if (e.task.head, e.base) == (task.head, base.spec.name)]
-    trained = [e.head.options for e in alike if "source" not in e.card]
-    return dict(trained[0]) if trained else heads.get(task.head).base_options(base.spec)
+def train_expert(
+    system: Path,
+    *,
+    name: str,
+    task: Task,
+    data: Path,
+    settings: ExpertConfig | None = None,
+    seed: int = 0,
+    max_loss: float = MAX_LOSS,
+    progress: Progress = SILENT,
+) -> tuple[AddedExpert, RouterFit]:
+    """Train a further expert of a saved system on rows, and let the router choose it; the others stay as they are.
 
-
-def new_base(loaded: System, name: str) -> Base:
-    """Load a base that a system does not have yet, by the name of its settings.
+    Args:
+        system: a saved system.
+        name: of the new expert.
+        task: what it learns.
+        data: folder with ``TASK/train.jsonl``, ``validation.jsonl`` if there is one, and rows of other tasks if any.
+        settings: of the training; by default as in recipes, and for longer where rows are few.
+        seed: of weights and draws.
+        max_loss: largest share of an old expert's kept rows that may lose their route.
+        progress: told how far it is.
 
     Raises:
-        LibraryError: there are no settings of that name.
+        LibraryError: the name is taken, or the changed system cannot be opened.
+        DataError: there are no rows of the task, or too few.
+        RouterError: an old expert would lose its routes.
     """
-    available = list_names("bases")
-    if name not in available:
-        raise LibraryError(
-            f"the system has no base {name!r}, only {one_of(loaded.bases)}, and there are no settings of that name"
-            f"{suggest(name, available)}; known are {one_of(available)}: correct the task's base"
-        )
-    spec = compose(overrides=[f"base={name}"]).base
-    first = loaded.bases[loaded.router_base]
-    return Base.load(spec, device=first.device, dtype=first.dtype)
+    opened = System.load(system)
+    rows, held_out = task_rows(name, task, data)
+    added = opened.add_expert(
+        name, task=task, rows=rows, held_out=held_out, settings=settings, seed=seed, progress=progress
+    )
+    fit = opened.fit_router(given_rows(opened, data), seed=seed, max_loss=max_loss, progress=progress)
+    _write(system, opened, [name])
+    return added, fit
+
+
+def import_adapters(
+    system: Path,
+    folder: Path | str,
+    *,
+    data: Path,
+    tasks: Mapping[str, Task | str] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+    max_loss: float = MAX_LOSS,
+    progress: Progress = SILENT,
+) -> list[AddedExpert]:
+    """Import the adapters of a folder into a saved system, and fit its router once (see ``System.import_adapters``)."""
+    opened = System.load(system)
+    added = opened.import_adapters(
+        folder, data=data, tasks=tasks, labels=labels, seed=seed, max_loss=max_loss, progress=progress
+    )
+    _write(system, opened, [expert.name for expert in added])
+    return added
+
+
+def fit_router(
+    system: Path,
+    *,
+    data: Path | None = None,
+    settings: RouterConfig | None = None,
+    seed: int = 0,
+    max_loss: float = MAX_LOSS,
+    progress: Progress = SILENT,
+) -> RouterFit:
+    """Fit the router of a saved system on what its library keeps, and on the rows that ``data`` holds.
+
+    Raises:
+        RouterError: an expert has neither rows nor kept features, or an old one would lose its routes.
+        LibraryError: the changed system cannot be opened.
+    """
+    opened = System.load(system)
+    rows = {} if data is None else given_rows(opened, data)
+    fit = opened.fit_router(rows, settings=settings, seed=seed, max_loss=max_loss, progress=progress)
+    _write(system, opened, [])
+    return fit
+
+
+def _write(system: Path, opened: System, new: Sequence[str]) -> None:
+    """Write what was changed of an opened system: new experts, what its router has read, the router."""
+    with changing(system, opened.bases) as changed:
+        library = Library(changed / EXPERTS)
+        for expert in opened.experts:
+            skill = opened.skills.get(expert.name)
+            if expert.name in new:
+                library.add(expert, opened.bases[expert.base], skill=skill)
+            elif skill is not None:
+                library.keep_skill(expert.name, skill)
+        opened.save_router(changed)
 
 
 def remove_expert(system: Path, name: str) -> None:
@@ -186,60 +226,49 @@ def remove_expert(system: Path, name: str) -> None:
     smaller = System(
         bases, rest, loaded.router, router_base=loaded.router_base, classes=loaded.classes, info=loaded.info
     )
-    with changing(system) as changed:
+    with changing(system, bases) as changed:
         smaller.save_router(changed)
         shutil.rmtree(changed / EXPERTS / name)
 
 
 @contextmanager
-def changing(system: Path) -> Iterator[Path]:
-    """Give a copy of a system's folder to change; it takes the folder's place when all went well."""
+def changing(system: Path, bases: Mapping[str, Base]) -> Iterator[Path]:
+    """Give a copy of a system's folder to change; it takes the folder's place when it can be opened and answers.
+
+    Args:
+        system: a saved system.
+        bases: those of the changed system, loaded; what is mounted on them is displaced.
+
+    Raises:
+        LibraryError: the changed system cannot be opened, or an expert of it cannot answer; the folder stays as it was.
+    """
     with writing_folder(system) as temporary:
         shutil.copytree(system, temporary, dirs_exist_ok=True)
         yield temporary
+        try:
+            _answer_once(System.load(temporary, bases=bases))
+        except DynamoRouterError as error:
+            message = str(error).replace(str(temporary), str(system))
+            raise LibraryError(
+                f"the changed system cannot be used: {message}; {system} stays as it was: please report this"
+            ) from error
 
 
-def _rows(task: Task, data: Path, *, seed: int) -> tuple[list[Record], list[Record]]:
-    """Draw rows to learn from and held-out rows, from the validation split where there is one."""
-    records, kind = read_split(task, data, "train"), head_kind(task.head)
-    if has_split(data, task, "validation"):
-        validation = read_split(task, data, "validation", limit=ROUTER_ROWS)
-        parts, _ = draw(records, {"train": min(len(records), ROUTER_ROWS)}, kind=kind, seed=seed, purpose="add")
-        return parts["train"], validation
-    share = max(1, len(records) // 10)
-    sizes = {"held": share, "train": min(len(records) - share, ROUTER_ROWS)}
-    parts, _ = draw(records, sizes, kind=kind, seed=seed, purpose="add")
-    return parts["train"], parts["held"]
+def _answer_once(system: System) -> None:
+    """Let every expert answer one row.
 
-
-def _expert(
-    name: str,
-    task: Task,
-    base: Base,
-    adapter: Adapter,
-    head: Head,
-    train: list[Record],
-    validation: list[Record],
-    *,
-    seed: int,
-) -> Expert:
-    """Join adapter and head; a head that did not come with the adapter is trained, where there is anything to train."""
-    card = {"source": {**source_of(adapter.folder), "task_type": adapter.config.get("task_type")}}
-    expert = Expert(name, task, base.spec.name, adapter.factors, head, adapter.lora, card)
-    if brings_head(adapter) or not list(head.parameters()):
-        return expert
-    head.initialise(seeded(seed, name, "head"))
-    shape = {**adapter.lora.model_dump(), "dropout": 0.0}
-    config = ExpertConfig(**shape, head_learning_rate=1e-3, weight_decay=0.0, batch_rows=32)
-    plan = ExpertPlan(task, config.model_copy(update={"learning_rate": 0.0}))  # the head alone: no run may ask for it
-    with shown_progress() as progress:
-        trained = fit_experts(
-            base,
-            [plan],
-            {task.name: train},
-            {task.name: validation},
-            options=LoopOptions(seed=seed),
-            start=[expert],
-            progress=progress,
-        )
-    return dataclasses.replace(trained[0], name=name, factors=adapter.factors)
+    Raises:
+        LibraryError: an answer is no number.
+    """
+    pairs = [expert.task.columns.pair is not None for expert in system.experts]
+    answers = system.predict(
+        [PROBE] * len(pairs),
+        [PROBE if is_pair else None for is_pair in pairs],
+        system.names,
+        generation={"max_new_tokens": 1, "min_new_tokens": 0},
+    )
+    broken = [p.expert for p in answers if p.answer is not None and not math.isfinite(p.answer.score)]
+    if broken:
+        raise LibraryError(f"expert {one_of(map(str, broken))} answers with scores that are no numbers")
+    if system.router is not None:
+        system.route([PROBE])

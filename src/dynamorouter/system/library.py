@@ -19,11 +19,9 @@ from torch import Tensor
 from dynamorouter.errors import LibraryError, one_of, suggest
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head, build_head
-from dynamorouter.model.heads.task_model import PEFT_TASKS, task_form
-from dynamorouter.model.lora.adapter_origin import CARD, HEAD
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.fusion import Fusion, load_layers
-from dynamorouter.model.lora.peft import read_adapter, save_adapter
+from dynamorouter.model.lora.peft import load_adapter, save_adapter
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.explain import checked
@@ -37,7 +35,7 @@ from dynamorouter.utils.files import (
     writing_folder,
 )
 
-SKILL, FUSION = "skill.safetensors", "fusion.safetensors"
+CARD, HEAD, SKILL, FUSION = "card.json", "head.safetensors", "skill.safetensors", "fusion.safetensors"
 FORMAT = 1
 
 
@@ -69,15 +67,12 @@ class Library:
                 f"there is an expert {expert.name!r} in {self.folder} already; remove it first, or give another --name"
             )
         with writing_folder(folder) as temporary:
-            came_as_task_model = expert.card.get("source", {}).get("task_type") in PEFT_TASKS
-            form = task_form(expert.head, base) if came_as_task_model else None
-            save_adapter(temporary, expert.factors, expert.lora, base, form=form)
+            save_adapter(temporary, expert.factors, expert.lora, base)
             write_tensors(temporary / HEAD, expert.head.state_dict())
             if expert.fusion is not None:
                 write_tensors(temporary / FUSION, expert.fusion.state())
             if skill is not None:
-                states = {f"layer.{layer}": value for layer, value in skill.states.items()}
-                write_tensors(temporary / SKILL, states, metadata={"pooling": skill.pooling})
+                _write_skill(temporary / SKILL, skill)
             write_json(temporary / CARD, _card(expert, base))
         return folder
 
@@ -110,7 +105,7 @@ class Library:
                 f"expert {name!r} was trained on base {card['base']['name']!r} with digest {digest}, but the base at "
                 f"{base.spec.locate()!r} has {base.digest}; give the base it was trained on"
             )
-        adapter = read_adapter(folder, base)
+        adapter = load_adapter(folder, base)
         task = checked(Task, card["task"], what=f"the task in {str(folder / CARD)!r}")
         head = build_head(task, base.width, card["head"])
         load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))
@@ -129,6 +124,10 @@ class Library:
         states = {int(key.removeprefix("layer.")): value for key, value in read_tensors(path).items()}
         return FeatureSample(states, read_metadata(path)["pooling"])
 
+    def keep_skill(self, name: str, skill: FeatureSample) -> None:
+        """Write what a router read of an expert's rows beside it, and leave everything else of it as it is."""
+        _write_skill(self._existing(name) / SKILL, skill)
+
     def bytes(self, name: str) -> int:
         """Count the bytes of an expert's files."""
         return sum(path.stat().st_size for path in self._existing(name).iterdir())
@@ -144,6 +143,11 @@ class Library:
                 f"there is no expert {name!r} in {self.folder}{suggest(name, names)}; there are: {one_of(names) or '-'}"
             )
         return folder
+
+
+def _write_skill(path: Path, skill: FeatureSample) -> None:
+    states = {f"layer.{layer}": value for layer, value in skill.states.items()}
+    write_tensors(path, states, metadata={"pooling": skill.pooling})
 
 
 _DERIVED = {"format", "name", "task", "base", "head", "lora", "parameters", "fusion"}

@@ -166,7 +166,7 @@ def _add(system: Path, loaded: System, result: MergeResult, name: str) -> None:
         classes=loaded.classes,
         info=loaded.info,
     )
-    with changing(system) as changed:
+    with changing(system, loaded.bases) as changed:
         for expert in new:
             Library(changed / EXPERTS).add(expert, loaded.bases[expert.base])
         grown.save_router(changed)
@@ -175,7 +175,7 @@ def _add(system: Path, loaded: System, result: MergeResult, name: str) -> None:
 def _replace(system: Path, loaded: System, result: MergeResult, name: str) -> None:
     assert loaded.library is not None
     after = merged_system(loaded, result, name=name)
-    with changing(system) as changed:
+    with changing(system, loaded.bases) as changed:
         library = Library(changed / EXPERTS)
         for expert in after.experts:
             if expert.name in result.sources:

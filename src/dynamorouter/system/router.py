@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,9 +19,16 @@ from dynamorouter.routing.base import Router, RouterInput
 from dynamorouter.routing.options import router_options
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.routing.serialization import build
-from dynamorouter.system.system import System
+from dynamorouter.system.opened import OpenSystem
 from dynamorouter.tasks.record import Record
-from dynamorouter.training.router import concat_pairs, fit_router, from_features, make_skill, read_rows
+from dynamorouter.training.router import (
+    concat_pairs,
+    fit_router,
+    from_features,
+    make_skill,
+    pooled_by,
+    read_rows,
+)
 from dynamorouter.utils.progress import SILENT, Progress
 
 Labelled = tuple[list[RouterInput], list[int]]
@@ -46,18 +53,22 @@ class RouterRows:
     Attributes:
         train: to fit on; an expert without rows is represented by its skill in the library.
         calibrate: held out, for the temperature; may be empty.
+        features: of further rows, as a router reads them, to fit on as well.
     """
 
     train: Mapping[str, Sequence[Record]]
-    calibrate: Mapping[str, Sequence[Record]]
+    calibrate: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    features: Mapping[str, FeatureSample] = field(default_factory=dict)
 
 
 def fit_system_router(
-    system: System,
+    system: OpenSystem,
     settings: Mapping[str, Any],
     rows: RouterRows,
     *,
     seed: int,
+    classes: Sequence[str] | None = None,
+    balanced: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[dict[str, FeatureSample], dict[str, Any]]:
     """Fit a router to a system's experts and put it into the system.
@@ -67,6 +78,8 @@ def fit_system_router(
         settings: of the router: ``kind``, ``layers`` and whatever the kind understands.
         rows: what to fit on.
         seed: of initial weights and order.
+        classes: names of the experts to choose among; ``None`` for all.
+        balanced: let every expert count alike, however many rows it has.
         progress: told how far it is.
 
     Returns:
@@ -75,34 +88,49 @@ def fit_system_router(
     Raises:
         RouterError: an expert has neither rows nor a skill that this router can use.
     """
-    depth = min((e.lora.trunk_depth for e in system.experts if e.base == system.router_base), default=0)
-    layers = settings["layers"]
-    if layers == "trunk":
-        layers = tuple(range((depth or system.bases[system.router_base].depth // 2) + 1))
-    options = router_options(settings["kind"], {**settings, "layers": layers})
+    names = list(system.names if classes is None else classes)
+    options = reading_options(system, settings)
     reader = build(settings["kind"], options)
     share = float(settings.get("join_pairs", 0.0))
-    progress.start("router", 2 * len(system.names), unit="parts")
-    train, scores, skills = _to_fit_on(system, reader, rows.train, share=share, progress=progress)
+    progress.start("router", 2 * len(names), unit="parts")
+    train, scores, skills = rows_to_fit_on(system, names, reader, rows, share=share, progress=progress)
     calibration: Labelled = ([], [])
-    for index, name in enumerate(system.names):
+    for index, name in enumerate(names):
         if rows.calibrate.get(name):
-            _label(calibration, *_read(system, reader, _pairs(rows.calibrate[name])), index)
+            _label(calibration, *read_records(system, reader, rows.calibrate[name]), index)
         progress.advance()
-    base = system.bases[system.router_base]
-    calibrate = calibration if calibration[0] else None
-    router = fit_router(settings["kind"], options, base, system.experts, train, calibrate, seed=seed, scores=scores)
-    system.use_router(router, system.names)
+    router = fit_router(
+        settings["kind"],
+        options,
+        system.bases[system.router_base],
+        [system.experts[system.names.index(name)] for name in names],
+        train,
+        calibration if calibration[0] else None,
+        seed=seed,
+        scores=scores,
+        balanced=balanced,
+    )
+    system.use_router(router, names)
     notes: dict[str, Any] = {"kind": settings["kind"], "layers": list(router.layers)}
     if calibration[0]:
         notes["calibrate_accuracy"], notes["calibrate_nll"] = _judge(router, calibration)
     return skills, notes
 
 
-def _to_fit_on(
-    system: System,
+def reading_options(system: OpenSystem, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a router by its settings, with the layers that ``trunk`` stands for in a system."""
+    depth = min((e.lora.trunk_depth for e in system.experts if e.base == system.router_base), default=0)
+    layers = settings["layers"]
+    if layers == "trunk":
+        layers = tuple(range((depth or system.bases[system.router_base].depth // 2) + 1))
+    return router_options(settings["kind"], {**settings, "layers": layers})
+
+
+def rows_to_fit_on(
+    system: OpenSystem,
+    names: Sequence[str],
     reader: Router,
-    rows: Mapping[str, Sequence[Record]],
+    rows: RouterRows,
     *,
     share: float,
     progress: Progress,
@@ -115,25 +143,28 @@ def _to_fit_on(
     train: list[Labelled] = []
     scores: list[float] = []
     skills: dict[str, FeatureSample] = {}
-    for index, name in enumerate(system.names):
-        if rows.get(name):
-            batches, order = _read(system, reader, _pairs(rows[name]))
+    for index, name in enumerate(names):
+        records = rows.train.get(name)
+        if records:
+            batches, order = _read(system, reader, _pairs(records))
             train.append((batches, [index] * len(order)))
-            row_scores = complexities(rows[name])
+            row_scores = complexities(records)
             scores += [row_scores[row] for row in order]
             position_of = {row: position for position, row in enumerate(order)}
             skill = make_skill(reader, batches, [position_of[row] for row in range(len(order))])
             if skill is not None:
                 skills[name] = skill
-            runs = concat_pairs(_pairs(rows[name]))
+            runs = concat_pairs(_pairs(records))
             if runs and share:
                 more, order = _read(system, reader, runs[: round(share * len(runs))])
                 train.append((more, [index] * len(order)))
-                paired = complexities([record for record in rows[name] if record.pair is not None])
+                paired = complexities([record for record in records if record.pair is not None])
                 scores += [paired[row] for row in order]
-        else:
-            train.append(_remembered(system, reader, name, index))
-            scores += [math.nan] * len(train[-1][1])
+        if name in rows.features or not records:
+            features = rows.features.get(name) or required_features(system, reader, name)
+            batch = from_features(features, system.bases[system.router_base].device)
+            train.append(([batch], [index] * len(batch)))
+            scores += [math.nan] * len(batch)
         progress.advance()
     return train, scores, skills
 
@@ -144,12 +175,12 @@ def _label(labelled: Labelled, batches: Sequence[RouterInput], order: Sequence[i
     labelled[1].extend([expert] * len(order))
 
 
-def keep_better_router(system: System, before: System, rows: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def keep_better_router(system: OpenSystem, before: OpenSystem, rows: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Calibrate a system's router, and put the one from before back where that routes held-out rows better."""
     assert system.router is not None and before.router is not None
     calibration: Labelled = ([], [])
     for index, name in enumerate(system.names):
-        _label(calibration, *_read(system, system.router, _pairs(rows[name])), index)
+        _label(calibration, *read_records(system, system.router, rows[name]), index)
     device = system.bases[system.router_base].device
     system.router.calibrate(calibration[0], torch.tensor(calibration[1], device=device))
     old, new = _judge(before.router, calibration), _judge(system.router, calibration)
@@ -163,20 +194,39 @@ def _pairs(records: Sequence[Record]) -> list[TextPair]:
     return [(record.text, record.pair) for record in records]
 
 
-def _read(system: System, router: Router, rows: Sequence[TextPair]) -> tuple[list[RouterInput], list[int]]:
+def read_records(system: OpenSystem, router: Router, records: Sequence[Record]) -> tuple[list[RouterInput], list[int]]:
+    """Keep what a router reads of rows; also returns the position of each row of the batches among ``records``."""
+    return _read(system, router, _pairs(records))
+
+
+def _read(system: OpenSystem, router: Router, rows: Sequence[TextPair]) -> tuple[list[RouterInput], list[int]]:
     base, engine = system.bases[system.router_base], system.engine
     return read_rows(base, router, rows, max_tokens=engine.max_tokens, stride=engine.stride, budget=engine.budget)
 
 
-def _remembered(system: System, reader: Router, name: str, index: int) -> Labelled:
-    skill = system.library.skill(name) if system.library is not None and name in system.library.names() else None
-    if skill is None or skill.pooling != getattr(reader, "pooling", None) or set(skill.states) != set(reader.layers):
+def kept_features(system: OpenSystem, reader: Router, name: str) -> FeatureSample | None:
+    """Return what was kept of an expert's rows, as far as a router reads it; ``None`` where it reads other things."""
+    skill = system.skill(name)
+    if skill is None or not reader.layers or skill.pooling != pooled_by(reader):
+        return None
+    if not set(reader.layers) <= set(skill.states):
+        return None
+    return FeatureSample({layer: skill.states[layer] for layer in reader.layers}, skill.pooling)
+
+
+def required_features(system: OpenSystem, reader: Router, name: str) -> FeatureSample:
+    """Return the same, where there is nothing else to fit on.
+
+    Raises:
+        RouterError: nothing was kept that the router reads.
+    """
+    features = kept_features(system, reader, name)
+    if features is None:
         raise RouterError(
             f"expert {name!r} has no rows to fit the router on, and the library holds no features of it that a "
             f"{type(reader).__name__} router over layers {list(reader.layers)} reads; give rows of it with --data"
         )
-    batch = from_features(skill, system.bases[system.router_base].device)
-    return [batch], [index] * len(batch)
+    return features
 
 
 def _judge(router: Router, labelled: Labelled) -> tuple[float, float]:

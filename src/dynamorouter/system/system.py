@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamorouter import __version__
+from dynamorouter.config.bases import find_base
 from dynamorouter.errors import LibraryError, one_of
 from dynamorouter.inference.engine import Engine
 from dynamorouter.inference.prediction import Prediction, predictions
@@ -21,7 +22,10 @@ from dynamorouter.model.lora.expert import Expert, share_factors
 from dynamorouter.routing import serialization as store
 from dynamorouter.routing.base import Router
 from dynamorouter.routing.pooling import FeatureSample
+from dynamorouter.system.adapters import import_adapters
+from dynamorouter.system.joining import add_expert
 from dynamorouter.system.library import Library
+from dynamorouter.system.routes import fit_router
 from dynamorouter.tasks.text import check_rows
 from dynamorouter.utils.devices import pick_device, pick_dtype
 from dynamorouter.utils.explain import checked
@@ -66,9 +70,29 @@ class System:
         self.router_base = router_base
         self.info = dict(info or {})
         self.library = library
+        self.skills: dict[str, FeatureSample] = {}
         self.engine = Engine(
             self.bases, self.experts, router, classes=classes, router_base=router_base, budget=tokens_per_batch
         )
+
+    @staticmethod
+    def new(base: str | Path | BaseSpec | Base, *, device: str = "auto", precision: str = "fp32") -> System:
+        """Make a system of a base alone, which experts and then a router are added to.
+
+        Args:
+            base: a base's name (see ``dynamorouter list bases``), a folder, a hub id, a GGUF file, what describes one,
+                or one that is loaded.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``fp32``, ``bf16``, ``fp16`` or ``auto`` for the best that the device has.
+
+        Raises:
+            ConfigError: there is no such base, or it cannot be loaded.
+        """
+        if not isinstance(base, Base):
+            torch_device = pick_device(device)
+            spec = base if isinstance(base, BaseSpec) else find_base(str(base))
+            base = Base.load(spec, device=torch_device, dtype=pick_dtype(precision, torch_device))
+        return System({base.spec.name: base}, [], None, router_base=base.spec.name)
 
     @property
     def router(self) -> Router | None:
@@ -89,6 +113,30 @@ class System:
         """Route by another router from now on; ``classes`` are the experts that it was fitted on, by its own index."""
         self.engine.use_router(router, classes)
 
+    def use_experts(self, experts: Sequence[Expert], bases: Mapping[str, Base] | None = None) -> None:
+        """Answer with other experts, over other bases if they are given, from now on; the router stays."""
+        self.bases = dict(self.bases if bases is None else bases)
+        self.experts = list(experts)
+        self.names = [expert.name for expert in self.experts]
+        self.engine = Engine(
+            self.bases,
+            self.experts,
+            self.router,
+            classes=self.classes,
+            router_base=self.router_base,
+            budget=self.tokens_per_batch,
+        )
+
+    def skill(self, name: str) -> FeatureSample | None:
+        """Return what a router read of some of an expert's rows, if it was kept."""
+        if name in self.skills or self.library is None or name not in self.library.names():
+            return self.skills.get(name)
+        return self.library.skill(name)
+
+    add_expert = add_expert
+    import_adapters = import_adapters
+    fit_router = fit_router
+
     # -- on disk ------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -98,6 +146,7 @@ class System:
         device: str = "auto",
         precision: str = "fp32",
         tokens_per_batch: int = TOKENS_PER_BATCH,
+        bases: Mapping[str, Base] | None = None,
     ) -> System:
         """Load a saved system.
 
@@ -106,6 +155,7 @@ class System:
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``fp32``, ``bf16``, ``fp16`` or ``auto`` for the best that the device has.
             tokens_per_batch: most tokens in a pass, padding included.
+            bases: those that are loaded already, by name; experts that are mounted on them are displaced.
 
         Raises:
             LibraryError: the folder is no system, or something in it is damaged or missing.
@@ -124,12 +174,15 @@ class System:
             name: checked(BaseSpec, {**values, "name": name}, what=f"base {name!r} of {path}")
             for name, values in manifest["bases"].items()
         }
-        bases = {name: Base.load(spec, device=torch_device, dtype=dtype) for name, spec in specs.items()}
+        loaded = {
+            name: (bases or {}).get(name) or Base.load(spec, device=torch_device, dtype=dtype)
+            for name, spec in specs.items()
+        }
         library = Library(path / EXPERTS)
-        experts = share_factors([library.load(name, _base_of(library, name, bases)) for name in manifest["experts"]])
+        experts = share_factors([library.load(name, _base_of(library, name, loaded)) for name in manifest["experts"]])
         router = store.load(path / ROUTER) if manifest["classes"] else None
         return System(
-            bases,
+            loaded,
             experts,
             router,
             router_base=manifest["router_base"],
@@ -151,7 +204,7 @@ class System:
         library_before = self.library
         stored = {} if library_before is None else {name: library_before.skill(name) for name in library_before.names()}
         for expert in self.experts:
-            skill = (skills or {}).get(expert.name) or stored.get(expert.name)
+            skill = (skills or {}).get(expert.name) or self.skills.get(expert.name) or stored.get(expert.name)
             library.add(expert, self.bases[expert.base], skill=skill, replace=True)
         self.library = library
         self.save_router(path)

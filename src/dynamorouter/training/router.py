@@ -26,8 +26,8 @@ from dynamorouter.routing.registry import poolings
 from dynamorouter.routing.serialization import build
 from dynamorouter.utils.seeding import seeded
 
-SKILL_ROWS = 32
-"""Rows of each expert whose features are kept in the library."""
+SKILL_ROWS = 256
+"""Most rows of each expert whose features are kept in the library."""
 READS_STATE = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "c_attn", "query_proj")
 """Projections whose input is the hidden state that enters a block."""
 
@@ -78,6 +78,7 @@ def fit_router(
     *,
     seed: int,
     scores: Sequence[float] = (),
+    balanced: bool = False,
 ) -> Router:
     """Fit a router.
 
@@ -90,6 +91,7 @@ def fit_router(
         calibrate: the same of held-out rows, for the temperature.
         seed: of initial weights and order.
         scores: complexity of the rows of ``train``, in order, NaN where it is not known; for routers that learn it.
+        balanced: let every expert count alike, however many rows it has.
     """
     router = build(kind, options)
     inputs = [batch for batches, _ in train for batch in batches]
@@ -100,6 +102,7 @@ def fit_router(
         generator=seeded(seed, "router"),
         experts=len(experts),
         complexities=None if all(map(math.isnan, scores)) else torch.tensor(scores),
+        balanced=balanced,
     )
     needed: dict[str, Any] = {need: MAKERS[need](base, experts) for need in router.needs}
     router.fit(replace(data, **needed))
@@ -138,11 +141,12 @@ MAKERS: Mapping[Need, Callable[[Base, Sequence[Expert]], Tensor]] = {"prototypes
 
 
 def make_skill(router: Router, batches: Sequence[RouterInput], rows: Sequence[int]) -> FeatureSample | None:
-    """Keep what the router read of some rows; ``None`` where it reads more of a layer than a fixed pooling."""
+    """Keep what the router read of rows at even distances; ``None`` where it reads more than a fixed pooling."""
     pooling = pooled_by(router)
     if pooling is None:
         return None
-    chosen = list(rows)[:SKILL_ROWS]
+    count = min(len(rows), SKILL_ROWS)
+    chosen = [rows[number * len(rows) // count] for number in range(count)]
     states = {layer: pooled_all(batches, (layer,), pooling)[chosen].to("cpu", torch.float16) for layer in router.layers}
     return FeatureSample(states=states, pooling=pooling)
 

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from dynamorouter.errors import ConfigError
 from dynamorouter.model.base.blocks import Blocks, StopForward, name_inside
-from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.base.config import BaseSpec, is_gguf
 from dynamorouter.model.base.context import PassContext
 from dynamorouter.model.base.digest import weights_digest
 from dynamorouter.model.base.gate import Dropout, Gate
@@ -60,7 +60,6 @@ class Base:
         eos_ids: tokens that end a text.
         start_id, forced_id: what the decoder of an encoder-decoder begins with, and what it is forced to generate
             first, if anything.
-        missing: names of weights that the checkpoint lacks, and that were drawn anew.
         positions, takes_positions: how many positions the model can tell apart, and whether it can be told them.
 
     Raises:
@@ -81,7 +80,6 @@ class Base:
             name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear | Conv1D)
         }
         self.weights = dict(self.model.named_parameters())
-        self.missing: frozenset[str] = frozenset()
         self._parameters = sum(p.numel() for p in (self.parts.language or self.model).parameters())
         config: Any = model.config
         self.config = config
@@ -117,6 +115,8 @@ class Base:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             options = {} if Path(source).is_dir() else {"revision": spec.revision}
+            if is_gguf(source):  # its weights are dequantised
+                source, options = str(Path(source).parent), {"gguf_file": Path(source).name}
             config = AutoConfig.from_pretrained(source, **options)
             kind = kind_of_config(config) if spec.kind == "auto" else spec.kind
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -143,7 +143,6 @@ class Base:
                 f"{other}give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
-        base.missing = frozenset(missing)
         if base.language_head is not None:
             check_logits(base.parts, base.language_head, spec.name)
         return base

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from dynamorouter.errors import MissingExtraError
 from dynamorouter.utils.options import Later, Options
+
+GGUF = ".gguf"
+"""What the name of a file of llama.cpp's format ends in."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class BaseSpec(Options):
@@ -15,7 +20,7 @@ class BaseSpec(Options):
     name: str
     """What experts and reports call it."""
     path: str
-    """A local folder, a hub name, or ``package:MODULE/FOLDER`` for a model inside an installed package."""
+    """A local folder, a GGUF file, a hub name, or ``package:MODULE/FOLDER`` for one inside an installed package."""
     fallback: str | None = None
     """Hub name to use when ``path`` names a package that is not installed."""
     revision: str | None = None
@@ -43,6 +48,30 @@ class BaseSpec(Options):
             f"base {self.name!r} comes from the package {package!r}, which is not installed; "
             "install it with: pip install 'dynamorouter[offline]'"
         )
+
+
+def spec_at(place: str) -> BaseSpec | None:
+    """Return the settings of a base by where it is; ``None`` where that is no place of a base.
+
+    Args:
+        place: a folder with a ``config.json``, a GGUF file, or a hub id, which is ``OWNER/NAME``.
+    """
+    path = Path(place).expanduser()
+    if (path / "config.json").is_file() or (path.is_file() and is_gguf(place)):
+        name = path.resolve().stem if path.is_file() else path.resolve().name
+        return BaseSpec(name=_as_name(name), path=str(path.resolve()))
+    if HUB_ID.fullmatch(place) and not path.exists() and not is_gguf(place):
+        return BaseSpec(name=_as_name(place.rpartition("/")[2]), path=place)
+    return None
+
+
+def is_gguf(place: str) -> bool:
+    """Tell whether a place is a GGUF file, by its name."""
+    return place.endswith(GGUF)
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "base"
 
 
 def package_folder(package: str) -> Path | None:

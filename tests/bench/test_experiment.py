@@ -65,5 +65,5 @@ def same_answers(ours: list[Answer | None], theirs: list[Answer | None]) -> bool
     """Tell whether answers say the same with the same certainty; batches of other rows round otherwise."""
     pairs = [(one, other) for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
     return len(pairs) == len(ours) and all(
-        one.value == other.value and abs(one.score - other.score) < 1e-5 for one, other in pairs
+        one.value == other.value and one.score == pytest.approx(other.score, abs=1e-5) for one, other in pairs
     )

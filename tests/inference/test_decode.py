@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from dynamorouter.inference.decode import RowDecoder
@@ -46,4 +47,4 @@ def test_windows_in_any_order_and_company_give_each_row_its_own_answer(tiny_base
         for one, other in zip(alone, read(order, size).answers(), strict=True):
             assert (one is None) == (other is None)
             if one is not None and other is not None:
-                assert one.value == other.value and abs(one.score - other.score) < 1e-5
+                assert one.value == other.value and one.score == pytest.approx(other.score, abs=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError, DataError
-from dynamorouter.inference.policy import ABSTAINED, ROUTED, Candidate, RoutePolicy
+from dynamorouter.inference.policy import ABSTAINED, BARE, ROUTED, Candidate, RoutePolicy
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Route
 
@@ -151,3 +151,43 @@ def test_classes_are_found_by_name_and_missing_ones_are_named() -> None:
     own = policy(MOOD, ASK, MATCH, classes=("match", "gone", "mood"))
     assert (own.class_of(0), own.class_of(2)) == (2, 0)
     assert own.class_of(1) == -1  # added since the router was fitted
+
+
+def test_what_is_asked_for_takes_the_place_of_the_routers_own() -> None:
+    own = policy(*ALL[:3], abstain_below=0.1)
+    route = Route.from_probabilities(torch.tensor([[0.5, 0.3, 0.2], [0.9, 0.06, 0.04]]), abstain_below=0.1)
+    rows = [SINGLE, SINGLE]
+
+    def experts(**asked: float | str) -> list[int]:
+        changed = own.asked(**asked)  # type: ignore[arg-type]
+        return list(changed.assign(changed.narrow(route, rows), [ROUTED, ROUTED]).experts)
+
+    assert experts() == [0, 0]
+    assert experts(abstain_below=0.6) == [ABSTAINED, 0] and experts(abstain_below=1.0) == [ABSTAINED, ABSTAINED]
+    two = own.asked(top_k=2)
+    assignment = two.assign(two.narrow(route, rows), [ROUTED, 2])
+    assert assignment.mixture is not None
+    torch.testing.assert_close(assignment.mixture[0], torch.tensor([[0, 1], [2, 2]]))
+    torch.testing.assert_close(assignment.mixture[1], torch.tensor([[0.625, 0.375], [1.0, 0.0]]))
+    for asked in ({"top_k": 4}, {"top_k": 0}, {"abstain_below": 1.5}, {"abstain_below": -0.1}):
+        with pytest.raises(ConfigError, match=r"is (4|0|1\.5|-0\.1)[,;].*between"):
+            own.asked(**asked)  # type: ignore[arg-type]
+
+
+def test_the_bare_base_answers_where_it_is_named_or_nobody_else_does() -> None:
+    encoders = policy(*ALL[:3])
+    for ask in (lambda: encoders.named(["base"], 1), lambda: encoders.asked(fallback="base")):
+        with pytest.raises(
+            ConfigError, match=r"no base of this system writes a text.*name a task \(ask, match, mood\)"
+        ):
+            ask()
+    own = policy(*ALL, base_writes=True)
+    assert own.named(["base", None, "mood"], 3) == [BARE, ROUTED, 0]
+    assert own.named(["base", "say"], 2, generative_only=True) == [BARE, 3]
+    called_so = policy(Candidate("base", "qqp"), MOOD, base_writes=True)
+    assert called_so.named(["base"], 1) == [0]
+    route = Route.from_probabilities(torch.tensor([[0.5, 0.3, 0.2, 0, 0]] * 3))
+    shy = own.asked(abstain_below=0.6, fallback="base", top_k=2)
+    assignment = shy.assign(shy.narrow(route, [SINGLE] * 3), [ROUTED, 0, BARE])
+    assert assignment.experts == [BARE, 0, BARE] and assignment.mixture is not None
+    assert assignment.mixture[1].tolist() == [[0, 0], [1, 0], [0, 0]]

@@ -17,13 +17,17 @@ from dynamorouter.config.schema import Config
 from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError
 from dynamorouter.evaluation.score import score_system
+from dynamorouter.inference.generation.generate import generate
 from dynamorouter.inference.policy import Assignment
+from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.expert import fresh_factors
 from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.text.prompts import encode_prompts
 from dynamorouter.runs import phases as pipeline
 from dynamorouter.runs.build import run_tasks
 from dynamorouter.runs.run import open_run
 from dynamorouter.system.system import System
+from dynamorouter.tasks.task import Generation
 from dynamorouter.utils.files import read_json
 from support.builders import write_tiny
 from support.shared import made_once
@@ -248,6 +252,10 @@ def test_generate_and_stream_mix_and_abstain_as_predict_does(alone: Path) -> Non
     system.use_router(system.router, system.classes)
     assert system.generate(asked) == ["", "", ""] and list(system.stream(asked[0])) == []
     assert system.generate(asked, tasks=["say"] * 3) != ["", "", ""]  # a task that is named is not doubted
+    fallen = system.generate(asked, abstain_below=1.0, fallback="base")
+    assert fallen == system.generate(asked, tasks=["base"] * 3) != ["", "", ""]
+    assert "".join(system.stream(asked[0], abstain_below=1.0, fallback="base")).strip() == fallen[0]
+    assert "" not in system.generate(asked, abstain_below=0.0)
 
 
 def test_a_mixture_begins_where_the_lowest_of_its_experts_does(alone: Path) -> None:
@@ -333,3 +341,50 @@ def test_wrong_settings_are_named(den: Path) -> None:
         settings(den, "mixed", "task.say.labels=[a,b]")
     with pytest.raises(ConfigError, match="writes text, and fusions"):
         settings(den, "mixed", "+experts.fusion.say={}")
+
+
+def test_the_bare_base_may_be_asked_and_answers_what_no_expert_does(mixed: Path) -> None:
+    """In one batch with experts, as it would alone; and it says so."""
+    system = System.load(mixed / "system")
+    writer = Base.load(system.bases["writer"].spec, device=torch.device("cpu"))
+    prompts = [prompt.ids for prompt in encode_prompts(writer, [(text, None) for text in ASKED], form="plain", room=60)]
+    bare = [row.text.strip() for row in generate(writer, prompts, None, Generation(max_new_tokens=6))]
+    tasks = ["mood", "base", "base", "say", "base"]
+    found = system.predict(ASKED, tasks=tasks, generation={"max_new_tokens": 6})
+    assert [p.task for p in found] == tasks and [p.expert for p in found] == ["mood", None, None, "say", None]
+    assert [found[i].answer.value for i in (1, 2, 4)] == [bare[i] for i in (1, 2, 4)]  # type: ignore[union-attr]
+    values = found[1].to_json()
+    assert values["route"] == {"base": 1.0} and values["finish_reason"] in ("length", "stop")
+    assert values["prompt_tokens"] == len(prompts[1]) and values["completion_tokens"] <= 6
+    assert values["answer_score"] is None and "label_probabilities" not in values
+    mood = found[0].to_json()
+    chances = mood["label_probabilities"]
+    assert chances.keys() == {"bad", "good"} and "finish_reason" not in mood
+    assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+    assert chances[mood["answer"]] == mood["answer_score"] == max(chances.values())
+    shy = system.predict(ASKED, abstain_below=1.0, fallback="base", generation={"max_new_tokens": 6})
+    assert [(p.task, p.expert, p.confidence) for p in shy] == [("base", None, None)] * 5
+    assert [p.answer.value for p in shy] == bare  # type: ignore[union-attr]
+    assert set(shy[0].route) == {"mood", "say"}
+    nobody = system.predict(ASKED, abstain_below=1.0)
+    assert [(p.task, p.confidence, p.answer) for p in nobody] == [(None, None, None)] * 5
+    assert system.generate(ASKED, tasks=["base"] * 5, max_new_tokens=6) == bare
+    assert "".join(system.stream(ASKED[0], task="base", max_new_tokens=6)).strip() == bare[0]
+
+
+def test_the_command_line_asks_the_router_and_the_bare_base(mixed: Path) -> None:
+    system = mixed / "system"
+    said = call("predict", system, ASKED[0], "--task", "base", "--max-new-tokens", "3").stdout.split()
+    assert said[0] == "base" and said[1] == "1.000"
+    assert call("predict", system, ASKED[0], "--abstain-below", "1").stdout.split() == ["-", "-", "(abstained)"]
+    fallen = call("predict", system, ASKED[0], "--abstain-below", "1", "--fallback", "base", "--json").stdout
+    assert json.loads(fallen)["task"] == "base" and json.loads(fallen)["confidence"] is None
+    shown = call("predict", system, ASKED[0], "--task", "mood", "--probabilities").stdout
+    assert "(bad 0." in shown and ", good 0." in shown
+    refused(call("predict", system, ASKED[0], "--fallback", "bass"), "--fallback is 'bass'; allowed: base, none")
+    refused(call("predict", system, ASKED[0], "--top-k", "3"), "top_k is 3, the number of experts that are mixed")
+    one, two = (call("predict", system, ASKED[0], "--json", "--top-k", str(k)).stdout for k in (1, 2))
+    assert json.loads(one)["answer_score"] != json.loads(two)["answer_score"]
+    refused(call("predict", system, ASKED[1], "--stream", "--top-k", "2"), "leave out --top-k")
+    drawn = call("predict", system, ASKED[1], "--task", "say", "--sampling-top-k", "4", "--temperature", "2").stdout
+    assert drawn.startswith("say")

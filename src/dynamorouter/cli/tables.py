@@ -77,4 +77,5 @@ def prediction_line(values: Mapping[str, Any]) -> str:
     else:
         shown = "(abstained)" if answer is None else str(answer) or "(no answer)"
     expert = values.get("expert") or values.get("task") or "-"
-    return f"{expert:<12} {values['confidence']:6.3f}  {' '.join(shown.split())}"
+    confidence = "-" if values["confidence"] is None else f"{values['confidence']:.3f}"
+    return f"{expert:<12} {confidence:>6}  {' '.join(shown.split())}"

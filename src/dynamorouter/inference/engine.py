@@ -6,19 +6,18 @@ Letters: B batch, S positions, D width, K experts per row.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dynamorouter.errors import ConfigError, LibraryError, one_of
+from dynamorouter.inference.chunk import Chunk
 from dynamorouter.inference.decode import RowDecoder
 from dynamorouter.inference.gating import ExpertGates
-from dynamorouter.inference.generation.decoding import Prefill, read_prompts
-from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment, Candidate, RoutePolicy
-from dynamorouter.inference.writing import GenerationBatch, generate_answers, stream_answer, text_answer
+from dynamorouter.inference.generation.decoding import read_prompts
+from dynamorouter.inference.policy import ABSTAINED, BARE, ROUTED, Assignment, Candidate, RoutePolicy
+from dynamorouter.inference.writing import GenerationBatch, bare_task, generate_answers, stream_answer, text_answer
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import EncoderHead
 from dynamorouter.model.lora.expert import Expert
@@ -27,38 +26,10 @@ from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.passes import ExamplePasses
 from dynamorouter.model.text.prompts import prompt_windows
-from dynamorouter.model.text.tokenize import Batch, TextPair, Window
-from dynamorouter.routing.base import Route, Router, RouterInput
+from dynamorouter.model.text.tokenize import TextPair, Window
+from dynamorouter.routing.base import Route, Router
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.record import Record
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Rows that go through the bases together.
-
-    Attributes:
-        rows: texts and pairs.
-        windows: of each row, on the router's base; the first of each is what the router reads.
-        batch: the first windows, padded.
-        states: the trunk's hidden states by layer, ``{layer: (B, S, D)}``; empty where no router reads any.
-        depth: how deep the trunk was run.
-        prefill: the same with keys and values, on a base that generates, for experts to go on from.
-    """
-
-    rows: list[TextPair]
-    windows: list[list[Window]]
-    batch: Batch
-    states: Mapping[int, Tensor] = field(default_factory=dict)
-    depth: int = 0
-    prefill: Prefill | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def router_input(self) -> RouterInput:
-        """Return what a router reads: hidden states and, for lexical baselines, the texts."""
-        return RouterInput(states=self.states, mask=self.batch.mask, texts=self.rows)
 
 
 class Engine:
@@ -114,6 +85,8 @@ class Engine:
         if home and self.bases[router_base].kind == "decoder":  # it has to hold the text beside the prompt
             self.max_tokens = max(1, min(self.max_tokens, self.bases[router_base].positions - max(home)))
         self.stride = max((expert.task.stride for expert in self.experts), default=32)
+        writing = [name for name in (router_base, *bases) if bases[name].language_head is not None]
+        self.bare_base = writing[0] if writing else None
         self.use_router(router, classes)
 
     def use_router(self, router: Router | None, classes: Sequence[str]) -> None:
@@ -126,6 +99,7 @@ class Engine:
             tuple(classes),
             abstain_below=0.0 if router is None else router.abstain_below,
             respects_pairs=True if router is None else router.respects_pairs,
+            base_writes=self.bare_base is not None,
         )
 
     def close(self) -> None:
@@ -164,6 +138,7 @@ class Engine:
         rows: Sequence[TextPair],
         named: Sequence[int],
         *,
+        policy: RoutePolicy | None = None,
         generation: Mapping[str, Any] | None = None,
         generative_only: bool = False,
     ) -> Iterator[tuple[list[int], Assignment, list[Answer | None]]]:
@@ -172,6 +147,7 @@ class Engine:
         Args:
             rows: texts and pairs.
             named: the expert of each row whose task is named, ``ROUTED`` for the others.
+            policy: in place of the system's own.
             generation: settings of generation that differ from the tasks' own.
             generative_only: route to experts that generate alone.
 
@@ -183,30 +159,49 @@ class Engine:
         """
         routed = self.policy.needs_route(named, generative_only=generative_only)
         for positions, chunk in self.chunks(rows, routed=routed):
-            assignment = self.assign(chunk, [named[i] for i in positions], generative_only=generative_only)
+            chunk_named = [named[i] for i in positions]
+            assignment = self.assign(chunk, chunk_named, policy=policy, generative_only=generative_only)
             yield positions, assignment, self.answer(chunk, assignment, generation=generation)
 
-    def assign(self, chunk: Chunk, named: Sequence[int] | None = None, *, generative_only: bool = False) -> Assignment:
+    def assign(
+        self,
+        chunk: Chunk,
+        named: Sequence[int] | None = None,
+        *,
+        policy: RoutePolicy | None = None,
+        generative_only: bool = False,
+    ) -> Assignment:
         """Assign experts to the rows of a chunk.
 
         Args:
             chunk: rows, with what the router reads.
             named: the expert of each row whose task is named, ``ROUTED`` for the others; by default all are routed.
+            policy: in place of the system's own.
             generative_only: route to experts that generate alone.
 
         Raises:
             ConfigError: rows must be routed and there is no router.
         """
         named = [ROUTED] * len(chunk) if named is None else named
-        routed = self.policy.needs_route(named, generative_only=generative_only)
-        return self.policy.assign(self.route(chunk, generative_only=generative_only) if routed else None, named)
+        policy = policy or self.policy
+        if not policy.needs_route(named, generative_only=generative_only):
+            return policy.assign(None, named)
+        return policy.assign(self.route(chunk, policy=policy, generative_only=generative_only), named)
 
     @torch.inference_mode()
-    def route(self, chunk: Chunk, *, generative_only: bool = False, labels: Sequence[int] | None = None) -> Route:
+    def route(
+        self,
+        chunk: Chunk,
+        *,
+        policy: RoutePolicy | None = None,
+        generative_only: bool = False,
+        labels: Sequence[int] | None = None,
+    ) -> Route:
         """Route a chunk over the system's experts.
 
         Args:
             chunk: rows, with what the router reads.
+            policy: in place of the system's own.
             generative_only: route to experts that generate alone.
             labels: the right expert of each row, which the oracle alone is told.
 
@@ -223,7 +218,7 @@ class Engine:
         else:
             classes = torch.tensor([self.policy.class_of(expert) for expert in labels])
             route = self.router.route_labelled(chunk.router_input(), classes)
-        return self.policy.narrow(route, chunk.rows, generative_only=generative_only)
+        return (policy or self.policy).narrow(route, chunk.rows, generative_only=generative_only)
 
     @torch.inference_mode()
     def answer(
@@ -248,7 +243,7 @@ class Engine:
             An answer per row; ``None`` where nobody answers it.
         """
         decoder = RowDecoder(
-            chunk.rows, [None if expert == ABSTAINED else self._heads[expert] for expert in assignment.experts]
+            chunk.rows, [self._heads[expert] if expert >= 0 else None for expert in assignment.experts]
         )
         texts: dict[int, Answer] = {}
         for name, (reading, generating) in self._rows_by_base(assignment).items():
@@ -266,20 +261,28 @@ class Engine:
                 self.mounted[name].check()
         return [texts.get(row, answer) for row, answer in enumerate(decoder.answers())]
 
-    def stream(self, row: TextPair, named: int, *, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
+    def stream(
+        self,
+        row: TextPair,
+        named: int,
+        *,
+        policy: RoutePolicy | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> Iterator[str]:
         """Generate the answer to one row and yield it piece by piece; nothing where the policy abstains.
 
         Args:
             row: text and pair.
-            named: its expert, one that generates, or ``ROUTED``.
+            named: its expert, one that generates, ``BARE`` or ``ROUTED``.
+            policy: in place of the system's own.
             generation: settings of generation that differ from the task's own.
         """
         ((_, chunk),) = self.chunks([row], routed=self.policy.needs_route([named], generative_only=True))
-        assignment = self.assign(chunk, [named], generative_only=True)
+        assignment = self.assign(chunk, [named], policy=policy, generative_only=True)
         (expert,) = assignment.experts
         if expert == ABSTAINED:
             return
-        name = self.experts[expert].base
+        name = self._base_name(expert)
         self.mounted[name].check()
         for text in stream_answer(self._generation(chunk, [0], assignment, generation)):
             self.mounted[name].check()
@@ -320,16 +323,27 @@ class Engine:
         by_base: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in self.bases}
         for row, index in enumerate(assignment.experts):
             if index != ABSTAINED:
-                expert = self.experts[index]
-                by_base[expert.base][expert.is_generative].append(row)
+                generates = index == BARE or self.experts[index].is_generative
+                by_base[self._base_name(index)][generates].append(row)
         return by_base
+
+    def _base_name(self, expert: int) -> str:
+        """Return the name of an expert's base, or of that which writes without experts."""
+        if expert == BARE:
+            assert self.bare_base is not None  # the policy refuses to name it otherwise
+            return self.bare_base
+        return self.experts[expert].base
 
     def _generation(
         self, chunk: Chunk, rows: Sequence[int], assignment: Assignment, options: Mapping[str, Any] | None
     ) -> GenerationBatch:
         """Return what is to be generated for rows of one base."""
-        tasks = {row: self.experts[assignment.experts[row]].task for row in rows}
-        name = self.experts[assignment.experts[rows[0]]].base
+        answering = {row: assignment.experts[row] for row in rows}
+        name = self._base_name(answering[rows[0]])
+        bare = bare_task(self.bases[name]) if BARE in answering.values() else None
+        tasks = {
+            row: self.experts[index].task if bare is None or index != BARE else bare for row, index in answering.items()
+        }
         prefill = chunk.prefill if name == self.router_base else None
         prefilled = {
             row: chunk.windows[row][0].encoding.ids

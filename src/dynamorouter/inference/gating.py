@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from dynamorouter.errors import LibraryError, one_of
-from dynamorouter.inference.policy import Assignment
+from dynamorouter.inference.policy import BARE, Assignment
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.expert import Expert
@@ -45,6 +45,8 @@ class ExpertGates:
     def begins(self, row: int, assignment: Assignment) -> int:
         """Return the block where a row's experts begin: the lowest of those that are mixed for it on its base."""
         index = assignment.experts[row]
+        if index == BARE:
+            return max(base.depth for base in self.bases.values())
         if assignment.mixture is None or index in self._sources:
             return self._depths[index]
         experts, weights = (part[row].tolist() for part in assignment.mixture)
@@ -69,15 +71,18 @@ class ExpertGates:
         return lambda rows: self.gate(rows, assignment)
 
     def gate(self, rows: Sequence[int], assignment: Assignment) -> Gate:
-        """Return the gate of rows of one base that ``alike`` put together, in their order."""
-        first = assignment.experts[rows[0]]
+        """Return the gate of rows of one base that ``alike`` put together, in their order; none of them abstained."""
+        answering = [assignment.experts[row] for row in rows]
+        first = max(answering)
+        device = next(iter(self.bases.values())).device
+        if first == BARE:
+            return RowGate(torch.full((len(rows),), -1, device=device))
         fusion, base = self.experts[first].fusion, self.experts[first].base
-        device = self.bases[base].device
         if fusion is not None:
             slots = torch.tensor([self.slots[source] for source in self._sources[first]], device=device)
             return FusionGate(fusion.layers, slots, rows=len(rows))
         if assignment.mixture is None:
-            return RowGate(torch.tensor([self.slots[assignment.experts[row]] for row in rows], device=device))
+            return RowGate(torch.tensor([-1 if e == BARE else self.slots[e] for e in answering], device=device))
         experts, weights = (part[list(rows)] for part in assignment.mixture)
         slot_of = [
             slot if expert.base == base else -1 for slot, expert in zip(self.slots, self.experts, strict=True)

@@ -10,8 +10,9 @@ Letters: B batch, C classes of the router, E experts of the system, K experts pe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ ROUTED = -1
 """Stands for the expert of a row whose task is not named."""
 ABSTAINED = -1
 """Stands for the expert of a row that none answers."""
+BARE = -2
+"""Stands for the base without any expert, which writes the answer of a row by itself."""
+BARE_BASE = "base"
+"""The name that the bare base is asked for by, unless an expert or a task has it."""
+Fallback = Literal["none", "base"]
+"""What answers a row that the router abstains from: nothing, or the bare base."""
 LEAST = 1e-12
 """Probability that an expert keeps, however unlikely, where those that may not answer are taken away."""
 
@@ -52,8 +59,8 @@ class Assignment:
     """Which experts answer the rows of a batch.
 
     Attributes:
-        experts: the expert whose head answers each row, ``ABSTAINED`` where none does; B of them.
-        named: the expert of each row whose task was named, ``ROUTED`` for the others.
+        experts: the expert whose head answers each row, ``ABSTAINED`` where none does, ``BARE`` for the bare base.
+        named: the expert of each row whose task was named, ``BARE`` for the bare base, ``ROUTED`` for the others.
         mixture: experts and weights that are mixed under those heads; ``None`` where each answers alone.
         route: over all experts of the system; ``None`` where nothing was routed.
     """
@@ -78,12 +85,39 @@ class RoutePolicy:
         classes: names of the experts that the router was fitted on, in the order of its own indices.
         abstain_below: a row whose best expert is less probable is answered by none.
         respects_pairs: whether pairs are kept from experts that read single texts.
+        threshold: takes the place of ``abstain_below`` this time; ``None`` leaves abstaining to the router.
+        top_k: how many experts are mixed for a row; ``None`` for as many as the router says.
+        fallback: what answers rows that are abstained from.
+        base_writes: whether a base of the system writes without any expert.
     """
 
     candidates: tuple[Candidate, ...]
     classes: tuple[str, ...] = ()
     abstain_below: float = 0.0
     respects_pairs: bool = True
+    threshold: float | None = None
+    top_k: int | None = None
+    fallback: Fallback = "none"
+    base_writes: bool = False
+
+    def asked(
+        self, *, abstain_below: float | None = None, top_k: int | None = None, fallback: Fallback | None = None
+    ) -> RoutePolicy:
+        """Return the policy with what is otherwise this time; ``None`` leaves a setting as it is.
+
+        Raises:
+            ConfigError: a value is out of range, or the bare base is to answer and cannot write.
+        """
+        if abstain_below is not None and not 0.0 <= abstain_below <= 1.0:
+            raise ConfigError(f"abstain_below is {abstain_below}; it is a probability, set it between 0 and 1")
+        if top_k is not None and not 1 <= top_k <= len(self.candidates):
+            raise ConfigError(
+                f"top_k is {top_k}, the number of experts that are mixed for a row; the system has "
+                f"{len(self.candidates)}: set it between 1 and that (of generated text, that is generation's top_k)"
+            )
+        if fallback == "base":
+            self._check_base_writes()
+        return replace(self, threshold=abstain_below, top_k=top_k, fallback=fallback or self.fallback)
 
     @cached_property
     def generative(self) -> list[int]:
@@ -105,10 +139,10 @@ class RoutePolicy:
         )
 
     def named(self, tasks: Sequence[str | None] | None, rows: int, *, generative_only: bool = False) -> list[int]:
-        """Return the expert of each row whose task is named, ``ROUTED`` for the others.
+        """Return the expert of each row whose task is named, ``BARE`` for the bare base, ``ROUTED`` for the others.
 
         Args:
-            tasks: a name or ``None`` for each row; ``None`` where no task is named at all.
+            tasks: a name, ``base`` for the bare base, or ``None`` for each row; ``None`` where no task is named at all.
             rows: how many there are.
             generative_only: whether every row wants a text.
 
@@ -119,15 +153,15 @@ class RoutePolicy:
         tasks = [None] * rows if tasks is None else tasks
         if len(tasks) != rows:
             raise DataError(f"there are {rows} texts, but {len(tasks)} tasks; give one task, or None, for each text")
-        named = [ROUTED if task is None else self.index(task) for task in tasks]
+        named = [ROUTED if task is None else self._named(task) for task in tasks]
         if generative_only:
             able = [self.candidates[expert].name for expert in self.generative]
-            if not able:
+            if not able and any(expert != BARE for expert in named):
                 raise ConfigError(
                     "the experts of this system do not generate text; train one with head: causal_lm or seq2seq"
                 )
             for expert in named:
-                if expert != ROUTED and expert not in self.generative:
+                if expert not in (ROUTED, BARE, *self.generative):
                     raise ConfigError(
                         f"expert {self.candidates[expert].name!r} does not generate text; those that do: {one_of(able)}"
                     )
@@ -160,7 +194,9 @@ class RoutePolicy:
         if generative_only and len(self.generative) < len(self.candidates):
             generates = torch.tensor([candidate.is_generative for candidate in self.candidates], device=device)
             route = self._among(generates, route)
-        return route
+        if self.top_k is not None and self.top_k != route.experts.shape[1]:
+            route = self._chosen_anew(route.probabilities, route)
+        return route if self.threshold is None else replace(route, abstained=route.confidence < self.threshold)
 
     def assign(self, route: Route | None, named: Sequence[int]) -> Assignment:
         """Assign an expert, or a mixture of the first K, to each row.
@@ -172,13 +208,15 @@ class RoutePolicy:
         """
         if route is None:
             return Assignment([self.generative[0] if expert == ROUTED else expert for expert in named], named)
+        nobody = BARE if self.fallback == "base" else ABSTAINED
         experts = [
-            expert if expert != ROUTED else ABSTAINED if abstained else best
+            expert if expert != ROUTED else nobody if abstained else best
             for expert, best, abstained in zip(
                 named, route.experts[:, 0].tolist(), route.abstained.tolist(), strict=True
             )
         ]
-        return Assignment(experts, named, _mixture(route, named), route)
+        alone = [e if fixed != ROUTED or e == BARE else ROUTED for e, fixed in zip(experts, named, strict=True)]
+        return Assignment(experts, named, _mixture(route, alone), route)
 
     def class_of(self, expert: int) -> int:
         """Return the router's index of an expert of the system, -1 where the router was not fitted on it."""
@@ -198,18 +236,38 @@ class RoutePolicy:
         """Return the route by other, unnormalised probabilities ``(B, E)``."""
         return Route.from_probabilities(
             probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(LEAST),
-            top_k=route.experts.shape[1],
+            top_k=self.top_k or route.experts.shape[1],
             abstain_below=self.abstain_below,
         )
 
+    def _named(self, task: str) -> int:
+        """Return the index of an expert, or ``BARE`` where the bare base is meant."""
+        taken = any(task in (candidate.name, candidate.task) for candidate in self.candidates)
+        if task != BARE_BASE or taken:
+            return self.index(task)
+        self._check_base_writes()
+        return BARE
 
-def _mixture(route: Route, named: Sequence[int]) -> Mixture | None:
-    """Return the experts and weights of a route, named ones alone in their rows; ``None`` for one expert per row."""
+    def _check_base_writes(self) -> None:
+        if not self.base_writes:
+            raise ConfigError(
+                "no base of this system writes a text without an expert, since an encoder has no language-model head; "
+                f"name a task ({one_of(candidate.name for candidate in self.candidates)}), or use a base that generates"
+            )
+
+
+def _mixture(route: Route, alone: Sequence[int]) -> Mixture | None:
+    """Return the experts and weights of a route; ``None`` for one expert per row.
+
+    Args:
+        route: over the system's experts.
+        alone: the expert that a row has alone, ``BARE`` for none at all, ``ROUTED`` for those of the route.
+    """
     if route.experts.shape[1] == 1:
         return None
     experts, weights = route.experts.clone(), route.weights.clone()
-    for row, expert in enumerate(named):
+    for row, expert in enumerate(alone):
         if expert != ROUTED:
-            experts[row], weights[row] = expert, 0.0
-            weights[row, 0] = 1.0
+            experts[row], weights[row] = max(expert, 0), 0.0
+            weights[row, 0] = float(expert >= 0)
     return experts, weights

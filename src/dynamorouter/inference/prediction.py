@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynamorouter.inference.policy import ABSTAINED, ROUTED, Assignment
+from dynamorouter.inference.policy import BARE, BARE_BASE, ROUTED, Assignment
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.tasks.answer import Answer
@@ -20,10 +21,10 @@ class Prediction:
     Attributes:
         text: the row's text.
         pair: its second text or context.
-        task: the task of the chosen expert; ``None`` when the router abstained.
-        expert: name of the chosen expert; ``None`` when the router abstained.
+        task: the task of the chosen expert; ``base`` where the bare base answers, ``None`` when the router abstained.
+        expert: name of the chosen expert; ``None`` when none answers.
         route: probability of every expert, by name; only the one that was asked for when the task was given.
-        confidence: calibrated probability of the chosen expert.
+        confidence: calibrated probability of the chosen expert, 1 when the task was given; ``None`` when none answers.
         answer: what the expert's head answers; ``None`` when the router abstained.
     """
 
@@ -32,8 +33,13 @@ class Prediction:
     task: str | None
     expert: str | None
     route: Mapping[str, float]
-    confidence: float
+    confidence: float | None
     answer: Answer | None
+
+    @property
+    def label_probabilities(self) -> Mapping[str, float] | None:
+        """Probability of every label of the expert's task; ``None`` where it does not answer with a label."""
+        return None if self.answer is None else self.answer.label_probabilities
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with what the kind of answer adds, such as the entities that tags mark."""
@@ -43,15 +49,27 @@ class Prediction:
             "task": self.task,
             "expert": self.expert,
             "route": {name: round(value, 6) for name, value in self.route.items()},
-            "confidence": round(self.confidence, 6),
+            "confidence": _rounded(self.confidence),
             "answer": None if self.answer is None else self.answer.value,
             "answer_score": None,
         }
         if self.answer is not None:
             kind = kind_of_answer(self.answer.kind)
-            values["answer_score"] = None if kind.is_generative else round(self.answer.score, 6)
+            values["answer_score"] = None if kind.is_generative else _rounded(self.answer.score)
             values |= kind.details(self.text, self.answer.value)
+            if self.label_probabilities is not None:
+                values["label_probabilities"] = {
+                    name: _rounded(value) for name, value in self.label_probabilities.items()
+                }
+            if kind.is_generative:
+                counts = ("finish_reason", "prompt_tokens", "completion_tokens")
+                values |= {name: getattr(self.answer, name) for name in counts}
         return values
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return a probability to six places; ``None`` for one that cannot be had, which JSON writes as null."""
+    return None if value is None or not math.isfinite(value) else round(value, 6)
 
 
 def predictions(
@@ -70,16 +88,18 @@ def predictions(
     row_predictions = []
     for position, (row, expert_index, answer) in enumerate(zip(rows, assignment.experts, answers, strict=True)):
         named = assignment.named[position] != ROUTED
-        route = {names[expert_index]: 1.0} if named else dict(zip(names, routed[position], strict=True))
-        expert = None if expert_index == ABSTAINED else experts[expert_index]
+        expert = experts[expert_index] if expert_index >= 0 else None
+        name = BARE_BASE if expert is None else expert.name
+        route = {name: 1.0} if named else dict(zip(names, routed[position], strict=True))
+        task_name = BARE_BASE if expert_index == BARE else None
         row_predictions.append(
             Prediction(
                 text=row[0],
                 pair=row[1],
-                task=None if expert is None else expert.task.name,
+                task=task_name if expert is None else expert.task.name,
                 expert=None if expert is None else expert.name,
                 route=route,
-                confidence=max(route.values()),
+                confidence=max(route.values()) if named or expert is not None else None,
                 answer=answer,
             )
         )

@@ -6,11 +6,12 @@ Rows that a router has read go on from what it read; the others are read first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynamorouter.inference.generation.decoding import Prefill
 from dynamorouter.inference.generation.generate import generate, stream
+from dynamorouter.inference.policy import BARE_BASE
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.language import prompt_room
 from dynamorouter.model.text.batching import token_batches
@@ -18,8 +19,11 @@ from dynamorouter.model.text.passes import Gates
 from dynamorouter.model.text.prompts import Prompt, encode_prompts
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.task import Generation, Task
+from dynamorouter.tasks.task import Columns, Generation, Task
 from dynamorouter.utils.explain import changed
+
+LONGEST_BARE_PROMPT = 4096
+"""Most tokens of a prompt, with the text that is written after it, on a bare base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,13 @@ def generate_answers(batch: GenerationBatch, *, budget: int) -> dict[int, Answer
                 [options[position] for position in group],
                 reading=None if prefill is None else prefill.select(group),
             )
-            answers.update(zip(group, (text_answer(row.text) for row in generated), strict=True))
+            for position, row in zip(group, generated, strict=True):
+                answers[position] = replace(
+                    text_answer(row.text),
+                    finish_reason=row.finish_reason,
+                    prompt_tokens=len(prompts[position]),
+                    completion_tokens=len(row.ids),
+                )
     return answers
 
 
@@ -108,6 +118,20 @@ def task_prompts(base: Base, task: Task, rows: Sequence[TextPair]) -> list[Promp
     return encode_prompts(base, rows, form=form, room=prompt_room(base, task, task.max_tokens))
 
 
+def bare_task(base: Base) -> Task:
+    """Return the task of a base that writes without any expert: rows in its own form, settings by default."""
+    generation = Generation()
+    room = min(base.positions, LONGEST_BARE_PROMPT)
+    return Task(
+        name=BARE_BASE,
+        head="seq2seq" if base.kind == "seq2seq" else "causal_lm",
+        columns=Columns(text="text", pair="pair", target="target"),
+        metrics=("lm_loss",),
+        max_tokens=max(8, room - (generation.max_new_tokens if base.kind == "decoder" else 0)),
+        stride=0,
+    )
+
+
 def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> Generation:
     """Return how a task's expert generates.
 
@@ -123,4 +147,4 @@ def writing_options(task: Task, changes: Mapping[str, Any] | None = None) -> Gen
 
 def text_answer(text: str) -> Answer:
     """Make an answer of a generated text."""
-    return Answer("text", text.strip(), 1.0)
+    return Answer("text", text.strip(), None)

@@ -267,7 +267,8 @@ def _answer_once(system: System) -> None:
         system.names,
         generation={"max_new_tokens": 1, "min_new_tokens": 0},
     )
-    broken = [p.expert for p in answers if p.answer is not None and not math.isfinite(p.answer.score)]
+    scores = {p.expert: p.answer.score for p in answers if p.answer is not None}
+    broken = [name for name, score in scores.items() if score is not None and not math.isfinite(score)]
     if broken:
         raise LibraryError(f"expert {one_of(map(str, broken))} answers with scores that are no numbers")
     if system.router is not None:

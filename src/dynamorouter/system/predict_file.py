@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,10 +31,12 @@ class Predictor(Protocol):
         texts: Sequence[str],
         pairs: Sequence[str | None] | None = None,
         tasks: Sequence[str | None] | None = None,
-        *,
-        generation: Mapping[str, Any] | None = None,
     ) -> Sequence[Predicted]:
         """Answer each text, or text and pair, through the expert of ``tasks`` or the one that is routed to."""
+
+
+Answering = Callable[..., Sequence[Predicted]]
+"""``Predictor.predict``, with further arguments of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def predict_lines(
     *,
     task: str | None = None,
     skip_bad: SkipCount | None = None,
-    generation: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
     chunk: int = 64,
 ) -> Iterator[tuple[Row, Predicted]]:
     """Yield each row of a JSONL file with its prediction, in order.
@@ -70,35 +73,35 @@ def predict_lines(
             are passed over.
         task: the task of all rows; ``None`` routes each.
         skip_bad: where given, broken rows are counted in it and left out.
-        generation: settings of written answers that differ from the tasks' own.
+        asked: further arguments of ``predict``, such as ``abstain_below`` or ``generation``.
         chunk: rows that are answered together.
 
     Raises:
         DataError: a row, named by its line, cannot be read or answered.
     """
+    predict: Answering = system.predict
     rows = _rows(path, skip_bad)
     while batch := list(islice(rows, chunk)):
-        yield from _answer(system, batch, task, skip_bad, Path(path), generation)
+        yield from _answer(partial(predict, **(asked or {})), batch, task, skip_bad, Path(path))
 
 
 def _answer(
-    system: Predictor,
+    predict: Answering,
     batch: Sequence[Row],
     task: str | None,
     skip_bad: SkipCount | None,
     path: Path,
-    generation: Mapping[str, Any] | None,
 ) -> Iterator[tuple[Row, Predicted]]:
     """Answer a chunk; if it fails, answer its rows one by one to find the line at fault."""
     try:
         tasks = None if task is None else [task] * len(batch)
-        answers = system.predict([row.text for row in batch], [row.pair for row in batch], tasks, generation=generation)
+        answers = predict([row.text for row in batch], [row.pair for row in batch], tasks)
     except DataError as error:
         if len(batch) == 1:
             bad_row(f"{path}, line {batch[0].number}: {error}", skip_bad)
             return
         for row in batch:
-            yield from _answer(system, [row], task, skip_bad, path, generation)
+            yield from _answer(predict, [row], task, skip_bad, path)
         return
     yield from zip(batch, answers, strict=True)
 

@@ -15,6 +15,7 @@ from dynamorouter import __version__
 from dynamorouter.config.bases import find_base
 from dynamorouter.errors import LibraryError, one_of
 from dynamorouter.inference.engine import Engine
+from dynamorouter.inference.policy import Fallback
 from dynamorouter.inference.prediction import Prediction, predictions
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
@@ -237,6 +238,9 @@ class System:
         pairs: Sequence[str | None] | None = None,
         tasks: Sequence[str | None] | None = None,
         *,
+        abstain_below: float | None = None,
+        top_k: int | None = None,
+        fallback: Fallback | None = None,
         generation: Mapping[str, Any] | None = None,
     ) -> list[Prediction]:
         """Answer each text with the expert that the router chooses for it, be the answer a label or a generated text.
@@ -244,17 +248,23 @@ class System:
         Args:
             texts: single texts, first texts of pairs, or questions.
             pairs: second texts or contexts; ``None`` where a text stands alone.
-            tasks: names of experts (or of their tasks) to use instead of routing; ``None`` routes the row.
+            tasks: names of experts (or of their tasks) to use instead of routing, ``base`` for the bare base; ``None``
+                routes the row.
+            abstain_below: a row whose best expert is less probable is answered by none; the router's own by default.
+            top_k: how many experts are mixed for a row; the router's own by default.
+            fallback: ``base`` lets the bare base answer rows that the router abstains from.
             generation: settings of generated answers that differ from the tasks' own, such as ``max_new_tokens``.
 
         Raises:
             DataError: a text is empty, too long or holds control characters, or the lists differ in length.
-            ConfigError: a task is unknown, or rows must be routed and no router was fitted.
+            ConfigError: a task is unknown, rows must be routed and no router was fitted, a setting is out of range, or
+                the bare base is asked and does not write.
         """
+        policy = self.engine.policy.asked(abstain_below=abstain_below, top_k=top_k, fallback=fallback)
         rows = check_rows(texts, pairs)
-        named = self.engine.policy.named(tasks, len(rows))
+        named = policy.named(tasks, len(rows))
         by_position: dict[int, Prediction] = {}
-        for positions, assignment, answers in self.engine.answers(rows, named, generation=generation):
+        for positions, assignment, answers in self.engine.answers(rows, named, policy=policy, generation=generation):
             chunk = [rows[position] for position in positions]
             by_position.update(zip(positions, predictions(chunk, self.experts, assignment, answers), strict=True))
         return [by_position[position] for position in range(len(rows))]
@@ -264,6 +274,9 @@ class System:
         prompts: Sequence[str],
         pairs: Sequence[str | None] | None = None,
         tasks: Sequence[str | None] | None = None,
+        *,
+        abstain_below: float | None = None,
+        fallback: Fallback | None = None,
         **generation: Any,
     ) -> list[str]:
         """Generate a text for each prompt with the likeliest of the experts that do, or a mixture of the first k.
@@ -273,29 +286,44 @@ class System:
         Args:
             prompts: texts or instructions.
             pairs: inputs that go with them; ``None`` where there is none.
-            tasks: names of experts to use instead of routing.
+            tasks: names of experts to use instead of routing, ``base`` for the bare base.
+            abstain_below: as in ``predict``.
+            fallback: as in ``predict``.
             **generation: what differs from the tasks' own, by the names of ``tasks.task.Generation`` or their aliases.
 
         Raises:
             ConfigError: no expert of the system generates, or a task names one that does not.
         """
         rows = check_rows(prompts, pairs)
-        named = self.engine.policy.named(tasks, len(rows), generative_only=True)
+        policy = self.engine.policy.asked(abstain_below=abstain_below, fallback=fallback)
+        named = policy.named(tasks, len(rows), generative_only=True)
         texts = [""] * len(rows)
-        for positions, _, answers in self.engine.answers(rows, named, generation=generation, generative_only=True):
+        for positions, _, answers in self.engine.answers(
+            rows, named, policy=policy, generation=generation, generative_only=True
+        ):
             for position, answer in zip(positions, answers, strict=True):
                 texts[position] = "" if answer is None else str(answer.value)
         return texts
 
-    def stream(self, prompt: str, pair: str | None = None, task: str | None = None, **generation: Any) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: str,
+        pair: str | None = None,
+        task: str | None = None,
+        *,
+        abstain_below: float | None = None,
+        fallback: Fallback | None = None,
+        **generation: Any,
+    ) -> Iterator[str]:
         """Generate a text as ``generate`` does, and yield it piece by piece, with the white space around it.
 
         Raises:
             ConfigError: no expert of the system generates, or ``task`` names one that does not.
         """
         rows = check_rows([prompt], [pair])
-        named = self.engine.policy.named([task], 1, generative_only=True)
-        yield from self.engine.stream(rows[0], named[0], generation=generation)
+        policy = self.engine.policy.asked(abstain_below=abstain_below, fallback=fallback)
+        named = policy.named([task], 1, generative_only=True)
+        yield from self.engine.stream(rows[0], named[0], policy=policy, generation=generation)
 
     def route(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[dict[str, float]]:
         """Return the probability of every expert for each text, without answering.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +20,9 @@ from dynamorouter.inference.generation.sampling import Sampler
 from dynamorouter.inference.generation.streaming import TextStream
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
+from dynamorouter.tasks.answer import FinishReason
 from dynamorouter.tasks.task import Generation
 
-FinishReason = Literal["stop", "length"]
 FINISHED_SHARE = 0.25
 """Share of the rows in a batch that must be finished before the others go on without them: leaving costs a copy."""
 

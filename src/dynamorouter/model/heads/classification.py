@@ -101,14 +101,14 @@ class ClassificationHead(EncoderHead):
         return functional.cross_entropy(self.logits(hidden, mask), gold, reduction="none")
 
     def parts(self, logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
-        """Return each window's most probable class and its probability."""
-        score, best = logits.softmax(dim=-1).max(dim=-1)
-        return list(zip(best.tolist(), score.tolist(), strict=True))
+        """Return the probability of every class in each window."""
+        return list(logits.softmax(dim=-1).tolist())
 
     def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
         """Take the first window's label, as in training."""
-        best, score = parts[0]
-        return Answer("classification", self.labels[best], score)
+        chances = dict(zip(self.labels, parts[0], strict=True))
+        best = max(chances, key=chances.__getitem__)
+        return Answer("classification", best, chances[best], label_probabilities=chances)
 
     def choices(self, logits: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:
         """Return the logits as they are: each window is a choice among the labels."""

@@ -94,7 +94,8 @@ class TagsHead(EncoderHead):
             tagged = {**part, **tagged}
         words = len(word_spans(row[0]))
         tags = [self.labels[tagged[word][0] if word in tagged else outside] for word in range(words)]
-        score = math.exp(sum(math.log(max(p, 1e-12)) for _, p in tagged.values()) / max(len(tagged), 1))
+        logs = [math.log(max(chance, 1e-12)) for _, chance in tagged.values()]
+        score = math.exp(sum(logs) / len(logs)) if logs else None
         return Answer("tags", tags, score)
 
     def choices(self, logits: Tensor, mask: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dynamorouter.bench.arms.base import build_arm
 from dynamorouter.bench.experiment import Experiment
@@ -14,6 +15,8 @@ from dynamorouter.config.schema import Config
 from dynamorouter.data.prepare import load_prepared
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.heads.base import EncoderHead
+from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.system.system import System
 from dynamorouter.tasks.answer import Answer
 from support.tinyrun import settings
@@ -59,6 +62,29 @@ def test_one_base_serves_the_system_and_all_that_arms_try(
         named = system.predict(texts, tasks=["mood"] * len(texts))
         assert same_answers([row.answer for row in named], answers["oracle"])
         assert same_answers([row.answer for row in system.predict(texts)], answers["router/own"])
+
+
+def test_an_ensemble_answers_by_the_mean_of_the_logits(config: Config, finished: Path) -> None:
+    experiment = Experiment.open(config, finished, load_prepared(finished / "data", list(config.task)))
+    arm = build_arm("ensemble")
+    arm.fit(experiment)
+    answers = arm.answer(experiment, "mood")
+    base, expert = experiment.base, experiment.expert("mood")
+    assert isinstance(expert.head, EncoderHead)
+    records = experiment.rows("test", "mood")
+    windows = base.encoder.windows([(record.text, None) for record in records], max_tokens=32, stride=8)
+    first = [window for window in windows if window.part == 0]
+    single = [window for window in first if sum(other.row == window.row for other in windows) == 1]
+    assert len(single) > 5  # rows of one window, whose answer is that of its logits
+    with torch.inference_mode():
+        for window in single:
+            batch = base.encoder.collate([window.encoding], base.device)
+            gates = [RowGate(torch.tensor([slot])) for slot in range(3)]
+            logits = [expert.head.logits(base.forward(batch, gate), batch.mask) for gate in gates]
+            probabilities = torch.stack(logits).mean(dim=0).softmax(dim=-1)[0]
+            answer = answers[window.row]
+            assert answer is not None and answer.value == expert.task.labels[int(probabilities.argmax())]
+            assert answer.score == pytest.approx(float(probabilities.max()), abs=1e-5)
 
 
 def same_answers(ours: list[Answer | None], theirs: list[Answer | None]) -> bool:

@@ -115,18 +115,57 @@ def test_broken_rows_of_a_run(home: Path, rows: Path, tmp_path: Path, case: str)
     spoil(rows, bad)
     line = words(home, f"data.root={rows}")
     refused(call("prepare", *line, "--out", tmp_path / "run"), said, "--skip-bad")
-    done = call("prepare", *line, "data.filters.skip_bad=true", "--out", tmp_path / "other")
+    done = call("prepare", *line, "--skip-bad", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    counts = read_json(tmp_path / "other" / "data" / "manifest.json")["tasks"]["mood"]["counts"]["train"]
+    assert "mood, train: " in done.stderr and "left out: 1 bad" in done.stderr
+    counts = read_json(tmp_path / "run" / "data" / "manifest.json")["tasks"]["mood"]["counts"]["train"]
     assert 1 in counts.values()
 
 
-def test_unknown_labels_of_a_run_are_counted(home: Path, rows: Path, tmp_path: Path) -> None:
-    spoil(rows, {"text": "the film", "label": "so so"})
-    done = call("prepare", *words(home, f"data.root={rows}"), "--out", tmp_path / "run")
+def test_unknown_labels_of_a_run_stop_it_or_are_counted(home: Path, rows: Path, tmp_path: Path) -> None:
+    spoil(rows, {"text": "the film", "label": "goood"})
+    line = ("prepare", *words(home, f"data.root={rows}"))
+    out = tmp_path / "run"
+    refused(call(*line, "--out", out), "'goood' in 1 rows (did you mean 'good'?)", "data.filters.unknown_labels=drop")
+    done = call(*line, "data.filters.unknown_labels=drop", "--out", out)
     assert done.exit_code == 0, done.output
-    manifest = read_json(tmp_path / "run" / "data" / "manifest.json")
+    assert "left out: 1 unknown label" in done.stderr
+    manifest = read_json(out / "data" / "manifest.json")
     assert manifest["tasks"]["mood"]["counts"]["train"]["unknown_label"] == 1
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["run", "resume"])
+def test_a_run_that_failed_before_training_begins_again(
+    home: Path, rows: Path, tmp_path: Path, resume: tuple[str, ...]
+) -> None:
+    out, line = tmp_path / "run", ("prepare", *words(home, f"data.root={rows}"))
+    sound = (rows / "mood" / "train.jsonl").read_bytes()
+    spoil(rows, {"text": "the film", "label": "goood"})
+    refused(call(*line, "--out", out), "'goood'")
+    refused(call(*line, "seed=5", "--out", out, *resume), "'goood'")
+    (rows / "mood" / "train.jsonl").write_bytes(sound)
+    done = call(*line, "seed=6", "--out", out, *resume)
+    assert done.exit_code == 0, done.output
+    assert "seed: 6" in (out / "config.yaml").read_text()
+    refused(call(*line, "seed=7", "--out", out, "--resume"), "seed was 6 and is 7")
+    refused(call(*line, "seed=6", "--out", out), "an unfinished run")
+
+
+def test_a_corrected_source_is_read_again_until_something_is_trained(home: Path, rows: Path, tmp_path: Path) -> None:
+    out, line = tmp_path / "run", ("prepare", *words(home, f"data.root={rows}"))
+    assert call(*line, "--out", out).exit_code == 0
+    before, log = contents(out / "data"), (out / "log.jsonl").read_bytes()
+    assert call(*line, "--out", out, "--resume").exit_code == 0
+    assert contents(out / "data") == before and (out / "log.jsonl").read_bytes() == log
+    spoil(rows, {"text": " ", "label": "good"})
+    (out / "phases").mkdir()
+    assert call("prepare", "--out", out, "--resume").exit_code == 0
+    assert contents(out / "data") == before
+    (out / "phases").rmdir()
+    assert call("prepare", "--out", out, "--resume").exit_code == 0
+    assert contents(out / "data") != before
+    assert [line["task"] for line in lines(out / "log.jsonl")] == ["mood", "names", "ask"]
+    assert (out / "log.jsonl").read_bytes() != log
 
 
 def test_places_that_are_not_there_are_found_before_any_work(home: Path, rows: Path, tmp_path: Path) -> None:

@@ -135,11 +135,16 @@ def test_filters_drop_with_counts(tmp_path: Path) -> None:
         {"text": "Train number, 3", "label": "no"},
     ]
     write(tmp_path / "raw", train=rows(100, "train") + bad, validation=rows(40, "validation"))
-    data = run(tmp_path, options=dataclasses.replace(SMALL, max_chars=299, max_words=49))
+    options = dataclasses.replace(SMALL, max_chars=299, max_words=49, unknown_labels="drop")
+    data = run(tmp_path, options=options)
     assert data.manifest["tasks"]["mood"]["counts"]["train"] == {
         "read": 106, "kept": 100, "bad": 0, "leak": 0, "empty": 1,
-        "control_characters": 1, "too_long": 2, "unknown_label": 1, "duplicate": 1,
+        "control_characters": 1, "too_long": 2, "unknown_label": 1, "duplicate_with_another_target": 1,
     }  # fmt: skip
+    assert data.notes() == [
+        "mood, train: 106 rows read; 100 kept; left out: 1 control characters, 1 duplicate with another target, "
+        "1 empty, 2 too long, 1 unknown label"
+    ]
 
 
 def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: Path) -> None:
@@ -150,12 +155,74 @@ def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: 
     assert data.manifest["tasks"]["mood"]["counts"]["train"]["bad"] == 1
     write(tmp_path / "raw", train=[{"text": f"a{i}", "label": "maybe"} for i in range(9)])
     with pytest.raises(
-        DataError, match=r"nothing is left of the 9 rows of split 'train'.*\n.*'maybe'.*allowed: no, yes"
+        DataError, match=r"split 'train': 9 of 9 rows have a label .*'maybe' in 9 rows; allowed: no, yes; .*=drop"
     ):
         run(tmp_path)
+    with pytest.raises(DataError, match=r"nothing is left of the 9 rows of split 'train'.*\n- .*row 1: label 'maybe'"):
+        run(tmp_path, options=dataclasses.replace(SMALL, unknown_labels="drop"))
     (tmp_path / "raw" / "mood" / "train.jsonl").unlink()
     with pytest.raises(DataError, match="no train split, only validation"):
         run(tmp_path)
+
+
+def test_too_few_rows_are_explained_by_what_was_left_out(tmp_path: Path) -> None:
+    same = [{"text": "the same", "label": "no"}] * 20 + [{"text": "the same", "label": "yes"}] * 5
+    write(tmp_path / "raw", train=[*same, {"text": "another", "label": "yes"}])
+    with pytest.raises(
+        DataError,
+        match=r"too few rows for validation, .*\(train: 26 rows read; 2 kept; left out: 19 duplicate, 5 duplicate with "
+        r"another target\); give more rows",
+    ):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(("label", "said"), [("no", "'no', of no, yes"), ("yes", "'yes', of no, yes")])
+def test_one_class_alone_is_nothing_to_learn_from(tmp_path: Path, label: str, said: str) -> None:
+    write(tmp_path / "raw", train=[{"text": f"a {i}", "label": label} for i in range(60)])
+    with pytest.raises(DataError, match=rf"split 'train': all 60 rows have the one label {said}; give rows of another"):
+        run(tmp_path)
+
+
+def test_tags_that_mark_nothing_are_nothing_to_learn_from(tmp_path: Path) -> None:
+    names = Task(
+        name="names",
+        head="tags",
+        columns=Columns(text="tokens", target="tags"),
+        labels=("O", "B-X"),
+        metrics=("entity_f1",),
+        sources={"local": {}},
+    )
+    write(tmp_path / "raw", "names", train=[{"tokens": ["a", str(i)], "tags": ["O", "O"]} for i in range(60)])
+    with pytest.raises(DataError, match="all 60 rows have the one label 'O', of B-X, O"):
+        run(tmp_path, names)
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "bad", "said"),
+    [
+        ("final_number", {"answer": "#### 4"}, {"answer": "none"}, "finds no number in the target 'none'"),
+        ("pass_at_1", {"tests": ["assert f() == 1"]}, {"tests": []}, r"needs tests in the target.*columns\.extra"),
+        ("pass_at_1", {"tests": ["assert f() == 1"]}, {"tests": [" "]}, "needs tests in the target"),
+        ("pass_at_1", {"tests": ["assert f() == 1"]}, {"tests": ["assert f( =="]}, "cannot run 'assert f"),
+    ],
+)
+def test_rows_that_can_never_be_scored_are_found_before_training(
+    tmp_path: Path, metric: str, good: dict[str, Any], bad: dict[str, Any], said: str
+) -> None:
+    task = Task(
+        name="write",
+        head="causal_lm",
+        columns=Columns(text="text", target="answer", extra={"tests": "tests"} if "tests" in good else {}),
+        metrics=(metric,),
+        sources={"local": {}},
+    )
+    lines = [{"text": f"a {i}", "answer": "x = 1", **(bad if i % 3 == 0 else good)} for i in range(60)]
+    write(tmp_path / "raw", "write", train=lines)
+    with pytest.raises(DataError, match=rf"20 of 60 rows can never be scored, such as row 1: metric '{metric}' {said}"):
+        run(tmp_path, task)
+    data = run(tmp_path, task, options=dataclasses.replace(SMALL, skip_bad=True))
+    assert data.manifest["tasks"]["write"]["counts"]["train"]["cannot_be_scored"] == 20
+    assert "20 cannot be scored" in data.notes()[0]
 
 
 def test_the_order_of_the_file_changes_nothing(tmp_path: Path) -> None:

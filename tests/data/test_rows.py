@@ -56,7 +56,7 @@ def test_a_data_set_is_read_with_the_names_of_its_integer_labels() -> None:
         ([], r"rows: there are none"),
         ("text", r"rows: got one str, not rows; give a datasets\.Dataset"),
         (5, r"rows: got int; give a datasets\.Dataset"),
-        ([*ROWS, "text"], r"rows, row 3: got str 'text'; give a mapping or a Record"),
+        ([*ROWS, "text"], r"rows, row 3: got str 'text'; give mappings, or records alone"),
         ([*ROWS, {"text": "a"}], r"rows, row 3: column label missing; found text; task 'mood' needs text, label"),
         ([{"words": "a"}], r"rows, row 1: column text, label missing; found words"),
         ([*ROWS, {"text": "", "label": "bad"}], r"rows, row 3: text is empty"),

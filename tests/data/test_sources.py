@@ -219,8 +219,8 @@ def test_wrong_offsets_move_to_the_nearest_occurrence(start: int, moved: int) ->
 
 def test_native_records_leave_nothing_out_in_silence() -> None:
     rows = [(1, {"text": "a", "label": "good"}), (2, {"text": "b", "label": "?"}), (3, {"text": "a", "label": "good"})]
-    with pytest.raises(DataError, match=r"split 'test', row 2: label '\?' is not in the list; allowed: bad, good"):
-        list(native_records(SENTIMENT, 4, rows, split="test"))
+    with pytest.raises(DataError, match=r"here: 1 of 3 rows have a label that is none of the task's: '\?' in 1 rows;"):
+        native_records(SENTIMENT, rows, where="here", id_prefix="test")
     skipped = SkipCount()
-    records = list(native_records(SENTIMENT, 4, rows, split="test", skip_bad=skipped))
+    records = native_records(SENTIMENT, rows, where="here", id_prefix="test", skip_bad=skipped)
     assert ([record.id for record in records], skipped.count) == (["test-1", "test-3"], 1)

@@ -154,7 +154,10 @@ def test_final_answers_are_compared_as_numbers() -> None:
     targets: list[Target] = ["1 + 1 = 2\n#### 2"] * 4
     assert of("final_number", ["#### 2.0", "it is 2", "#### 3", None], targets) == 0.5
     assert of("final_number", ["no idea"], ["#### 0"]) == 0.0
-    with pytest.raises(DataError, match=r"task 'write' holds no number.*#### N"):
+    with pytest.raises(
+        DataError,
+        match=r"task 'write': metric 'final_number' finds no number in .*'one'; .*#### N",
+    ):
         of("final_number", ["1"], ["one"])
 
 

@@ -134,7 +134,8 @@ def test_adapter_of_a_task_model_brings_its_head(
         ("QUESTION_ANS", AutoModelForQuestionAnswering, "qa_outputs.weight"),
     ):
         model = get_peft_model(
-            cls.from_pretrained(tiny_folder("bert")), PeftConfig(task_type=kind, r=2, target_modules=["query"])
+            cls.from_pretrained(tiny_folder("bert")),
+            PeftConfig(task_type=kind, r=2, target_modules=["query"], init_lora_weights=False),
         )
         model.save_pretrained(str(tmp_path / kind))
         adapter = load_adapter(tmp_path / kind, base)
@@ -167,7 +168,12 @@ def test_unmatched_keys_and_other_bases_are_refused(
 ) -> None:
     base = tiny_base()
     lora = LoraConfig(rank=2, targets=("query",))
-    save_adapter(tmp_path, fresh_factors(base, lora, seed=0, name="x"), lora, base)
+    save_adapter(
+        tmp_path,
+        random_change(base, "x", dict.fromkeys(target_layers(base, "attention", trunk_depth=0), 2)).factors,
+        lora,
+        base,
+    )
     path = tmp_path / "adapter_model.safetensors"
     whole = load_file(path)
     save_file({**whole, "base_model.model.embeddings.word_embeddings.weight": torch.ones(2, 2)}, path)

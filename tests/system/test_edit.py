@@ -22,7 +22,6 @@ from transformers import (
 
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.errors import AdapterError, DataError, DynamoRouterError, LibraryError, RouterError
-from dynamorouter.model.heads.imported import imported_head
 from dynamorouter.system import edit
 from dynamorouter.system.system import System
 from dynamorouter.tasks.task import Columns, Task
@@ -102,6 +101,8 @@ def test_a_classifier_answers_as_with_peft(home: Path, system: Path, rows: Path,
         rows,
         "--name",
         "mine",
+        "--labels",
+        "a, b, c",
     )
     assert said.exit_code == 0, said.output
     after = System.load(system)
@@ -152,7 +153,7 @@ def test_tags_and_spans_answer_as_with_peft(home: Path, system: Path, rows: Path
     )
     model = peft_model(base, "TOKEN_CLS")
     model.save_pretrained(tmp_path / "tags")
-    edit.add_expert(system, tmp_path / "tags", name="pos", task=tags, data=rows)
+    edit.add_expert(system, tmp_path / "tags", name="pos", task=tags, data=rows, labels=tags.labels)
     text = "the film was dull"
     with torch.no_grad():
         best = model(**tokenizer(text, return_tensors="pt")).logits[0].argmax(-1).tolist()
@@ -236,6 +237,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str, type[DynamoRouterErr
     "DoRA": (saved(use_dora=True), "use_dora=True", AdapterError),
     "label count": (saved(labels=2), "labels a, b, c", AdapterError),
     "another head": (saved("TOKEN_CLS", labels=4), "does not fit task 'topic'", AdapterError),
+    "unnamed outputs": (saved(), "--labels a,b,c", AdapterError),
     "truncated": (broken(halve), "truncated or corrupt", LibraryError),
     "stray key": (broken(stray), "odd", AdapterError),
     "biases": (broken(biased), "bias='all'", AdapterError),
@@ -282,17 +284,6 @@ def test_names_rows_and_other_bases_are_refused(home: Path, system: Path, rows: 
     assert contents(system) == before
 
 
-def test_a_head_that_cannot_be_rebuilt_is_refused(tiny_folder: Callable[[str], Path], tiny_base: Any) -> None:
-    """DistilBERT's classifier stands on a layer that PEFT does not save."""
-    model = peft_model(tiny_folder("distilbert"), "SEQ_CLS", target_modules=["q_lin"])
-    head = {
-        f"classifier.{leaf}": v
-        for leaf, v in model.base_model.model.classifier.modules_to_save.default.state_dict().items()
-    }
-    with pytest.raises(AdapterError, match="distilbert"):
-        imported_head(TOPIC, tiny_base("distilbert"), head)
-
-
 def test_a_failure_while_the_system_is_changed_leaves_it_whole(
     home: Path, system: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +295,18 @@ def test_a_failure_while_the_system_is_changed_leaves_it_whole(
 
     monkeypatch.setattr(System, "save_router", full)
     (tmp_path / "topic.yaml").write_text(TASK)
-    line = ("expert", "add", system, tmp_path / "adapter", "--task", tmp_path / "topic.yaml", "--data", rows)
+    line = (
+        "expert",
+        "add",
+        system,
+        tmp_path / "adapter",
+        "--task",
+        tmp_path / "topic.yaml",
+        "--data",
+        rows,
+        "--labels",
+        "a,b,c",
+    )
     refused(call(*line), "No space left on device")
     refused(call("expert", "remove", system, "mood"), "No space left on device")
     assert contents(system) == before
@@ -426,9 +428,9 @@ def test_a_router_that_kept_nothing_needs_everybodys_rows(home: Path, system: Pa
         path.unlink()
     before = contents(system)
     with pytest.raises(RouterError, match="expert 'mood' has no rows"):
-        edit.add_expert(system, tmp_path / "adapter", name="topic", task=TOPIC, data=rows)
+        edit.add_expert(system, tmp_path / "adapter", name="topic", task=TOPIC, data=rows, labels=TOPIC.labels)
     assert contents(system) == before
     both = Path(shutil.copytree(home / "rows", tmp_path / "both"))
     shutil.copytree(rows / "topic", both / "topic")
-    edit.add_expert(system, tmp_path / "adapter", name="topic", task=TOPIC, data=both)
+    edit.add_expert(system, tmp_path / "adapter", name="topic", task=TOPIC, data=both, labels=TOPIC.labels)
     assert System.load(system).classes == ["mood", "names", "ask", "topic"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynamorouter.errors import LibraryError, RouterError
-from dynamorouter.model.lora import peft
+from dynamorouter.model.lora.adapter_files import WEIGHTS
 from dynamorouter.system import edit
 from dynamorouter.system.routes import joined, kept_accuracy
 from dynamorouter.system.system import System
@@ -91,7 +91,7 @@ def test_what_cannot_be_opened_again_replaces_nothing(system: Path, monkeypatch:
     before = contents(system)
 
     def half(self: System, folder: Path) -> None:
-        (folder / "experts" / "mood" / peft.WEIGHTS).write_bytes(b"no tensors")
+        (folder / "experts" / "mood" / WEIGHTS).write_bytes(b"no tensors")
 
     monkeypatch.setattr(System, "save_router", half)
     with pytest.raises(LibraryError, match=r"cannot be used: .*/system/experts/mood/.* stays as it was"):

@@ -193,7 +193,7 @@ def _records(name: str, data: Path | None, filters: FilterConfig) -> list[Record
     task = task.model_copy(update={"columns": task.columns.model_copy(update={"extra": extra})})
     source, overrides = ("builtin", {}) if data is None else ("local", {"root": str(data)})
     options = source_options(task, source, overrides)
-    pools = read_pools(task, 0, source, options, **filters.model_dump())
+    pools = read_pools(task, 0, source, options, filters)
     return pools["train"].records
 
 

@@ -89,6 +89,9 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the r
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what DIR holds.")]
 SystemDir = Annotated[Path, typer.Argument(metavar="SYSTEM", help="A saved system, such as runs/quickstart/system.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave broken rows out and count them (data.filters.skip_bad=true).")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")]
 Data = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Folder with TASK/SPLIT.jsonl in the tasks' own columns.")
@@ -104,13 +107,18 @@ def _compose(arguments: list[str] | None, config: Path | None) -> Config:
     return compose(recipe, words, config_file=config, more_checks=arm_checks)
 
 
-def _open(arguments: list[str] | None, config: Path | None, out: Path, *, resume: bool, fresh: bool) -> Config:
+def _open(
+    arguments: list[str] | None, config: Path | None, out: Path, *, resume: bool, fresh: bool, skip_bad: bool = False
+) -> Config:
     """Compose the settings and open the run's folder; its own settings serve when none are given."""
-    from dynamorouter.runs.run import check_places, open_run, saved_config
+    from dynamorouter.runs.run import check_places, is_begun, open_run, saved_config
 
     settings = saved_config(out) if not arguments and config is None and (resume or not fresh) else None
     settings = settings or _compose(arguments, config)
-    if not (out / "config.yaml").is_file():
+    if skip_bad:
+        filters = settings.data.filters.model_copy(update={"skip_bad": True})
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"filters": filters})})
+    if not is_begun(out):
         from dynamorouter.system.router import check_router
 
         check_places(settings)
@@ -135,9 +143,16 @@ def _root(
 
 
 @app.command()
-def run(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+def run(
+    arguments: Recipe = None,
+    *,
+    out: Out,
+    config: ConfigFile = None,
+    resume: Resume = False,
+    skip_bad: SkipBadRows = False,
+) -> None:
     """Prepare, train experts and router, train both together if asked, score; end with a table."""
-    settings = _open(arguments, config, out, resume=resume, fresh=True)
+    settings = _open(arguments, config, out, resume=resume, fresh=True, skip_bad=skip_bad)
     if settings.bench.enabled:
         run_bench(settings, out, resume=True)
         return
@@ -153,12 +168,19 @@ def run(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume
 
 
 @app.command()
-def prepare(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
+def prepare(
+    arguments: Recipe = None,
+    *,
+    out: Out,
+    config: ConfigFile = None,
+    resume: Resume = False,
+    skip_bad: SkipBadRows = False,
+) -> None:
     """Read, filter, split and write the rows of all tasks to DIR/data."""
-    settings = _open(arguments, config, out, resume=resume, fresh=True)
+    settings = _open(arguments, config, out, resume=resume, fresh=True, skip_bad=skip_bad)
     from dynamorouter.runs import phases as pipeline
 
-    pipeline.prepare(settings, out)
+    pipeline.prepare(settings, out, reread=True)
 
 
 @fit.command("experts")
@@ -246,16 +268,31 @@ def expert_add(
     base: Annotated[
         str | None, typer.Option("--base", metavar="NAME", help="Its base, if the task names none; see 'list bases'.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="A,B,..", help="Labels in the order of its head's outputs, if it has none."),
+    ] = None,
 ) -> None:
-    """Add an adapter trained elsewhere, and fit the router anew."""
+    """Add an adapter trained elsewhere, and let the router choose it."""
     from dynamorouter.config.tasks import find_task
     from dynamorouter.system import edit
+    from dynamorouter.utils.progress import shown_progress
 
     named = find_task(task)
-    edit.add_expert(
-        system, folder, name=name or named.name, task=named.model_copy(update={"base": base or named.base}), data=data
-    )
-    print(f"added expert {name or named.name!r}, and fitted the router anew: {system}")
+    with shown_progress() as progress:
+        added, fit = edit.add_expert(
+            system,
+            folder,
+            name=name or named.name,
+            task=named.model_copy(update={"base": base or named.base}),
+            data=data,
+            labels=None if labels is None else [label.strip() for label in labels.split(",")],
+            progress=progress,
+        )
+    for note in added.notes:
+        print(f"note: {note}")
+    print(f"{added.matched_layers} layers changed, by {added.delta_norm:.4g} together (Frobenius norm)")
+    print(f"{added}\nadded expert {added.name!r}; the router was {fit.way}: {system}")
 
 
 @expert.command("remove")

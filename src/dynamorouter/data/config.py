@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import one_of, suggest
-from dynamorouter.utils.options import Count, Options, Share, Size
+from dynamorouter.utils.options import Count, Later, Options, Share, Size
 
 WhenShort = Literal["shrink", "overlap", "fail"]
 Leaks = Literal["drop", "fail"]
+UnknownLabels = Literal["drop", "fail"]
 
 
 class FilterConfig(Options):
-    """Which rows are dropped before splitting, empty ones, duplicates and unknown labels always; all are counted."""
+    """Which rows are dropped before splitting, empty ones and duplicates always; all are counted and reported."""
 
     max_chars: Count = 20_000
     """Longest text in characters."""
     max_words: Count | None = None
     """Longest text and pair together, in words; ``null`` for any."""
     skip_bad: bool = False
-    """Leave broken rows out with a count instead of stopping at the first."""
+    """Leave broken rows, and rows that can never be scored, out with a count instead of stopping."""
+    unknown_labels: Annotated[UnknownLabels, Later()] = "fail"
+    """Rows whose label is none of the task's: stop, naming the labels, or drop the rows and count them."""
 
 
 class AugmentConfig(Options):

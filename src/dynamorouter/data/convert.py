@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from dynamorouter.data.sources import Row
+from dynamorouter.errors import DataError, one_of
 from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.kinds.base import NativeRow
+from dynamorouter.tasks.labels import nearest_label, whole_number
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import MAX_CHARS, text_problem
 from dynamorouter.utils.jsonl import SkipCount, bad_row
+
+_MOST_LABELS = 10
 
 
 def convert(
@@ -62,21 +66,64 @@ def convert(
 
 def native_records(
     task: Task,
-    task_id: int,
     rows: Iterable[Row],
     *,
-    split: str,
+    where: str,
+    id_prefix: str,
     skip_bad: SkipCount | None = None,
-    max_chars: int = MAX_CHARS,
-) -> Iterator[Record]:
-    """Turn all rows of a split into records, none dropped, none sampled: what scoring reads.
+    limit: int | None = None,
+) -> list[Record]:
+    """Turn rows into records, none dropped, none sampled: what scoring and adding experts read.
+
+    Args:
+        task: whose rows they are.
+        rows: numbered, in the task's columns.
+        where: what they are, for messages, such as ``"task 'sst2', split 'test'"``.
+        id_prefix: of the ids of rows that have none; their number follows.
+        skip_bad: where given, rows that cannot be used are counted in it and left out.
+        limit: most records, from the top.
 
     Raises:
-        DataError: a row, named by number, cannot be used, and ``skip_bad`` is not given.
+        DataError: rows cannot be used; they are named by number, or, for labels that are none of the task's, counted.
     """
+    records: list[Record] = []
+    unknown, unlabelled, read = Counter[str](), 0, 0
     for number, row in rows:
-        record = convert(task, task_id, row, f"{split}-{number}", max_chars=max_chars, fixed=Counter())
+        if limit is not None and len(records) >= limit:
+            break
+        read += 1
+        record = convert(task, 0, row, f"{id_prefix}-{number}", fixed=Counter())
         if isinstance(record, Record):
-            yield record
+            records.append(record)
+        elif record.unknown and skip_bad is None:
+            unknown.update(record.unknown)
+            unlabelled += 1
         else:
-            bad_row(f"task {task.name!r}, split {split!r}, row {number}: {record.message}", skip_bad)
+            bad_row(f"{where}, row {number}: {record.message}", skip_bad)
+    if unknown:
+        raise DataError(f"{where}: {labels_message(task, unknown, rows=unlabelled, read=read)}")
+    return records
+
+
+def labels_message(task: Task, unknown: Counter[str], *, rows: int, read: int) -> str:
+    """Return a sentence on labels that are none of the task's: how often each stands, what it may mean, the remedy.
+
+    Args:
+        task: whose labels they should be.
+        unknown: in how many rows each stands.
+        rows: how many rows have such labels.
+        read: of how many.
+    """
+    named = []
+    for label, count in unknown.most_common(_MOST_LABELS):
+        near = nearest_label(label, task.labels)
+        named.append(f"{label!r} in {count} rows" + (f" (did you mean {near!r}?)" if near else ""))
+    if len(unknown) > _MOST_LABELS:
+        named.append(f"{len(unknown) - _MOST_LABELS} more")
+    remedy = "correct them, or say in `label_map` of the task's source which label each one is"
+    if all(whole_number(label) is not None for label in unknown):
+        remedy = "list the names of numbered labels, in their order, as `label_names` of the task's source"
+    return (
+        f"{rows} of {read} rows have a label that is none of the task's: {', '.join(named)}; "
+        f"allowed: {one_of(task.labels)}; {remedy}"
+    )

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dynamorouter.data.convert import convert
-from dynamorouter.data.sources import available_splits, load
-from dynamorouter.errors import DataError
-from dynamorouter.tasks.kinds import RowProblem
+from dynamorouter.data.config import FilterConfig
+from dynamorouter.data.convert import convert, labels_message
+from dynamorouter.data.sources import Row, available_splits, load
+from dynamorouter.errors import DataError, one_of
+from dynamorouter.metrics.base import target_problem
+from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import text_key
 from dynamorouter.utils.jsonl import SkipCount, bad_row
 
-FILTERS = frozenset(
-    {"empty", "too_long", "control_characters", "no_label", "unknown_label", "no_answer", "answer_not_in_context"}
-)
-"""Problems that drop a row with a count; any other is a broken row."""
+DROPPED = frozenset({"empty", "too_long", "control_characters", "no_label", "no_answer", "answer_not_in_context"})
+"""Problems that drop a row with a count."""
+COUNTED = frozenset({"unknown_label", "cannot_be_scored"})
+"""Problems that are counted through all of a split, and then stop it unless the filters say otherwise.
+
+Any other is a broken row.
+"""
 
 
 @dataclass(slots=True)
@@ -30,11 +35,13 @@ class Pool:
         rows: what is left, by normalised text.
         counts: ``read``, ``kept``, what each filter dropped, and what was repaired (``fixed_...``).
         examples: the first message of each filter.
+        unknown: labels that are none of the task's, and how many rows each stands in.
     """
 
     rows: dict[str, Record] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
 
     @property
     def records(self) -> list[Record]:
@@ -48,6 +55,28 @@ class Pool:
         self.counts["kept"] = len(self.rows)
         return dropped
 
+    def told(self) -> str:
+        """Say how many rows were read, what is left of them, and why the others are not."""
+        return told_counts(self.counts)
+
+    def left_out(self, problem: RowProblem, message: str) -> None:
+        """Count a row that is no record."""
+        self.counts[problem.code] += 1
+        self.examples.setdefault(problem.code, message)
+        self.unknown.update(problem.unknown)
+
+
+def told_counts(counts: Mapping[str, int]) -> str:
+    """Say in words what a pool's counts count: rows that were read, left out by reason, and repaired."""
+    counted = {name.replace("_", " "): count for name, count in sorted(counts.items()) if count}
+    read, kept = counted.pop("read", 0), counted.pop("kept", 0) + counted.pop("carved", 0)
+    repaired = [f"{count} {name[6:]}" for name, count in counted.items() if name.startswith("fixed ")]
+    dropped = [f"{count} {name}" for name, count in counted.items() if not name.startswith("fixed ")]
+    parts = [f"{read} rows read", f"{kept} kept"]
+    parts += [f"left out: {', '.join(dropped)}"] if dropped else []
+    parts += [f"repaired: {', '.join(repaired)}"] if repaired else []
+    return "; ".join(parts)
+
 
 def key_of(record: Record) -> str:
     """Return the normalised text and pair of a record."""
@@ -55,14 +84,7 @@ def key_of(record: Record) -> str:
 
 
 def read_pools(
-    task: Task,
-    task_id: int,
-    source: str,
-    source_options: Mapping[str, Any],
-    *,
-    max_chars: int,
-    max_words: int | None,
-    skip_bad: bool,
+    task: Task, task_id: int, source: str, source_options: Mapping[str, Any], filters: FilterConfig
 ) -> dict[str, Pool]:
     """Read and filter all splits that a source has for a task.
 
@@ -71,12 +93,11 @@ def read_pools(
         task_id: its position in the system's list.
         source: name of the source.
         source_options: its options, see ``sources.source_options``.
-        max_chars: longest text in characters.
-        max_words: longest text and pair together in words; ``None`` for any.
-        skip_bad: leave broken rows out with a count instead of failing.
+        filters: which rows are dropped.
 
     Raises:
-        DataError: there is no ``train`` split, a row is broken, or the filters leave nothing of a split.
+        DataError: there is no ``train`` split, rows are broken, have unknown labels or can never be scored, train has
+            one class alone, or the filters leave nothing of a split.
     """
     splits = available_splits(task, source, source_options)
     if "train" not in splits:
@@ -86,47 +107,68 @@ def read_pools(
         )
     pools = {}
     for split in splits:
-        skipped = SkipCount() if skip_bad else None
+        skipped = SkipCount() if filters.skip_bad else None
         rows = load(task, split, source, source_options, skip_bad=skipped)
-        pools[split] = _filtered(task, task_id, split, rows, max_chars, max_words, skipped)
+        pools[split] = _filtered(task, task_id, split, rows, filters, skipped)
+    check_classes(task, pools["train"].records, where=f"task {task.name!r}, split 'train'")
     return pools
+
+
+def check_classes(task: Task, records: Sequence[Record], *, where: str) -> None:
+    """Refuse rows that there is nothing to be told apart in.
+
+    Raises:
+        DataError: all rows have one label, or no word of any row has a tag but ``O``.
+    """
+    kind = head_kind(task.head)
+    if kind.classes is None:
+        return
+    targets = [record.target if isinstance(record.target, list) else [record.target] for record in records]
+    classes = {str(label) for target in targets for label in target}
+    if len(classes) < 2:
+        raise DataError(
+            f"{where}: all {len(records)} rows have the one label {one_of(classes)!r}, of {one_of(task.labels)}; "
+            "give rows of another label too, or look whether the column of labels is the right one"
+        )
 
 
 def _filtered(
     task: Task,
     task_id: int,
     split: str,
-    rows: Iterable[tuple[int, dict[str, Any]]],
-    max_chars: int,
-    max_words: int | None,
+    rows: Iterable[Row],
+    filters: FilterConfig,
     skipped: SkipCount | None,
 ) -> Pool:
     pool, fixed = Pool(), Counter[str]()
     ids: set[str] = set()
+    where = f"task {task.name!r}, split {split!r}"
     for number, row in rows:
         pool.counts["read"] += 1
-        record = convert(task, task_id, row, f"{split}-{number}", max_chars=max_chars, fixed=fixed)
+        record = convert(task, task_id, row, f"{split}-{number}", max_chars=filters.max_chars, fixed=fixed)
         if isinstance(record, Record):
-            record = _not_wordy(record, max_words)
+            record = _usable(task, record, filters.max_words)
         if isinstance(record, RowProblem):
-            message = f"task {task.name!r}, split {split!r}, row {number}: {record.message}"
-            if record.code not in FILTERS:
-                bad_row(message, skipped)
+            message = f"row {number}: {record.message}"
+            if record.code in DROPPED or record.code in COUNTED:
+                pool.left_out(record, message)
             else:
-                pool.counts[record.code] += 1
-                pool.examples.setdefault(record.code, message)
+                bad_row(f"{where}, {message}", skipped)
             continue
         key = key_of(record)
         if key in pool.rows:
-            pool.counts["duplicate"] += 1
+            same = pool.rows[key].target == record.target
+            pool.counts["duplicate" if same else "duplicate_with_another_target"] += 1
             continue
         pool.rows[key] = record if record.id not in ids else replace(record, id=f"{record.id}-{split}-{number}")
         ids.add(record.id)
     pool.counts.update({f"fixed_{name}": count for name, count in fixed.items()})
     pool.counts["bad"] = 0 if skipped is None else skipped.count
     pool.counts["kept"] = len(pool.rows)
+    _check_left_out(task, pool, filters, where)
     if not pool.rows:
-        messages = [*pool.examples.values(), *(skipped.messages if skipped else ())]
+        messages = [f"{where}, {example}" for example in pool.examples.values()]
+        messages += skipped.messages if skipped else ()
         listed = "".join(f"\n- {message}" for message in messages) or " the split is empty"
         raise DataError(
             f"task {task.name!r}: nothing is left of the {pool.counts['read']} rows of split {split!r}; "
@@ -135,11 +177,32 @@ def _filtered(
     return pool
 
 
-def _not_wordy(record: Record, max_words: int | None) -> Record | RowProblem:
+def _usable(task: Task, record: Record, max_words: int | None) -> Record | RowProblem:
+    """Return a record, or why it cannot be learned from or scored."""
     words = len(record.text.split()) + len((record.pair or "").split())
-    if max_words is None or words <= max_words:
-        return record
-    return RowProblem("too_long", f"{words} words; at most {max_words} are allowed")
+    if max_words is not None and words > max_words:
+        return RowProblem("too_long", f"{words} words; at most {max_words} are allowed")
+    problem = target_problem(task, record.target)
+    return record if problem is None else RowProblem("cannot_be_scored", problem)
+
+
+def _check_left_out(task: Task, pool: Pool, filters: FilterConfig, where: str) -> None:
+    """Stop where rows have labels that are none of the task's, or can never be scored, unless they are to be left out.
+
+    Raises:
+        DataError: there are such rows; the message counts them.
+    """
+    mistakes = []
+    if pool.unknown and filters.unknown_labels == "fail":
+        counted = labels_message(task, pool.unknown, rows=pool.counts["unknown_label"], read=pool.counts["read"])
+        mistakes.append(f"{counted}, or leave such rows out and count them with data.filters.unknown_labels=drop")
+    if pool.counts["cannot_be_scored"] and not filters.skip_bad:
+        mistakes.append(
+            f"{pool.counts['cannot_be_scored']} of {pool.counts['read']} rows can never be scored, such as "
+            f"{pool.examples['cannot_be_scored']}; correct them, or leave bad rows out and count them with --skip-bad"
+        )
+    if mistakes:
+        raise DataError("\n".join(f"{where}: {mistake}" for mistake in mistakes))
 
 
 def remove_leaks(task: Task, pools: Mapping[str, Pool], *, fail: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ def read_split(
         DataError: a row, named by number, is broken and ``skip_bad`` is not given, or there are none.
     """
     rows = load_rows(task, split, "local", _options(task, data), skip_bad=skip_bad)
-    records = list(islice(native_records(task, 0, rows, split=split, skip_bad=skip_bad), limit))
+    where = f"task {task.name!r}, split {split!r}"
+    records = native_records(task, rows, where=where, id_prefix=split, skip_bad=skip_bad, limit=limit)
     if not records:
         raise DataError(f"{data / task.name} holds no rows in its split {split!r}; give a file with at least one")
     return records

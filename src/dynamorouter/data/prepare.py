@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dynamorouter.data.augment import augmented
-from dynamorouter.data.config import AugmentConfig, Leaks, WhenShort
-from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks
+from dynamorouter.data.config import AugmentConfig, FilterConfig, Leaks, UnknownLabels, WhenShort
+from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks, told_counts
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
 from dynamorouter.data.split import draw, shrink
@@ -63,7 +63,8 @@ class PrepareOptions:
         leaks: rows of train that are also held out: ``drop`` them from train, or ``fail``.
         max_chars: longest text in characters.
         max_words: longest text and pair together in words; ``None`` for any.
-        skip_bad: leave broken rows out with a count instead of failing.
+        skip_bad: leave broken rows, and rows that can never be scored, out with a count instead of failing.
+        unknown_labels: rows whose label is none of the task's: ``drop`` them, or ``fail``.
         augment: noise on train.
     """
 
@@ -80,6 +81,7 @@ class PrepareOptions:
     max_chars: int = MAX_CHARS
     max_words: int | None = None
     skip_bad: bool = False
+    unknown_labels: UnknownLabels = "fail"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -97,16 +99,29 @@ class PrepareOptions:
         ]
         if not 0.0 < self.carve < 1.0:
             mistakes.append(f"carve is {self.carve}; more than 0 and less than 1 is allowed")
-        for name, allowed in (("when_short", get_args(WhenShort)), ("leaks", get_args(Leaks))):
-            value = getattr(self, name)
+        for name, choices in (("when_short", WhenShort), ("leaks", Leaks), ("unknown_labels", UnknownLabels)):
+            value, allowed = getattr(self, name), get_args(choices)
             if value not in allowed:
                 mistakes.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
         if mistakes:
             raise ConfigError("prepare: " + "; ".join(mistakes))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return {**asdict(self), "augment": self.augment.model_dump()}
+        """Return the settings as plain JSON values, later ones only where they are not as they were before them."""
+        values = {**asdict(self), "augment": self.augment.model_dump()}
+        if self.unknown_labels == "fail":
+            del values["unknown_labels"]
+        return values
+
+    @property
+    def filters(self) -> FilterConfig:
+        """Which rows are dropped before splitting."""
+        return FilterConfig(
+            max_chars=self.max_chars,
+            max_words=self.max_words,
+            skip_bad=self.skip_bad,
+            unknown_labels=self.unknown_labels,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +137,15 @@ class PreparedData:
     root: Path
     tasks: tuple[str, ...]
     manifest: Mapping[str, Any]
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each split of the source of which rows were left out or repaired."""
+        return [
+            f"{name}, {split}: {told_counts(counts)}"
+            for name in self.tasks
+            for split, counts in self.manifest["tasks"][name]["counts"].items()
+            if any(count for reason, count in counts.items() if reason not in ("read", "kept", "carved"))
+        ]
 
     def split(self, name: str, task: str) -> list[Record]:
         """Return the rows of one split of one task.
@@ -252,15 +276,7 @@ def _prepare_task(
     options: PrepareOptions,
     digest: str,
 ) -> dict[str, Any]:
-    pools = read_pools(
-        task,
-        task_id,
-        source,
-        source_options,
-        max_chars=options.max_chars,
-        max_words=options.max_words,
-        skip_bad=options.skip_bad,
-    )
+    pools = read_pools(task, task_id, source, source_options, options.filters)
     leaks = remove_leaks(task, pools, fail=options.leaks == "fail")
     splits = _held_out(task, pools, options)
     splits |= _training(task, pools["train"].records, options)
@@ -319,8 +335,9 @@ def _held_out(task: Task, pools: Mapping[str, Pool], options: PrepareOptions) ->
     empty = [name for name in HELD_OUT_SPLITS if not splits[name]]
     if empty:
         raise DataError(
-            f"task {task.name!r}: too few rows for {', '.join(empty)}; "
-            "give more validation rows, or raise `carve` where they are taken from train"
+            f"task {task.name!r}: too few rows for {', '.join(empty)} "
+            f"({'; '.join(f'{split}: {pool.told()}' for split, pool in pools.items())}); "
+            "give more rows of validation, or of train, where they are taken from without any"
         )
     return splits
 

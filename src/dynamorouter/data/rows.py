@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dynamorouter.data.convert import convert
-from dynamorouter.data.sources import Options, in_task_columns, missing_columns
+from dynamorouter.data.convert import native_records
+from dynamorouter.data.sources import Options, Row, in_task_columns, missing_columns
 from dynamorouter.data.sources.hub import named_rows
 from dynamorouter.errors import DataError
 from dynamorouter.tasks.record import Record
@@ -34,26 +33,26 @@ def as_records(rows: Iterable[Any], task: Task, *, where: str) -> list[Record]:
             f"{where}: got one {type(rows).__name__}, not rows; give a datasets.Dataset, a data frame, or a list of "
             "mappings such as [{'text': ..., 'label': ...}]; of a DatasetDict, give one split"
         )
-    records: list[Record] = []
+    plain = list(_plain(rows, where))
+    if not plain:
+        raise DataError(f"{where}: there are none; give at least one row")
+    if all(isinstance(row, Record) for row in plain):
+        return [_checked(record, task, f"{where}, row {number}") for number, record in enumerate(plain, start=1)]
+    return native_records(task, _in_task_columns(plain, task, where), where=where, id_prefix="row")
+
+
+def _in_task_columns(rows: Sequence[Any], task: Task, where: str) -> Iterator[Row]:
+    """Yield mappings by the task's own columns, numbered from 1."""
     options: Options | None = None
-    for number, row in enumerate(_plain(rows, where), start=1):
+    for number, row in enumerate(rows, start=1):
         place = f"{where}, row {number}"
-        if isinstance(row, Record):
-            records.append(_checked(row, task, place))
-            continue
         if not isinstance(row, Mapping):
-            raise DataError(f"{place}: got {type(row).__name__} {str(row)[:40]!r}; give a mapping or a Record")
+            remedy = "give mappings, or records alone"
+            raise DataError(f"{place}: got {type(row).__name__} {str(row)[:40]!r}; {remedy}")
         options = _renames(task, row, place) if options is None else options
         if missing := missing_columns(task, row, options):
             raise DataError(_lacking(task, row, missing, place))
-        native = in_task_columns(task, row, options)
-        record = convert(task, 0, native, f"row-{number}", fixed=Counter())
-        if not isinstance(record, Record):
-            raise DataError(f"{place}: {record.message}; correct it, or leave it out")
-        records.append(record)
-    if not records:
-        raise DataError(f"{where}: there are none; give at least one row")
-    return records
+        yield number, in_task_columns(task, row, options)
 
 
 def _plain(rows: Iterable[Any], where: str) -> Iterable[Any]:

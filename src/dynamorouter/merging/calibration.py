@@ -26,8 +26,9 @@ from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate, SoftGate
 from dynamorouter.model.lora.mount import Mounted, mount
-from dynamorouter.model.text.examples import make_examples
+from dynamorouter.model.text.examples import TrainingExample, make_examples
 from dynamorouter.model.text.passes import ExamplePasses
+from dynamorouter.model.text.trunk_cache import CacheOptions, TrunkCache
 from dynamorouter.tasks.record import Record
 from dynamorouter.utils.seeding import seeded
 
@@ -163,25 +164,18 @@ def mean_loss(
     mounted: Mounted, experts: Sequence[Expert], rows: Rows, *, budget: int
 ) -> Callable[[Coefficients], float]:
     """Return a function from coefficients to the mean over tasks of each task's mean loss."""
-    base = mounted.base
     depth = min(expert.lora.trunk_depth for expert in experts)
-    passes_by_expert = [_passes(base, expert, rows[expert.name], budget) for expert in experts]
-    with torch.inference_mode():
-        trunks = [
-            [base.forward_to(batch.batch, depth)[depth] if depth else None for batch in passes.batches]
-            for passes in passes_by_expert
-        ]
+    passes_by_expert = [_passes(mounted.base, expert, rows[expert.name], budget, depth=depth) for expert in experts]
+
+    def gates(positions: Sequence[int]) -> SoftGate:
+        return _mixture_gate(len(positions), len(experts), mounted.base)
 
     def loss_at(coefficients: Coefficients) -> float:
         means = []
         with torch.inference_mode(), mixing(mounted, coefficients):
-            for expert, passes, trunk in zip(experts, passes_by_expert, trunks, strict=True):
-                loss = 0.0
-                for batch, states in zip(passes.batches, trunk, strict=True):
-                    gate = _mixture_gate(len(batch), len(experts), base)
-                    hidden, mask = passes.forward(batch, gate, states=states, depth=depth)
-                    loss += float(expert.head.loss(hidden, mask, batch.targets).sum())
-                means.append(loss / sum(example.units for example in passes.examples))
+            for expert, passes in zip(experts, passes_by_expert, strict=True):
+                losses = passes.losses(expert.head, gates)
+                means.append(sum(loss for loss, _ in losses) / sum(units for _, units in losses))
         return sum(means) / len(experts)
 
     return loss_at
@@ -196,30 +190,31 @@ def mean_entropy(
     """
     base = mounted.base
     depth = min(expert.lora.trunk_depth for expert in experts)
-    prepared: list[list[Any]] = []
-    for expert in experts:
-        entropy = entropy_of(expert)
-        texts = [(record.text, record.pair) for record in rows[expert.name]]
-        windows = base.encoder.windows(texts, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
-        beginnings = [window for window in windows if window.part == 0]
-        batches = []
-        for start in range(0, len(beginnings), batch_rows):
-            chunk = beginnings[start : start + batch_rows]
-            batch = base.encoder.collate([window.encoding for window in chunk], base.device)
-            with torch.no_grad():
-                states = base.forward_to(batch, depth)[depth]
-            batches.append((entropy, chunk, [texts[window.row] for window in chunk], batch.mask, states))
-        prepared.append(batches)
+    readers = [entropy_of(expert) for expert in experts]
+    texts_by_expert = [[(record.text, record.pair) for record in rows[expert.name]] for expert in experts]
+    windows_by_expert = [
+        [w for w in base.encoder.windows(texts, max_tokens=e.task.max_tokens, stride=e.task.stride) if w.part == 0]
+        for e, texts in zip(experts, texts_by_expert, strict=True)
+    ]  # the first window of each row
+    passes_by_expert = []
+    for windows in windows_by_expert:
+        examples = [TrainingExample.unlabelled(window) for window in windows]
+        trunk = _trunk(base, examples, budget, depth)
+        passes_by_expert.append(ExamplePasses(base, examples, budget=None, rows=batch_rows, trunk=trunk))
     calls = 0
 
     def entropy_at(coefficients: Coefficients) -> Tensor:
         nonlocal calls
         values = []
         with torch.enable_grad(), mixing(mounted, coefficients):
-            for batches in prepared:
-                entropy, windows, texts, mask, states = batches[calls % len(batches)]
-                gate = _mixture_gate(len(windows), len(experts), base)
-                values.append(entropy(base.forward_from(states, mask, gate, depth=depth), mask, windows, texts))
+            for entropy, texts, windows, passes in zip(
+                readers, texts_by_expert, windows_by_expert, passes_by_expert, strict=True
+            ):
+                batch = passes.batches[calls % len(passes.batches)]
+                gate = _mixture_gate(len(batch), len(experts), base)
+                hidden, mask = passes.forward(batch, gate, states=passes.states(batch), depth=depth)
+                chosen = [windows[i] for i in batch.positions]
+                values.append(entropy(hidden, mask, chosen, [texts[window.row] for window in chosen]))
         calls += 1
         return torch.stack(values).mean()
 
@@ -264,10 +259,18 @@ def _watched(
             hook.remove()
 
 
-def _passes(base: Base, expert: Expert, records: Sequence[Record], budget: int) -> ExamplePasses:
-    """Batch rows as examples; singly on an encoder-decoder, whose two stacks are padded apart."""
+def _passes(base: Base, expert: Expert, records: Sequence[Record], budget: int, *, depth: int = 0) -> ExamplePasses:
+    """Batch rows as examples, on from a trunk; singly on an encoder-decoder, whose two stacks are padded apart."""
     examples = make_examples(base, expert.head, expert.task, records, expert=0)
-    return ExamplePasses(base, examples, budget=None if base.kind == "seq2seq" else budget)
+    trunk = _trunk(base, examples, budget, depth)
+    return ExamplePasses(base, examples, budget=None if base.kind == "seq2seq" else budget, trunk=trunk)
+
+
+def _trunk(base: Base, examples: Sequence[TrainingExample], budget: int, depth: int) -> TrunkCache:
+    """Return the outputs of a trunk, computed once for all that will be asked; none where the trunk has no depth."""
+    trunk = TrunkCache(base, examples, depth=depth, limit=CacheOptions().limit, budget=budget)
+    trunk.fill()
+    return trunk
 
 
 def _row_gate(index: int, rows: int, base: Base) -> RowGate:

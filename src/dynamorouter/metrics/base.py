@@ -44,6 +44,11 @@ class Metric(ABC):
     reads_loss: ClassVar[bool] = False
     samples: ClassVar[int] = 1
 
+    @classmethod
+    def target_problem(cls, target: Target) -> str | None:
+        """Return why a target can never be scored, whatever is answered; ``None`` where it can."""
+        return None
+
     @abstractmethod
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return the K numbers of one row; ``answer`` is ``None`` where there is none of the task's kind."""
@@ -131,6 +136,12 @@ def check_metrics(tasks: Sequence[Task]) -> None:
                 f"metric {name!r} needs {samples} texts of each row, but a run generates one; take pass_at_1 there, "
                 f"and score lists of {samples} or more of your own with dynamorouter.metrics.base.score"
             )
+
+
+def target_problem(task: Task, target: Target) -> str | None:
+    """Return why one of a task's metrics can never score a row with this target; ``None`` where all can."""
+    problems = ((name, metrics.get(name).target_problem(target)) for name in task.metrics)
+    return next((f"metric {name!r} {problem}" for name, problem in problems if problem is not None), None)
 
 
 def mean(sums: Array) -> Array:

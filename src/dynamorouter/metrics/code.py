@@ -97,14 +97,28 @@ class _PassAt(Metric):
     answer_kind = "text"
     limits: ClassVar[Limits] = Limits()
 
+    @classmethod
+    def target_problem(cls, target: Target) -> str | None:
+        """Return that there are no tests to run, or that one of them is no Python."""
+        tests = _lines(target.get("tests")) if isinstance(target, dict) else []
+        if not isinstance(target, dict) or not any(test.strip() for test in tests):
+            return (
+                f"needs tests in the target, got {str(target)[:60]!r}; name their column in the task: "
+                "columns.extra={tests: COLUMN}, and give each row at least one"
+            )
+        for code in (*tests, "\n".join(_lines(target.get("setup")))):
+            try:
+                ast.parse(code)
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                return f"cannot run {code[:60]!r}, which is no Python ({error}); correct the row's tests and setup"
+        return None
+
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return the chance, and 1."""
-        tests = _lines(target.get("tests")) if isinstance(target, dict) else []
-        if not isinstance(target, dict) or not tests:
-            raise DataError(
-                f"task {task.name!r}: pass@{self.samples} needs tests in the target, got {str(target)[:60]!r}; name "
-                "their column in the task: columns.extra={tests: COLUMN}"
-            )
+        problem = self.target_problem(target)
+        if problem is not None or not isinstance(target, dict):
+            raise DataError(f"task {task.name!r}: pass@{self.samples} {problem}")
+        tests = [test for test in _lines(target["tests"]) if test.strip()]
         if answer is None:
             return 0.0, 1.0
         samples = _lines(answer.value)

@@ -165,14 +165,19 @@ class FinalNumber(Metric):
 
     answer_kind = "text"
 
+    @classmethod
+    def target_problem(cls, target: Target) -> str | None:
+        """Return that a right text holds no number, if one does not."""
+        for gold in gold_texts(target, "final_number"):
+            if final_number(gold) is None:
+                return f"finds no number in the target {gold[-60:]!r}; end it with '#### N', or choose another metric"
+        return None
+
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether the numbers are equal, and 1."""
         golds = {final_number(gold) for gold in gold_texts(target, "final_number")}
         if None in golds:
-            raise DataError(
-                f"metric 'final_number': a target of task {task.name!r} holds no number: {str(target)[-60:]!r}; "
-                "end it with '#### N', or choose another metric"
-            )
+            raise DataError(f"task {task.name!r}: metric 'final_number' {self.target_problem(target)}")
         return float(answer is not None and final_number(generated_text(answer)) in golds), 1.0
 
     def reduce(self, sums: Array) -> Array:

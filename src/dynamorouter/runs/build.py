@@ -72,6 +72,7 @@ def prepare_options(config: Config) -> PrepareOptions:
         max_chars=filters.max_chars,
         max_words=filters.max_words,
         skip_bad=filters.skip_bad,
+        unknown_labels=filters.unknown_labels,
         augment=config.data.augment,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from dynamorouter.data.complexity.prepare import prepare_tiers
 from dynamorouter.data.lengths import truncation_report
 from dynamorouter.data.prepare import PreparedData, load_prepared
 from dynamorouter.data.prepare import prepare as prepare_data
-from dynamorouter.errors import DataError
+from dynamorouter.errors import DataError, DynamoRouterError
 from dynamorouter.evaluation.score import score_system
 from dynamorouter.metrics.base import check_metrics
 from dynamorouter.model.base.base import Base
@@ -57,7 +58,7 @@ from dynamorouter.utils.tracking import Tracker
 
 def run(config: Config, out: Path) -> Path:
     """Go through all phases of a recipe, from where they stand; returns the folder of the system."""
-    prepare(config, out)
+    prepare(config, out, reread=True)
     fit_experts(config, out)
     fit_router(config, out)
     if config.joint.enabled:
@@ -66,19 +67,43 @@ def run(config: Config, out: Path) -> Path:
     return out / "system"
 
 
-def prepare(config: Config, out: Path) -> PreparedData:
-    """Read, filter, split and write the rows of all tasks to ``OUT/data``."""
+def prepare(config: Config, out: Path, *, reread: bool = False) -> PreparedData:
+    """Read, filter, split and write the rows of all tasks to ``OUT/data``.
+
+    Args:
+        config: the settings.
+        out: the run's folder.
+        reread: prepare rows anew whose source has changed since, unless something is trained on them already.
+    """
     run = Run(config, out)
-    if run.is_done("prepare"):
+    if run.is_done("prepare") and not (reread and not (out / "phases").exists()):
         return _prepared(run)
+    before = time.perf_counter()
+    manifest = _prepared(run).manifest if run.is_done("prepare") else None
+    try:
+        data = _prepare_tasks(config, out)
+    except (DynamoRouterError, OSError):
+        run.note_failed_prepare()
+        raise
+    for note in data.notes():
+        print(note, file=sys.stderr)
+    if data.manifest != manifest:
+        with _tracker(run, 0) as tracker:
+            for name, entry in data.manifest["tasks"].items():
+                sizes = {split: part["rows"] for split, part in entry["splits"].items()}
+                tracker.log(0, "prepare", task=name, rows=sizes, counts=entry["counts"], leaks=entry["leaks"]["found"])
+            run.note("prepare", seconds=time.perf_counter() - before, log=tracker.offset())
+    return data
+
+
+def _prepare_tasks(config: Config, out: Path) -> PreparedData:
     tasks = run_tasks(config)
     check_metrics(tasks)
     shared = prepare_options(config)
     task_options = {name: replace(shared, train_rows=config.expert(name).rows_for(name)) for name in config.task}
-    before = time.perf_counter()
     source, options = _source(config, out)
     with shown_progress() as progress:
-        data = prepare_data(
+        return prepare_data(
             tasks,
             out / "data",
             source=source,
@@ -87,13 +112,6 @@ def prepare(config: Config, out: Path) -> PreparedData:
             task_options=task_options,
             progress=progress,
         )
-    if "prepare" not in run.state()["log"]:
-        with _tracker(run, 0) as tracker:
-            for name, entry in data.manifest["tasks"].items():
-                sizes = {split: part["rows"] for split, part in entry["splits"].items()}
-                tracker.log(0, "prepare", task=name, rows=sizes, counts=entry["counts"], leaks=entry["leaks"]["found"])
-            run.note("prepare", seconds=time.perf_counter() - before, log=tracker.offset())
-    return data
 
 
 def _source(config: Config, out: Path) -> tuple[str, dict[str, Any]]:
@@ -149,6 +167,7 @@ def report(config: Config, out: Path) -> Path:
             scores["complexity"] = complexity_report(config, out, system, data, progress=progress)
     scores["cost"]["seconds"] = run.state()["seconds"]
     scores["recipe"] = config.recipe
+    scores["rows"] = {name: data.manifest["tasks"][name]["counts"] for name in config.task}
     scores["truncation"] = {
         expert.name: _truncation(data.split("train", expert.task.name), system.bases[expert.base], expert)
         for expert in system.experts

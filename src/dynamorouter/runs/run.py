@@ -52,10 +52,15 @@ class Run:
     def note(self, name: str, *, seconds: float, log: int | None = None) -> None:
         """Note the seconds that a phase has taken, and with ``log``, the log's length, that it is done."""
         state = self.state()
+        state.pop("failed", None)
         state["seconds"][name] = round(seconds, 3)
         if log is not None:
             state["log"][name] = log
         write_json(self.out / STATE, state)
+
+    def note_failed_prepare(self) -> None:
+        """Note that preparation failed: nothing is trained, so that the folder may take other settings."""
+        write_json(self.out / STATE, {**self.state(), "failed": "prepare"})
 
     def publish(self, name: str) -> None:
         """Note that ``OUT/system`` is a phase's."""
@@ -114,6 +119,8 @@ def open_run(
 ) -> None:
     """Make sure that ``out`` may take this run, and write ``out/config.yaml`` if it is not there.
 
+    A run that failed in preparation begins again, with the settings of this one.
+
     Args:
         config: the settings of the run.
         out: its folder.
@@ -128,7 +135,7 @@ def open_run(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {str(out)!r} is a file; name a folder")
     settings = out / "config.yaml"
-    if settings.is_file():
+    if is_begun(out):
         state = "a finished run" if (out / "report.json").is_file() else "an unfinished run"
         if fresh and not resume:
             raise ConfigError(
@@ -137,9 +144,15 @@ def open_run(
             )
         _same(load(settings), config, settings, free=free)
         return
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()) and not settings.is_file():
         raise ConfigError(f"--out {str(out)!r} is not empty and holds no run; name a new folder (nothing was changed)")
     keep_settings(config, out)
+
+
+def is_begun(out: Path) -> bool:
+    """Whether ``out`` holds a run that goes on with its own settings, and not one that failed before any training."""
+    failed = (out / STATE).is_file() and read_json(out / STATE).get("failed") == "prepare"
+    return (out / "config.yaml").is_file() and not failed
 
 
 def saved_config(out: Path) -> Config | None:

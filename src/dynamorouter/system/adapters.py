@@ -13,7 +13,7 @@ from dynamorouter.config.tasks import find_task
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import AdapterError, DataError, one_of, suggest
-from dynamorouter.model.lora.peft import CONFIG
+from dynamorouter.model.lora.adapter_config import CONFIG
 from dynamorouter.system.importing import adapter_folder
 from dynamorouter.system.joining import AddedExpert, add_expert
 from dynamorouter.system.opened import OpenSystem

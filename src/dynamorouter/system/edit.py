@@ -84,6 +84,9 @@ def add_expert(
         max_loss: largest share of an old expert's kept rows that may lose their route.
         progress: told how far it is.
 
+    Returns:
+        The adapter as it was read.
+
     Raises:
         AdapterError: the adapter cannot be represented exactly, or is of another base.
         LibraryError: the name is taken, or the changed system cannot be opened.

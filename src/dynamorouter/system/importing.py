@@ -13,7 +13,8 @@ from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import HUB_ID
 from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.heads.imported import imported_head
+from dynamorouter.model.heads.imported import brings_head, imported_head
+from dynamorouter.model.lora.adapter_files import source_of
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.peft import load_adapter
 from dynamorouter.system.opened import OpenSystem
@@ -83,15 +84,15 @@ def import_expert(
         AdapterError: the adapter cannot be represented exactly, is of another base, or has a head of another task.
     """
     read = load_adapter(adapter_folder(adapter), base)
-    brought = bool(read.head)
-    head = (
-        imported_head(task, base, read.head)
-        if brought
-        else build_head(task, base.width, head_options(system, task, base))
-    )
-    expert = Expert(name, task, base.spec.name, read.factors, head, read.lora, {"source": {"adapter": str(adapter)}})
+    brought = brings_head(read)
+    if brought:
+        head = imported_head(task, base, read, labels=labels)
+    else:
+        head = build_head(task, base.width, head_options(system, task, base))
+    card = {"source": {**source_of(read.folder), "task_type": read.config.get("task_type")}}
+    expert = Expert(name, task, base.spec.name, read.factors, head, read.lora, card)
     if brought or not list(head.parameters()):
-        return Imported(expert, [], list(records if held is None else held), ())
+        return Imported(expert, [], list(records if held is None else held), read.notes)
     if not records:
         raise AdapterError(
             f"the adapter {str(adapter)!r} has no head for task {task.name!r}; give rows of it, and one is trained"
@@ -110,7 +111,7 @@ def import_expert(
         start=[expert],
         progress=progress,
     )
-    return Imported(dataclasses.replace(trained, name=name, factors=read.factors), train, kept, notes)
+    return Imported(dataclasses.replace(trained, name=name, factors=read.factors), train, kept, (*read.notes, *notes))
 
 
 def adapter_folder(place: str | Path) -> Path:

@@ -147,12 +147,11 @@ def add_expert(
         system.skills.pop(name, None)
         raise
     score, interval = score_of(task, answered, seed=seed) if answered else (None, None)
-    squares = [float(((f.b @ f.a) * f.scaling).square().sum()) for f in expert.factors.values()]
     return AddedExpert(
         name,
         task,
         len(expert.factors),
-        math.sqrt(sum(squares)),
+        math.sqrt(sum(change.squared_norm() for change in expert.factors.values())),
         task.metrics[0],
         score,
         interval,

@@ -19,9 +19,11 @@ from torch import Tensor
 from dynamorouter.errors import LibraryError, one_of, suggest
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head, build_head
+from dynamorouter.model.heads.task_model import PEFT_TASKS, task_form
+from dynamorouter.model.lora.adapter_origin import CARD, HEAD
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.fusion import Fusion, load_layers
-from dynamorouter.model.lora.peft import load_adapter, save_adapter
+from dynamorouter.model.lora.peft import read_adapter, save_adapter
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.explain import checked
@@ -35,7 +37,7 @@ from dynamorouter.utils.files import (
     writing_folder,
 )
 
-CARD, HEAD, SKILL, FUSION = "card.json", "head.safetensors", "skill.safetensors", "fusion.safetensors"
+SKILL, FUSION = "skill.safetensors", "fusion.safetensors"
 FORMAT = 1
 
 
@@ -67,7 +69,9 @@ class Library:
                 f"there is an expert {expert.name!r} in {self.folder} already; remove it first, or give another --name"
             )
         with writing_folder(folder) as temporary:
-            save_adapter(temporary, expert.factors, expert.lora, base)
+            came_as_task_model = expert.card.get("source", {}).get("task_type") in PEFT_TASKS
+            form = task_form(expert.head, base) if came_as_task_model else None
+            save_adapter(temporary, expert.factors, expert.lora, base, form=form)
             write_tensors(temporary / HEAD, expert.head.state_dict())
             if expert.fusion is not None:
                 write_tensors(temporary / FUSION, expert.fusion.state())
@@ -105,7 +109,7 @@ class Library:
                 f"expert {name!r} was trained on base {card['base']['name']!r} with digest {digest}, but the base at "
                 f"{base.spec.locate()!r} has {base.digest}; give the base it was trained on"
             )
-        adapter = load_adapter(folder, base)
+        adapter = read_adapter(folder, base)
         task = checked(Task, card["task"], what=f"the task in {str(folder / CARD)!r}")
         head = build_head(task, base.width, card["head"])
         load_head(head, read_tensors(folder / HEAD), where=str(folder / HEAD))

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 
 from dynamorouter.inference.decode import RowDecoder
@@ -65,7 +64,7 @@ class Validator:
             examples = make_examples(base, self._text_head, task, records, expert=0)
         else:
             self._windows = base.encoder.windows(self.rows, max_tokens=task.max_tokens, stride=task.stride)
-            examples = [_unlabelled(window) for window in self._windows]
+            examples = [TrainingExample.unlabelled(window) for window in self._windows]
         file = cache.folder / f"{task.name}.validation" if cache.folder else None
         self.cache = TrunkCache(base, examples, depth=depth, limit=cache.limit, budget=budget, file=file)
         self.cache.fill()
@@ -75,7 +74,12 @@ class Validator:
     def answers(self, head: Head, expert: int, *, gates: Gates | None = None) -> list[Answer]:
         """Return the answer to every held-out row of an expert, or of what ``gates`` makes of each batch."""
         gates = gates or self._alone(expert)
-        return self._generated(gates) if self.is_generative else self._decoded(head, gates)
+        return self._generated(gates) if self.is_generative else self._decoded(head, [gates])
+
+    @torch.inference_mode()
+    def ensemble(self, head: Head, experts: int) -> list[Answer]:
+        """Return the answer to every held-out row from the mean of the states that each of the first experts makes."""
+        return self._decoded(head, [self._alone(expert) for expert in range(experts)])
 
     @torch.inference_mode()
     def __call__(self, head: Head, expert: int, *, gates: Gates | None = None) -> float:
@@ -90,11 +94,13 @@ class Validator:
     def _alone(self, expert: int) -> Gates:
         return lambda positions: RowGate(torch.full((len(positions),), expert, device=self.base.device))
 
-    def _decoded(self, head: Head, gates: Gates) -> list[Answer]:
-        """Answer every row from the hidden states of its windows."""
+    def _decoded(self, head: Head, gates: Sequence[Gates]) -> list[Answer]:
+        """Answer every row from the hidden states of its windows, their mean over the gates."""
         assert isinstance(head, EncoderHead)
         decoder = RowDecoder(self.rows, [head] * len(self.rows))
-        for batch, hidden, mask in self._passes.run(gates):
+        for runs in zip(*(self._passes.run(gate) for gate in gates), strict=True):
+            batch, _, mask = runs[0]
+            hidden = torch.stack([hidden for _, hidden, _ in runs]).mean(dim=0)
             windows = [self._windows[i] for i in batch.positions]
             decoder.add(hidden, mask, [(window.row, window) for window in windows])
         return [answer for answer in decoder.answers() if answer is not None]
@@ -109,8 +115,3 @@ class Validator:
             texts = generate_answers(batch, budget=self.budget)
         losses = self._passes.losses(self._text_head, gates)
         return [dataclasses.replace(texts[i], nll=nll, tokens=tokens) for i, (nll, tokens) in enumerate(losses)]
-
-
-def _unlabelled(window: Window) -> TrainingExample:
-    nothing = np.empty(0, dtype=np.int64)
-    return TrainingExample.of(window.row, window.encoding.ids, nothing, units=0, types=window.encoding.type_ids)

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from dynamorouter.bench.arms.base import Arm, arms
 from dynamorouter.bench.experiment import Experiment, factor_count, factor_work, head_count
 from dynamorouter.errors import ConfigError
-from dynamorouter.inference.decode import RowDecoder
 from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.heads.base import EncoderHead, choosing_heads
-from dynamorouter.model.lora.gates import RowGate, SoftGate
-from dynamorouter.model.text.batching import token_batches
-from dynamorouter.model.text.tokenize import Batch
+from dynamorouter.model.lora.gates import SoftGate
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.task import Task
 
@@ -115,38 +111,13 @@ class Ensemble(Arm):
         passes = len(experts) - (len(experts) - 1) * depth / experiment.base.depth
         self.facts.work = passes + factor_work(experiment, experts)
 
-    @torch.inference_mode()
     def answer(self, experiment: Experiment, task: str) -> list[Answer | None]:
-        """Run every expert, and decode the mean of what they make of each row."""
+        """Decode the mean of what the experts make of each row; the trunk is run once."""
         _place_all(experiment)
-        expert, base = experiment.expert(task), experiment.base
-        head = expert.head
+        head = experiment.expert(task).head
         if not isinstance(head, EncoderHead) or not head.is_linear:
             raise ConfigError(
                 f"the head of task {task!r} is not linear, so the mean of its logits is not that of the hidden "
                 "states; leave the arm out with bench.arms=[..., -ensemble]"
             )
-        records = experiment.rows("test", task)
-        rows = [(record.text, record.pair) for record in records]
-        windows = base.encoder.windows(rows, max_tokens=expert.task.max_tokens, stride=expert.task.stride)
-        decoder = RowDecoder(rows, [head] * len(rows))
-        for group in token_batches([len(w) for w in windows], budget=experiment.config.experts.tokens_per_batch):
-            chosen = [windows[i] for i in group]
-            batch = base.encoder.collate([window.encoding for window in chosen], base.device)
-            decoder.add(self._mean(experiment, batch), batch.mask, [(window.row, window) for window in chosen])
-        return decoder.answers()
-
-    @staticmethod
-    def _mean(experiment: Experiment, batch: Batch) -> Tensor:
-        """Return the mean over experts of the last hidden states ``(B, S, D)``; the trunk is run once."""
-        base, experts = experiment.base, experiment.system.experts
-        depth = min(expert.lora.trunk_depth for expert in experts)
-        trunk = base.forward_to(batch, depth)[depth] if depth else None
-        total = torch.zeros((), device=base.device)
-        for index in range(len(experts)):
-            gate = RowGate(torch.full((batch.mask.shape[0],), index, device=base.device))
-            if trunk is None:
-                total = total + base.forward(batch, gate)
-            else:
-                total = total + base.forward_from(trunk, batch.mask, gate, depth=depth)
-        return total / len(experts)
+        return list(experiment.validator("test", task).ensemble(head, len(experiment.system.experts)))

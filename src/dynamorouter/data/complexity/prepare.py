@@ -32,6 +32,7 @@ from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.files import read_finished, write_json
 from dynamorouter.utils.jsonl import write_atomic
+from dynamorouter.utils.options import FOR_DIGEST
 from dynamorouter.utils.progress import SILENT, Progress
 
 FORMAT = 1
@@ -76,7 +77,7 @@ class TierOptions:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, under the names that digests are made of."""
         parting = self.complexity.model_dump(include={"pipeline", "thresholds", "quantiles", "least_rows"})
-        rows = {**self.filters.model_dump(), "leaks": self.leaks, "seed": self.seed}
+        rows = {**self.filters.model_dump(context=FOR_DIGEST), "leaks": self.leaks, "seed": self.seed}
         return {**parting, "method": self.complexity.tiers, "score": asdict(self.score), **rows}
 
 
@@ -168,7 +169,7 @@ def prepare_tiers(
     done = read_finished(out / MANIFEST, digest=digest, hashes=lambda manifest: manifest["files"])
     if done is not None:
         return done
-    pools = read_pools(spec, 0, source, merged, **options.filters.model_dump())
+    pools = read_pools(spec, 0, source, merged, options.filters)
     leaks = remove_leaks(spec, pools, fail=options.leaks == "fail")
     parted = _part(pools, names, analyzer, options, progress)
     manifest = {

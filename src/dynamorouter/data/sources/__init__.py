@@ -13,6 +13,7 @@ from typing import Any
 
 from dynamorouter.errors import ConfigError, DataError, one_of
 from dynamorouter.registry import Registry
+from dynamorouter.tasks.labels import match_label, whole_number
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.jsonl import SkipCount, bad_row
 
@@ -106,7 +107,7 @@ def in_task_columns(task: Task, row: Mapping[str, Any], options: Options) -> dic
     """Return a source's row, which lacks no column, under the task's names of columns and of labels."""
     rename = options.get("rename") or {}
     renamed = {rename.get(key, key): value for key, value in row.items()}
-    renamed[task.columns.target] = _named(renamed[task.columns.target], options)
+    renamed[task.columns.target] = _named(renamed[task.columns.target], task, options)
     return renamed
 
 
@@ -115,20 +116,20 @@ def source_split(split: str, options: Options) -> str:
     return str((options.get("splits") or {}).get(split) or split)
 
 
-def _named(value: Any, options: Options) -> Any:
+def _named(value: Any, task: Task, options: Options) -> Any:
     """Turn integer labels into names, and the source's names into the task's; ``None`` where there is no label."""
     if isinstance(value, (list, tuple)):
-        return [_named(item, options) for item in value]
+        return [_named(item, task, options) for item in value]
     if isinstance(value, Mapping):
         return value  # answers of spans, not labels
     names: Sequence[str] | None = options.get("label_names")
-    if names is not None and isinstance(value, str) and value.lstrip("-").isdigit():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 0:
-            return None
-        if names is not None:
-            if value >= len(names):
-                raise ConfigError(f"label {value} has no name: `label_names` lists {len(names)} ({', '.join(names)})")
-            value = names[value]
-    return (options.get("label_map") or {}).get(value, value)
+    number = whole_number(value) if names or task.labels else None
+    if number is not None and number < 0 and match_label(value, task.labels) is None:
+        return None  # as data sets of the hub mark rows without a label
+    if names and number is not None and number >= 0:
+        if number >= len(names):
+            raise ConfigError(f"label {number} has no name: `label_names` lists {len(names)} ({', '.join(names)})")
+        value = names[number]
+    renamed: Mapping[Any, Any] = options.get("label_map") or {}
+    key = match_label(value, [str(key) for key in renamed]) if renamed else None
+    return value if key is None else next(label for name, label in renamed.items() if str(name) == key)

@@ -60,6 +60,7 @@ class Base:
         eos_ids: tokens that end a text.
         start_id, forced_id: what the decoder of an encoder-decoder begins with, and what it is forced to generate
             first, if anything.
+        missing: names of weights that the checkpoint lacks, and that were drawn anew.
         positions, takes_positions: how many positions the model can tell apart, and whether it can be told them.
 
     Raises:
@@ -80,6 +81,7 @@ class Base:
             name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear | Conv1D)
         }
         self.weights = dict(self.model.named_parameters())
+        self.missing: frozenset[str] = frozenset()
         self._parameters = sum(p.numel() for p in (self.parts.language or self.model).parameters())
         config: Any = model.config
         self.config = config
@@ -143,6 +145,7 @@ class Base:
                 f"{other}give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
+        base.missing = frozenset(missing)
         if base.language_head is not None:
             check_logits(base.parts, base.language_head, spec.name)
         return base

@@ -43,8 +43,7 @@ def kind_of_config(config: Any) -> Kind:
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq"
     architectures = getattr(config, "architectures", None) or []
-    bidirectional = config.model_type in _MASKED and not getattr(config, "is_decoder", False)
-    if bidirectional:
+    if is_bidirectional(config):
         return "encoder"
     is_causal_type = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return (
@@ -52,6 +51,11 @@ def kind_of_config(config: Any) -> Kind:
         if any(name in _CAUSAL for name in architectures) or (is_causal_type and not architectures)
         else "encoder"
     )
+
+
+def is_bidirectional(config: Any) -> bool:
+    """Tell whether a model's tokens see those that follow them, as BERT's do."""
+    return config.model_type in _MASKED and not getattr(config, "is_decoder", False)
 
 
 def kind_of_model(model: nn.Module) -> Kind:

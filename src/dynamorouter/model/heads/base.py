@@ -48,11 +48,13 @@ class Head(nn.Module, ABC):
         is_generative: whether it answers with a text that is generated token by token.
         appends_target: whether its examples hold the target's tokens after the prompt; a target then begins with the
             prompt's length.
+        output_layer: name of the layer whose outputs are the labels, one each, where there is such a layer.
     """
 
     kind: str
     is_generative: ClassVar[bool] = False
     appends_target: ClassVar[bool] = False
+    output_layer: ClassVar[str | None] = None
 
     def __init__(self, width: int, labels: Sequence[str], **options: Any) -> None:
         super().__init__()
@@ -77,6 +79,13 @@ class Head(nn.Module, ABC):
             Options for the constructor, and its ``state_dict``; both empty where there is no such task model.
         """
         return {}, {}
+
+    def export_state(self, base: Base) -> dict[str, Tensor] | None:
+        """Return the head's weights as the base's task model in ``transformers`` calls them, without its body's name.
+
+        The reverse of ``import_state``; ``None`` where no task model computes the same.
+        """
+        return None
 
     def attach(self, base: Base) -> None:
         """Take note of the head's base model.
@@ -116,7 +125,8 @@ class Head(nn.Module, ABC):
             if isinstance(module, nn.Linear):
                 with torch.no_grad():
                     module.weight.normal_(0.0, 0.02, generator=generator)
-                    module.bias.zero_()
+                    if module.bias is not None:
+                        module.bias.zero_()
         return self
 
 

@@ -48,6 +48,10 @@ class SpanHead(EncoderHead):
         """Take up the only layer of a question answerer."""
         return {}, take_linear(tensors, "qa_outputs", "out")
 
+    def export_state(self, base: Base) -> dict[str, Tensor]:
+        """Return the weights as the base's question answerer has them."""
+        return {f"qa_outputs.{leaf}": value for leaf, value in self.out.state_dict().items()}
+
     @property
     def is_linear(self) -> bool:
         """Always: there is one layer."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamorouter.errors import DataError
+from dynamorouter.model.base.kinds import is_bidirectional
 from dynamorouter.model.heads.base import EncoderHead, WindowTarget, heads, take_linear
 from dynamorouter.model.text.tokenize import TextPair, Window
 from dynamorouter.tasks.answer import Answer
@@ -25,6 +26,9 @@ from dynamorouter.tasks.text import word_spans
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
 
+CLASSIFIERS = ("gpt2", "gpt_neo", "gpt_neox", "bloom", "falcon", "mpt")
+"""Decoders whose token classifiers have a layer ``classifier``; that of the others is ``score``."""
+
 
 @heads.register("tags")
 class TagsHead(EncoderHead):
@@ -32,6 +36,7 @@ class TagsHead(EncoderHead):
 
     kind = "tags"
     has_choices = True
+    output_layer = "out"
 
     def __init__(self, width: int, labels: Sequence[str], *, dropout: float = 0.1) -> None:
         super().__init__(width, labels, dropout=dropout)
@@ -41,7 +46,14 @@ class TagsHead(EncoderHead):
     @classmethod
     def import_state(cls, tensors: dict[str, Tensor], base: Base) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Take up the only layer of a token classifier."""
-        return {}, take_linear(tensors, "classifier", "out")
+        name = "score" if "score.weight" in tensors else "classifier"
+        return {}, take_linear(tensors, name, "out")
+
+    def export_state(self, base: Base) -> dict[str, Tensor]:
+        """Return the weights as the base's token classifier has them."""
+        reads_both_ways = is_bidirectional(base.config)
+        name = "classifier" if reads_both_ways or base.config.model_type in CLASSIFIERS else "score"
+        return {f"{name}.{leaf}": value for leaf, value in self.out.state_dict().items()}
 
     @property
     def is_linear(self) -> bool:

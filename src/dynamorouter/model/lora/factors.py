@@ -23,3 +23,8 @@ class Factors:
     a: Tensor
     b: Tensor
     scaling: float
+
+    def squared_norm(self) -> float:
+        """Return the squared Frobenius norm of ``scaling * B @ A`` without the product: the trace of B'B AA'."""
+        a, b = self.a.double(), self.b.double()
+        return self.scaling**2 * max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))

@@ -10,24 +10,48 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from dynamorouter.errors import AdapterError
+from dynamorouter.errors import AdapterError, BankShapeError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.kinds import TASK_TYPES
+from dynamorouter.model.lora.adapter_config import CONFIG, PeftConfig, read_config
+from dynamorouter.model.lora.adapter_files import WEIGHTS, find_folder, read_weights
+from dynamorouter.model.lora.adapter_names import PREFIX, matches_target, pattern_value
+from dynamorouter.model.lora.adapter_origin import base_notes
+from dynamorouter.model.lora.adapter_tensors import POOLER, Pair, SortedTensors, sort_tensors
 from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.factors import Factors
-from dynamorouter.utils.files import read_json, read_tensors, write_json, write_tensors
+from dynamorouter.model.lora.gates.row import RowGate
+from dynamorouter.model.lora.mount import mount
+from dynamorouter.model.text.tokenize import Batch
+from dynamorouter.utils.files import write_json, write_tensors
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-_KEY = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])(\.[\w-]+)?\.weight")
-_HEADS = re.compile(r"(classifier|score|qa_outputs|lm_head)(\.modules_to_save(\.[\w-]+)?)?\.(?P<rest>.+)")
+NOTHING = 1e-7
+"""A change this small beside the size of its factors is rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskForm:
+    """A head as a task model of ``transformers`` has it, to be written beside the factors.
+
+    Attributes:
+        task_type: PEFT's name of the task.
+        prefix: what the task model puts before the names of its body, such as ``bert.``.
+        tensors: the head's weights by their full names in the task model.
+        modules: the modules that they belong to, for ``modules_to_save``.
+    """
+
+    task_type: str
+    prefix: str
+    tensors: Mapping[str, Tensor]
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,43 +63,72 @@ class Adapter:
         lora: the shape settings that all layers share.
         head: tensors of a head that was trained with it, by PEFT's names without prefix; may be empty.
         config: the folder's ``adapter_config.json``.
+        folder: where it was found.
+        head_factors: changes to layers of the head, such as ``pooler.dense``, by the same names as ``head``.
+        notes: what a user should know, a sentence each.
     """
 
     factors: dict[str, Factors]
     lora: LoraConfig
     head: dict[str, Tensor]
     config: dict[str, Any]
+    folder: Path
+    head_factors: dict[str, Factors] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def matched_layers(self) -> int:
+        """How many linear layers of the base it changes."""
+        return len(self.factors)
+
+    @property
+    def delta_norm(self) -> float:
+        """The Frobenius norm of all its changes ``scaling * B @ A`` together."""
+        return math.sqrt(sum(change.squared_norm() for change in self.factors.values()))
 
 
-def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraConfig, base: Base) -> None:
-    """Write a folder that ``PeftModel.from_pretrained`` loads over the same base, loaded by the class of its kind.
+def save_adapter(
+    folder: Path, factors: Mapping[str, Factors], lora: LoraConfig, base: Base, *, form: TaskForm | None = None
+) -> None:
+    """Write a folder that ``PeftModel.from_pretrained`` loads over the same base.
 
     Layers whose rank or scaling differs from ``lora`` are named in ``rank_pattern`` and ``alpha_pattern``.
+
+    Args:
+        folder: where to.
+        factors: name of a linear layer of the base to the change to it.
+        lora: the shape settings that the layers share.
+        base: the base.
+        form: the head as a task model has it; PEFT then loads the folder over that model, else over the class of the
+            base's kind.
     """
+    prefix = base.prefix if form is None else form.prefix
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for inner, change in factors.items():
-        layer = base.prefix + inner
+        layer = prefix + inner
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = change.a
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = change.b
         rank = change.a.shape[0]
         alpha = change.scaling * (math.sqrt(rank) if lora.rslora else rank)
         if rank != lora.rank:
-            ranks[re.escape(layer)] = rank
+            ranks[f"^{re.escape(layer)}"] = rank
         if not math.isclose(alpha, lora.alpha):
-            alphas[re.escape(layer)] = alpha
+            alphas[f"^{re.escape(layer)}"] = alpha
+    if form is not None:
+        tensors |= {f"{PREFIX}{name}": value for name, value in form.tensors.items()}
     write_json(
         folder / CONFIG,
         {
             "peft_type": "LORA",
-            "task_type": TASK_TYPES[base.kind],
+            "task_type": TASK_TYPES[base.kind] if form is None else form.task_type,
             "base_model_name_or_path": base.spec.fallback or base.spec.path,
             "r": lora.rank,
             "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
             "lora_dropout": lora.dropout,
             "use_rslora": lora.rslora,
-            "target_modules": sorted(base.prefix + layer for layer in factors),
+            "target_modules": sorted(prefix + layer for layer in factors),
             "rank_pattern": ranks,
             "alpha_pattern": alphas,
             "fan_in_fan_out": any(isinstance(base.linear[layer], Conv1D) for layer in factors),
@@ -83,116 +136,147 @@ def save_adapter(folder: Path, factors: Mapping[str, Factors], lora: LoraConfig,
             "use_dora": False,
             "inference_mode": True,
             "init_lora_weights": True,
-            "modules_to_save": None,
+            "modules_to_save": None if form is None else list(form.modules),
         },
     )
     write_tensors(folder / WEIGHTS, tensors)
 
 
-def load_adapter(folder: Path, base: Base) -> Adapter:
-    """Read a PEFT adapter folder for this base.
+def load_adapter(folder: str | Path, base: Base) -> Adapter:
+    """Read an adapter that was trained elsewhere, for this base.
+
+    Args:
+        folder: what PEFT's ``save_pretrained`` wrote, or what holds one such folder.
+        base: the base to use it over.
+
+    Raises:
+        AdapterError: it holds something that cannot be represented exactly, was trained on another base, matches no
+            layer, or changes nothing.
+        LibraryError: its weights are truncated or corrupt.
+    """
+    found = find_folder(Path(folder))
+    adapter = read_adapter(found, base)
+    size = sum(abs(f.scaling) * float(f.a.norm()) * float(f.b.norm()) for f in adapter.factors.values())
+    if not NOTHING * size < adapter.delta_norm < math.inf:
+        what = "nothing: B @ A is zero" if adapter.delta_norm <= NOTHING * size else "too much: B @ A is not finite"
+        raise AdapterError(
+            f"the adapter in {found} changes {what} in the {adapter.matched_layers} layers that it names; "
+            "it was saved before it was trained, or its training failed"
+        )
+    _check_rows(adapter, base)
+    named = (f"the adapter was read from {found}",) if found != Path(folder) else ()
+    return replace(adapter, notes=(*named, *adapter.notes, *base_notes(found, adapter.config, base)))
+
+
+def read_adapter(folder: Path, base: Base) -> Adapter:
+    """Read a PEFT adapter folder of this base, whatever its factors change.
 
     Raises:
         AdapterError: it holds something that cannot be represented exactly, or it was trained on another base.
+        LibraryError: its weights are truncated or corrupt.
     """
-    if not (folder / CONFIG).is_file():
-        raise AdapterError(f"{folder} has no {CONFIG}; give a folder that PEFT's save_pretrained wrote")
-    config = read_json(folder / CONFIG)
-    _refuse(folder, config)
-    if not (folder / WEIGHTS).is_file():
-        names = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise AdapterError(
-            f"{folder} has no {WEIGHTS} (found: {names}); pickled adapters are not loaded: "
-            "load it with PEFT and save it again with safe_serialization=True"
-        )
-    sides: dict[str, dict[str, Tensor]] = {}
-    head: dict[str, Tensor] = {}
-    unmatched = []
-    for key, tensor in read_tensors(folder / WEIGHTS).items():
-        name = key.removeprefix(PREFIX)
-        if match := _KEY.fullmatch(name):
-            sides.setdefault(_layer(match["layer"], base, folder), {})[match["side"]] = tensor
-        elif match := _HEADS.fullmatch(name):
-            head[f"{match[1]}.{match['rest']}"] = tensor
-        else:
-            unmatched.append(key)
-    if unmatched:
-        raise AdapterError(
-            f"{folder / WEIGHTS} holds {len(unmatched)} tensors that are neither LoRA factors of a linear layer nor a "
-            f"head: {', '.join(sorted(unmatched)[:5])}; train the adapter with bias='none' and without "
-            "modules_to_save other than the head"
-        )
+    config, values = read_config(folder)
+    parts = sort_tensors(read_weights(folder), base, folder)
+    notes = _check_targets(parts, config, base, folder)
+    if parts.copies:
+        notes.append(f"{', '.join(parts.copies)}: saved with the adapter, and the same as the base's own")
     lora = LoraConfig(
-        rank=int(config["r"]),
-        alpha=float(config.get("lora_alpha", 8)),
-        rslora=bool(config.get("use_rslora", False)),
-        dropout=float(config.get("lora_dropout", 0.0)),
-        targets=tuple(sorted(sides)),
-        trunk_depth=_lowest_block(sides, base),
+        rank=config.r,
+        alpha=config.lora_alpha,
+        rslora=bool(config.use_rslora),
+        dropout=config.lora_dropout,
+        targets=tuple(sorted(parts.layers)),
+        trunk_depth=_lowest_block(parts.layers, base),
     )
-    factors = {layer: _factors(layer, pair, config, base, folder) for layer, pair in sorted(sides.items())}
-    return Adapter(factors=factors, lora=lora, head=head, config=config)
+    return Adapter(
+        factors={layer: _factors(layer, pair, config, base, folder) for layer, pair in sorted(parts.layers.items())},
+        lora=lora,
+        head=parts.head,
+        config=values,
+        folder=folder,
+        head_factors={
+            layer: _factors(layer, pair, config, base, folder) for layer, pair in sorted(parts.head_layers.items())
+        },
+        notes=tuple(notes),
+    )
 
 
-def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
-    """Name everything in the config that a plain low-rank change cannot represent."""
-    plain = {None, True, False, "gaussian", "eva", "orthogonal"}
-    initial = config.get("init_lora_weights", True)
-    inexact = {
-        f"peft_type={config.get('peft_type')!r} (only LORA is a low-rank change)": config.get("peft_type") != "LORA",
-        "use_dora=True (DoRA rescales columns of the base)": config.get("use_dora"),
-        f"bias={config.get('bias')!r} (biases of the base were trained)": config.get("bias", "none") != "none",
-        "lora_bias=True (the factors have biases)": config.get("lora_bias"),
-        "layer_replication (the base's blocks were repeated)": config.get("layer_replication"),
-        "trainable_token_indices (embeddings were trained)": config.get("trainable_token_indices"),
-        "target_parameters (parameters that are no linear layer were changed)": config.get("target_parameters"),
-        "alora_invocation_tokens (it is active for part of the text only)": config.get("alora_invocation_tokens"),
-        "use_qalora=True (inputs are pooled before the factors)": config.get("use_qalora"),
-        f"init_lora_weights={initial!r} (the base's weights were changed with it)": initial not in plain,
-    }
-    refused = [setting for setting, is_set in inexact.items() if is_set]
-    if refused:
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """An adapter that is mounted to be tried."""
+
+    name: str
+    factors: Mapping[str, Factors]
+
+
+@torch.no_grad()
+def _check_rows(adapter: Adapter, base: Base) -> None:
+    """Try an adapter on two rows of a few tokens.
+
+    Raises:
+        AdapterError: the base runs a layer on what all rows share, where no row can have an expert of its own.
+    """
+    ids = torch.arange(6, device=base.device).reshape(2, 3) % base.config.vocab_size
+    gate = RowGate(torch.zeros(2, dtype=torch.int64, device=base.device))
+    try:
+        with mount(base, [_Trial("trial", adapter.factors)]):
+            base.forward(Batch(ids=ids, types=None, mask=torch.ones_like(ids)), gate)
+    except BankShapeError as error:
         raise AdapterError(
-            f"the adapter in {folder} cannot be represented exactly: {'; '.join(refused)}; "
-            "train it as plain LoRA with bias='none', or convert it with PEFT first"
+            f"the adapter in {adapter.folder} changes layers that base {base.spec.name!r} ({base.config.model_type}) "
+            f"also runs on what all rows share, such as relative positions, so that rows cannot differ in them "
+            f"({error}); train it without them in target_modules (value and dense layers can be changed)"
+        ) from error
+
+
+def _check_targets(parts: SortedTensors, config: PeftConfig, base: Base, folder: Path) -> list[str]:
+    """Compare the layers that the file holds with those that PEFT would change by its config; returns notes.
+
+    Raises:
+        AdapterError: PEFT would leave some of the file's factors out, or draw at random what the file lacks.
+    """
+    pairs = {**parts.layers, **parts.head_layers}
+    ignored = sorted(pair.name for pair in pairs.values() if not matches_target(config, pair.name))
+    if ignored:
+        raise AdapterError(
+            f"the adapter in {folder} holds factors of {len(ignored)} layers that target_modules in {CONFIG} does not "
+            f"name, so that PEFT leaves them out ({', '.join(ignored[:3])}); correct target_modules, or save it again"
         )
+    layer, pair = next(iter(parts.layers.items()))
+    prefix = pair.name.removesuffix(layer)
+    lacking = [
+        name
+        for name in base.linear
+        if name not in parts.layers and not name.startswith(POOLER) and matches_target(config, prefix + name)
+    ]
+    if not lacking:
+        return []
+    listed = f"{len(lacking)} layers that target_modules names ({', '.join(lacking[:3])})"
+    if not config.init_lora_weights:
+        raise AdapterError(
+            f"the adapter in {folder} lacks {listed}; with init_lora_weights=False PEFT draws them at random: "
+            "save it again with all of them"
+        )
+    return [f"the adapter's file lacks {listed}: they stay as they are in the base, as with PEFT"]
 
 
-def _layer(name: str, base: Base, folder: Path) -> str:
-    """Find the base's own name of a layer, which may carry a task model's prefix such as ``bert.``."""
-    for candidate in (name, name.partition(".")[2]):
-        if candidate in base.linear:
-            return candidate
-    raise AdapterError(
-        f"the adapter in {folder} changes {name!r}, which is no linear layer of base {base.spec.name!r} "
-        f"({base.config.model_type}, {base.depth} blocks); it was trained on another base: name it with base="
-    )
-
-
-def _factors(layer: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], base: Base, folder: Path) -> Factors:
-    if set(pair) != {"A", "B"}:
-        raise AdapterError(f"the adapter in {folder} has only lora_{'/'.join(pair)} for {layer!r}; both are needed")
-    out, width = base.shape(layer)
-    a, b = pair["A"].float(), pair["B"].float()
+def _factors(layer: str, pair: Pair, config: PeftConfig, base: Base, folder: Path) -> Factors:
+    """Make the change to one layer; of a layer of a head, the shape is not known here."""
+    if set(pair.sides) != {"A", "B"}:
+        raise AdapterError(f"the adapter in {folder} has only lora_{'/'.join(pair.sides)} for {layer!r}; give both")
+    a, b = pair.sides["A"].float(), pair.sides["B"].float()
+    out, width = base.shape(layer) if layer in base.linear else (b.shape[0], a.shape[-1])
     if a.shape[1:] != (width,) or b.shape != (out, a.shape[0]):
         raise AdapterError(
             f"the adapter in {folder} has A {tuple(a.shape)} and B {tuple(b.shape)} for {layer!r}, but base "
             f"{base.spec.name!r} maps {width} to {out} there; it was trained on another base "
-            f"({config.get('base_model_name_or_path')!r})"
+            f"({config.base_model_name_or_path!r})"
         )
-    rank = _pattern(config.get("rank_pattern"), layer, config["r"])
+    rank = pattern_value(config.rank_pattern, pair.name, config.r, "rank_pattern")
     if rank != a.shape[0]:
         raise AdapterError(f"the adapter in {folder} says rank {rank} for {layer!r}, but its factors have {a.shape[0]}")
-    alpha = float(_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8)))
-    return Factors(a=a, b=b, scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """Look a layer up as PEFT does: the first pattern that matches a name or its ending."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return default
+    alpha = pattern_value(config.alpha_pattern, pair.name, config.lora_alpha, "alpha_pattern")
+    return Factors(a=a, b=b, scaling=alpha / (math.sqrt(rank) if config.use_rslora else rank))
 
 
 def _lowest_block(layers: Mapping[str, Any], base: Base) -> int:

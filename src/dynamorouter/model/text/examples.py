@@ -20,6 +20,7 @@ from dynamorouter.tasks.task import Task
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
+    from dynamorouter.model.text.tokenize import Window
 
 TOKENIZED_ROWS = 2048
 """Rows that are tokenized at once; the tokenizer's own records are large, so they are not kept longer."""
@@ -61,6 +62,12 @@ class TrainingExample:
         tokens = np.array(ids, dtype=np.int32)
         segments = np.zeros(len(ids), dtype=np.int8) if types is None else np.array(types, dtype=np.int8)
         return TrainingExample(row, tokens, segments, target, units, cut)
+
+    @staticmethod
+    def unlabelled(window: Window) -> TrainingExample:
+        """Take up a window of a row that is answered, and teaches nothing."""
+        encoding = window.encoding
+        return TrainingExample.of(window.row, encoding.ids, np.empty(0, np.int64), units=0, types=encoding.type_ids)
 
     def __len__(self) -> int:
         return len(self.ids)

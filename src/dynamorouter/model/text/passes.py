@@ -53,16 +53,26 @@ class ExamplePasses:
     Args:
         base: with the experts in its banks.
         examples: to be batched.
-        budget: most tokens in a pass, padding included; ``None`` passes each example alone.
+        budget: most tokens in a pass, padding included; ``None`` takes the examples in their order.
+        rows: so many at a time, where there is no budget.
         trunk: the trunk's outputs for these examples, from which passes go on; ``None`` begins at the tokens.
     """
 
     def __init__(
-        self, base: Base, examples: Sequence[TrainingExample], *, budget: int | None, trunk: TrunkCache | None = None
+        self,
+        base: Base,
+        examples: Sequence[TrainingExample],
+        *,
+        budget: int | None,
+        rows: int = 1,
+        trunk: TrunkCache | None = None,
     ) -> None:
         self.base, self.examples, self.trunk = base, examples, trunk
-        lengths = [len(example) for example in examples]
-        groups = [[i] for i in range(len(examples))] if budget is None else token_batches(lengths, budget=budget)
+        if budget is None:
+            order = range(len(examples))
+            groups = [list(order[first : first + rows]) for first in order[::rows]]
+        else:
+            groups = token_batches([len(example) for example in examples], budget=budget)
         layouts = [Layout.of(examples, [[i] for i in group]) for group in groups]
         self.batches = [
             ExampleBatch(group, layout, layout.batch(base)) for group, layout in zip(groups, layouts, strict=True)

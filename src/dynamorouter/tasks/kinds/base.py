@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
 
+from dynamorouter.errors import one_of
 from dynamorouter.registry import Registry
+from dynamorouter.tasks.labels import nearest_label
 from dynamorouter.tasks.record import Record, Target
 
 AnswerValue = str | list[str]
@@ -29,10 +31,21 @@ class RowProblem:
     Attributes:
         code: a short name to count under, such as ``unknown_label``.
         message: what was found, what is allowed, and the remedy.
+        unknown: the labels that are none of the task's, where these are the problem.
     """
 
     code: str
     message: str
+    unknown: tuple[str, ...] = ()
+
+
+def unknown_labels(values: Sequence[Any], labels: Sequence[str]) -> RowProblem:
+    """Return the problem of a row with labels that are none of the task's."""
+    near = nearest_label(values[0], labels)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    named = ", ".join(dict.fromkeys(map(repr, values)))
+    message = f"label {named} is not in the list{hint}; allowed: {one_of(labels)}"
+    return RowProblem("unknown_label", message, tuple(dict.fromkeys(map(str, values))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
-from dynamorouter.errors import one_of
-from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, Noise, RowProblem, head_kinds
+from dynamorouter.tasks.kinds.base import (
+    AnswerValue,
+    HeadKind,
+    NativeRow,
+    Noise,
+    RowProblem,
+    head_kinds,
+    unknown_labels,
+)
+from dynamorouter.tasks.labels import is_missing, match_label
 from dynamorouter.tasks.record import Record, Target
 
 
@@ -22,13 +30,10 @@ class ClassificationKind(HeadKind):
 
     def target(self, row: NativeRow) -> Target | RowProblem:
         """Return the label."""
-        if row.target is None:
+        label = match_label(row.target, row.labels)
+        if label is None and is_missing(row.target):
             return RowProblem("no_label", "the label is empty")
-        if row.target not in row.labels:
-            return RowProblem(
-                "unknown_label", f"label {row.target!r} is not in the list; allowed: {one_of(row.labels)}"
-            )
-        return str(row.target)
+        return unknown_labels([row.target], row.labels) if label is None else label
 
     def most_frequent(self, targets: Sequence[Target]) -> Callable[[Record], AnswerValue]:
         """Return the most frequent label for every row."""

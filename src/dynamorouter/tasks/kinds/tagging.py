@@ -7,8 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from dynamorouter.errors import one_of
-from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, Noise, RowProblem, head_kinds, listed
+from dynamorouter.tasks.kinds.base import (
+    AnswerValue,
+    HeadKind,
+    NativeRow,
+    Noise,
+    RowProblem,
+    head_kinds,
+    listed,
+    unknown_labels,
+)
+from dynamorouter.tasks.labels import match_label
 from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.text import word_spans
 
@@ -59,12 +68,9 @@ class TaggingKind(HeadKind):
         if tags is None or len(tags) != len(words):
             tag_note = type(row.target).__name__ if tags is None else f"{len(tags)} tags"
             return RowProblem("tag_count", f"{tag_note} for {len(words)} tokens; give one tag for each token")
-        unknown = sorted({str(tag) for tag in tags if tag not in row.labels})
-        if unknown:
-            return RowProblem(
-                "unknown_label", f"tag {', '.join(unknown)} is not in the list; allowed: {one_of(row.labels)}"
-            )
-        return [str(tag) for tag in tags]
+        labels = [match_label(tag, row.labels) for tag in tags]
+        unknown = [tag for tag, label in zip(tags, labels, strict=True) if label is None]
+        return unknown_labels(unknown, row.labels) if unknown else [label for label in labels if label is not None]
 
     def most_frequent(self, targets: Sequence[Target]) -> Callable[[Record], AnswerValue]:
         """Return the most frequent tag for every word."""

@@ -45,7 +45,7 @@ class DataConfig(Options):
     """Where rows come from and which are kept."""
 
     source: str = "builtin"
-    """``builtin`` rows, ``local`` JSONL, CSV, TSV or Parquet, the Hugging Face ``hub``, or a source of a plugin."""
+    """``builtin`` rows, ``local`` files of any format, the Hugging Face ``hub``, or a source of a plugin."""
     root: str | None = None
     """Folder with one folder per task, for ``source: local``."""
     filters: FilterConfig = FilterConfig()

@@ -10,7 +10,7 @@ from dynamorouter.data.sources import Row
 from dynamorouter.errors import DataError, one_of
 from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.kinds.base import NativeRow
-from dynamorouter.tasks.labels import nearest_label, whole_number
+from dynamorouter.tasks.labels import is_missing, nearest_label, whole_number
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.tasks.text import MAX_CHARS, text_problem
@@ -37,7 +37,7 @@ def convert(
     if isinstance(text, RowProblem):
         return text
     pair = None if columns.pair is None else row[columns.pair]
-    if kind.pair == "input" and isinstance(pair, str) and not pair.strip():
+    if kind.pair == "input" and is_missing(pair):
         pair = None  # an instruction need not come with an input
     checked = {columns.text: text}
     if columns.pair is not None and not (kind.pair == "input" and pair is None):

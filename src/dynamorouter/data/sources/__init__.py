@@ -13,6 +13,9 @@ from typing import Any
 
 from dynamorouter.errors import ConfigError, DataError, one_of
 from dynamorouter.registry import Registry
+from dynamorouter.tasks.chat import COLUMNS as CHAT_COLUMNS
+from dynamorouter.tasks.chat import chat_of
+from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.labels import match_label, whole_number
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.jsonl import SkipCount, bad_row
@@ -97,18 +100,47 @@ def load(task: Task, split: str, source: str, options: Options, *, skip_bad: Ski
 
 
 def missing_columns(task: Task, row: Mapping[str, Any], options: Options) -> list[str]:
-    """Return which columns of a task a source's row lacks, by the task's names."""
+    """Return which columns of a task a source's row lacks, by the task's names.
+
+    A text to be written may come without an input, and it and its text as one conversation.
+    """
     rename = options.get("rename") or {}
     names = {rename.get(key, key) for key in row}
-    return [column for column in task.columns.needed() if column not in names]
+    columns, kind = task.columns, head_kind(task.head)
+    optional = {columns.pair} if kind.pair == "input" else set()
+    if _conversation(task, row) is not None:
+        optional |= {columns.text, columns.target}
+    return [column for column in columns.needed() if column not in names | optional]
 
 
 def in_task_columns(task: Task, row: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Return a source's row, which lacks no column, under the task's names of columns and of labels."""
     rename = options.get("rename") or {}
-    renamed = {rename.get(key, key): value for key, value in row.items()}
-    renamed[task.columns.target] = _named(renamed[task.columns.target], task, options)
+    renamed = {rename.get(key, key): _plain(value) for key, value in row.items()}
+    columns, conversation = task.columns, _conversation(task, renamed)
+    if conversation is not None:
+        renamed[columns.text] = renamed[columns.target] = conversation
+    if columns.pair is not None and head_kind(task.head).pair == "input":
+        renamed.setdefault(columns.pair, None)
+    renamed[columns.target] = _named(renamed[columns.target], task, options)
     return renamed
+
+
+def _conversation(task: Task, row: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Return the conversation that stands for the text and the answer of a row that has neither."""
+    if not head_kind(task.head).is_generative or {task.columns.text, task.columns.target} & row.keys():
+        return None
+    return next((chat for column in CHAT_COLUMNS if (chat := chat_of(_plain(row.get(column)))) is not None), None)
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays and tuples, as tables in memory hold them, as lists, and their numbers as Python's own."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        value = to_list()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def source_split(split: str, options: Options) -> str:

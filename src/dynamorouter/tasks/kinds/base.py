@@ -6,10 +6,12 @@ that preparation, metrics and exploration know of it; the module in ``dynamorout
 
 from __future__ import annotations
 
+import ast
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -173,18 +175,18 @@ def kind_of_answer(answer_kind: str) -> HeadKind:
 
 
 def listed(value: Any) -> list[Any] | None:
-    """Return a list as it is, and the text of one (JSON, or separated by blanks) from a CSV file as a list."""
+    """Return a list as it is, and the text of one in a table (JSON, Python's, or parted by blanks) as a list."""
     if isinstance(value, list):
         return value
     if not isinstance(value, str):
         return None
-    parsed = parsed_json(value) if value.startswith("[") else None
-    return parsed if isinstance(parsed, list) else value.split()
+    inside = parsed(value) if value.startswith("[") else None
+    return inside if isinstance(inside, list) else value.split()
 
 
-def parsed_json(value: str) -> Any:
-    """Return what a JSON text says; ``None`` where it is not one."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return None
+def parsed(value: str) -> Any:
+    """Return what a text says as JSON or as a Python literal, as tables write lists; ``None`` where it is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(value)
+    return None

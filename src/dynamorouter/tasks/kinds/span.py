@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, Noise, RowProblem, head_kinds, parsed_json
+from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, Noise, RowProblem, head_kinds, parsed
+from dynamorouter.tasks.labels import whole_number
 from dynamorouter.tasks.record import Record, Target
 
 
@@ -25,20 +26,21 @@ class SpanKind(HeadKind):
         ``repairs`` counts those that were moved to the nearest occurrence (``answer_offset``), and those of several
         that do not occur and are left out (``answer_lost``).
         """
-        answers = parsed_json(row.target) if isinstance(row.target, str) else row.target
-        texts = answers.get("text") if isinstance(answers, dict) else None
-        starts = answers.get("answer_start") if isinstance(answers, dict) else None
-        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        found = _answers(parsed(row.target) if isinstance(row.target, str) else row.target)
+        if found is None:
             return RowProblem(
-                "not_answers", "answers must be {text: [..], answer_start: [..]}, both of the same length"
+                "not_answers",
+                "answers must be {text: [..], answer_start: [..]}, both of the same length, or a list of {text, "
+                "answer_start}",
             )
+        texts, starts = found
         if not texts:
             return RowProblem("no_answer", "there is no answer; unanswerable questions are not supported")
         context = row.pair or ""
         gold: dict[str, list[Any]] = {"texts": [], "starts": []}
         repairs: Counter[str] = Counter()
         for text, start in zip(texts, starts, strict=True):
-            if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool) or not text.strip():
+            if not isinstance(text, str) or start is None or not text.strip():
                 return RowProblem("not_answers", f"answer {text!r} at {start!r}; give visible text and a whole number")
             occurs = start if start >= 0 and context.startswith(text, start) else _nearest(context, text, start)
             if occurs is None:
@@ -58,6 +60,20 @@ class SpanKind(HeadKind):
         lengths = sorted(len(str(target["texts"][0]).split()) for target in targets if isinstance(target, dict))
         words = lengths[len(lengths) // 2]
         return lambda record: " ".join((record.pair or record.text).split()[:words])
+
+
+def _answers(answers: Any) -> tuple[list[Any], list[int | None]] | None:
+    """Return texts and starts, ``None`` for a start that is no whole number, from any form that data sets have."""
+    if isinstance(answers, list) and all(isinstance(answer, Mapping) for answer in answers):
+        answers = {key: [answer.get(key) for answer in answers] for key in ("text", "answer_start")}
+    if not isinstance(answers, Mapping):
+        return None
+    texts, starts = answers.get("text"), answers.get("answer_start")
+    if isinstance(texts, str):
+        texts, starts = [texts], [starts]
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return None
+    return texts, [whole_number(start) for start in starts]
 
 
 def _nearest(context: str, text: str, start: int) -> int | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from dynamorouter.tasks.chat import chat_of, exchange
 from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, RowProblem, head_kinds
 from dynamorouter.tasks.record import Record, Target
 from dynamorouter.tasks.text import text_problem
@@ -31,10 +33,24 @@ class TextKind(HeadKind):
             mistakes.append("columns.extra names 'texts', which is what columns.target becomes; choose another name")
         return mistakes
 
+    def text(self, value: Any) -> object:
+        """Return the text; of a conversation all turns before the answer."""
+        turns = chat_of(value)
+        if turns is None:
+            return value
+        told = exchange(turns)
+        return RowProblem("not_chat", told) if isinstance(told, str) else told.text
+
     def target(self, row: NativeRow) -> Target | RowProblem:
         """Return the text to be written, or several equally right ones, and beside them what only a metric reads."""
-        texts = row.target if isinstance(row.target, list) else [row.target]
-        if row.target is None or not texts:
+        target, turns = row.target, chat_of(row.target)
+        if turns is not None:
+            told = exchange(turns)
+            if isinstance(told, str) or told.answer is None:
+                return RowProblem("no_answer", f"{row.target_column} does not end with a turn of the assistant")
+            target = told.answer
+        texts = target if isinstance(target, list) else [target]
+        if target is None or not texts:
             return RowProblem("no_answer", f"{row.target_column} is empty; give the text to be written")
         for text in texts:
             problem = text_problem(text, max_chars=row.max_chars)

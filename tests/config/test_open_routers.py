@@ -61,15 +61,18 @@ def test_a_registered_router_is_chosen_by_its_name_without_a_file() -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["router=leaning", "router.options={leen: 1}"], "router.options.leen: unknown key (did you mean 'lean'?)"),
+        (["router=leaning", "router.options={leen: 1}"], "unknown option 'leen' (did you mean 'lean'?); allowed: lean"),
         (
             ["router=leaning", "router.options={lean: much}"],
-            "router.options.lean: got 'much'; should be a valid number",
+            "router.options.lean: router 'leaning': got 'much'; should be a valid number",
         ),
-        (["router=leaning", "router.options={lean: true}"], "router.options.lean: got True; should be a number"),
-        (["router=knn", "router.options={k: 0}"], "router.options.k: got 0; should be greater than or equal to 1"),
-        (["router=mlp", "router.options={held_out: 2}"], "router.options.held_out: got 2; should be less than 1"),
-        (["router=mlp", "router.options={hiden: 1}"], "router.options.hiden: unknown key (did you mean 'hidden'?)"),
+        (["router=leaning", "router.options={lean: true}"], "router 'leaning': got True; should be a number"),
+        (["router=knn", "router.options={k: 0}"], "router.options.k: router 'knn': got 0; should be greater"),
+        (
+            ["router=mlp", "router.options={held_out: 2}"],
+            "held_out: router 'mlp': got 2; should be less than 1",
+        ),
+        (["router=mlp", "router.options={hiden: 1}"], "unknown option 'hiden' (did you mean 'hidden'?)"),
         (["router=leening"], "router: unknown choice 'leening' (did you mean 'leaning'?)"),
         (["router=leaning", "joint.enabled=true"], "choose one of router=complexity, mlp, or joint.enabled=false"),
         (["router.pooling=meen"], "router.pooling: got 'meen', which is no pooling (did you mean 'mean'?)"),

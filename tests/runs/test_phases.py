@@ -280,7 +280,7 @@ def test_every_registered_router_has_a_file_that_the_check_knows() -> None:
         (["router.kind=mpl"], "no such router 'mpl' (did you mean 'mlp'?)"),
         (["router.options={depth: 3}"], "unknown option 'depth'"),
         (["router=knn", "joint.enabled=true", "router.options={k: 3}"], "router.kind is 'knn'"),
-        (["router.options={held_out: 3}"], "held_out is 3"),
+        (["router.options={held_out: 3}"], "held_out: router 'mlp': got 3; should be less than 1"),
         (["router.kind=mpl", "experts.rnk=2", "seed=-1"], "3 settings are wrong"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dynamorouter.errors import ConfigError, one_of, suggest
@@ -51,48 +51,49 @@ def listed(mistakes: Sequence[str]) -> str:
     return f"{len(mistakes)} settings are wrong:\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
 
 
-def cross_checks(tree: Mapping[str, Any], *, known_tasks: Iterable[str]) -> list[str]:
+def cross_checks(tree: Mapping[str, Any], *, recipe_tasks: Collection[str]) -> list[str]:
     """Return what is wrong between branches: names that do not exist, phases that do not go together.
 
     Args:
         tree: the composed values.
-        known_tasks: tasks that recipes may mention without choosing them.
+        recipe_tasks: tasks that recipes may mention without choosing them.
     """
-    tasks = tree.get("task")
-    chosen = list(tasks) if isinstance(tasks, dict) else []
-    experts = tree.get("experts")
-    mistakes = []
-    for key, extra in (("train_rows", ["default", *known_tasks]), ("fixed_weights", known_tasks), ("fusion", ())):
-        names = experts.get(key) if isinstance(experts, dict) else None
-        allowed = dict.fromkeys([*chosen, *extra])
-        for name in names if isinstance(names, dict) else ():
+    mistakes = [*_task_names(tree, recipe_tasks), *_base_names(tree), *_fusion_checks(tree)]
+    return [*mistakes, *(_router_checks(tree) or _joint_checks(tree))]
+
+
+def no_such(path: str, what: str, name: str, allowed: Iterable[str]) -> str:
+    """Return the mistake of a setting at ``path`` that names what there is not."""
+    names = dict.fromkeys(allowed)
+    return f"{path}: no such {what} {name!r}{suggest(name, names)}; allowed: {one_of(names)}"
+
+
+def _task_names(tree: Mapping[str, Any], recipe_tasks: Collection[str]) -> Iterator[str]:
+    """Yield which tasks that experts are set up by are not there."""
+    for key, extra in (("train_rows", ["default", *recipe_tasks]), ("fixed_weights", recipe_tasks), ("fusion", ())):
+        allowed = dict.fromkeys([*_branch(tree, "task"), *extra])
+        for name in _branch(tree, "experts", key):
             if name not in allowed:
-                mistakes.append(
-                    f"experts.{key}.{name}: no such task{suggest(name, allowed)}; allowed: {one_of(allowed)}"
-                )
-    base, bases = tree.get("base"), tree.get("bases")
-    there = list(bases) if isinstance(bases, dict) else []
-    if isinstance(base, dict) and isinstance(base.get("name"), str):
-        there.append(base["name"])
-    for name in chosen:
-        wanted = tasks[name].get("base") if isinstance(tasks, dict) and isinstance(tasks[name], dict) else None
-        if isinstance(wanted, str) and wanted not in there:
-            mistakes.append(
-                f"task.{name}.base: no such base {wanted!r}{suggest(wanted, there)}; allowed: {one_of(there)}; "
-                f"define others under 'bases'"
-            )
-    mistakes += _fusion_checks(tree)
-    unknown = _router_checks(tree)
-    return [*mistakes, *(unknown or _joint_checks(tree))]
+                yield f"experts.{key}.{name}: no such task{suggest(name, allowed)}; allowed: {one_of(allowed)}"
+
+
+def _base_names(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which bases that tasks name are not there."""
+    default = _value(tree, "base", "name")
+    bases = [*_branch(tree, "bases"), *([default] if isinstance(default, str) else [])]
+    for task in _branch(tree, "task"):
+        name = _value(tree, "task", task, "base")
+        if isinstance(name, str) and name not in bases:
+            yield f"{no_such(f'task.{task}.base', 'base', name, bases)}; define others under 'bases'"
 
 
 def _router_checks(tree: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the kind of router and its options; torch is imported only where there are options."""
-    kind, options = _value(tree, "router", "kind"), _value(tree, "router", "options")
+    kind, options = _value(tree, "router", "kind"), _branch(tree, "router", "options")
     if not isinstance(kind, str):
         return []
     if kind not in routers:
-        return [f"router.kind: no such router {kind!r}{suggest(kind, routers)}; allowed: {one_of(routers)}"]
+        return [no_such("router.kind", "router", kind, routers)]
     if kind in routers.built_in and not options:
         return []
     from dynamorouter.routing.options import option_mistakes, router_options
@@ -101,47 +102,39 @@ def _router_checks(tree: Mapping[str, Any]) -> list[str]:
         router = routers.get(kind)
     except PluginError as error:
         return [f"router.kind: {error}"]
-    shared = {**RouterConfig().model_dump(), "layers": (0,), "options": options if isinstance(options, dict) else {}}
+    shared = {**RouterConfig().model_dump(), "layers": (0,), "options": options}
     mistakes = option_mistakes(router, router_options(kind, shared))
-    return [f"router.options.{mistake} (router {kind!r})" for mistake in mistakes]
+    return [f"router.options.{name}: router {kind!r}: {reason}" for name, reason in mistakes.items()]
 
 
-def _fusion_checks(tree: Mapping[str, Any]) -> list[str]:
-    """Return which fusions have sources that are not there, are on another base, or are too few."""
-    tasks, fusions = tree.get("task"), _value(tree, "experts", "fusion")
-    if not isinstance(tasks, dict) or not isinstance(fusions, dict):
-        return []
+def _fusion_checks(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which fusions have sources that are not there, are on another base, or are too few."""
+    tasks, fusions = _branch(tree, "task"), _branch(tree, "experts", "fusion")
     bases = {name: _value(tasks, name, "base") or _value(tree, "base", "name") for name in tasks}
     generative = [head for head, kind in head_kinds.items() if kind.is_generative]
-    mistakes = []
-    for target in fusions:
-        if target not in bases:
-            continue  # named above
-        mixed = (target, *(_value(fusions, target, "sources") or ()))
-        wrong = [name for name in mixed if _value(tasks, name, "head") in generative]
-        if wrong:
-            mistakes.append(
-                f"experts.fusion.{target}: {one_of(map(repr, wrong))} writes text, and fusions are for heads "
+    for target in (name for name in fusions if name in bases):  # others are named as tasks that are not there
+        sources = _value(fusions, target, "sources")
+        sources = [str(name) for name in sources] if isinstance(sources, list | tuple) else None
+        writing = [name for name in (target, *(sources or ())) if _value(tasks, name, "head") in generative]
+        path, on_base = f"experts.fusion.{target}.sources", [name for name in bases if bases[name] == bases[target]]
+        if writing:
+            yield (
+                f"experts.fusion.{target}: {one_of(map(repr, writing))} writes text, and fusions are for heads "
                 "that read; leave it out"
             )
-            continue
-        at = f"experts.fusion.{target}.sources"
-        alike = [name for name in bases if bases[name] == bases[target]]
-        given = _value(fusions, target, "sources")
-        for name in given if isinstance(given, list | tuple) else ():
-            if name not in bases:
-                mistakes.append(f"{at}: no such task {name!r}{suggest(str(name), alike)}; allowed: {one_of(alike)}")
-            elif name not in alike:
-                mistakes.append(
-                    f"{at}: task {name!r} sits on base {bases[name]!r}, and {target!r} on {bases[target]!r}; a fusion "
-                    f"mixes experts of one base: {one_of(alike)}"
-                )
-        if given is None and len(alike) < 2:
-            mistakes.append(
-                f"{at}: {target!r} is the only task on base {bases[target]!r}, and a fusion mixes two experts or more; "
-                f"choose more tasks, or leave out experts.fusion.{target}"
+        elif sources is None and len(on_base) < 2:
+            yield (
+                f"{path}: {target!r} is the only task on base {bases[target]!r}, and a fusion mixes two experts or "
+                f"more; choose more tasks, or leave out experts.fusion.{target}"
             )
-    return mistakes
+        for name in sources if sources and not writing else ():
+            if name not in bases:
+                yield no_such(path, "task", name, on_base)
+            elif name not in on_base:
+                yield (
+                    f"{path}: task {name!r} sits on base {bases[name]!r}, and {target!r} on {bases[target]!r}; a "
+                    f"fusion mixes experts of one base: {one_of(on_base)}"
+                )
 
 
 def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
@@ -156,8 +149,8 @@ def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
             f"joint.enabled: the joint phase trains the router by gradient, but router.kind is {kind!r}; "
             f"choose one of router={one_of(able)}, or joint.enabled=false"
         )
-    base, tasks = _value(tree, "base", "name"), tree.get("task")
-    named = [_value(tasks, name, "base") or base for name in tasks] if isinstance(tasks, dict) else [base]
+    base, tasks = _value(tree, "base", "name"), _branch(tree, "task")
+    named = [_value(tasks, name, "base") or base for name in tasks] or [base]
     if base not in named:
         mistakes.append(
             f"joint.enabled: the joint phase trains router and experts on base {base!r}, but all tasks name "
@@ -166,6 +159,14 @@ def _joint_checks(tree: Mapping[str, Any]) -> list[str]:
     return mistakes
 
 
-def _value(tree: Any, branch: str, key: str) -> Any:
-    below = tree.get(branch) if isinstance(tree, dict) else None
-    return below.get(key) if isinstance(below, dict) else None
+def _value(tree: Any, *path: str) -> Any:
+    """Return what stands at a path of a tree that may be wrong anywhere; ``None`` where nothing does."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _branch(tree: Any, *path: str) -> dict[str, Any]:
+    """Return the mapping at a path, empty where there is none."""
+    below = _value(tree, *path)
+    return below if isinstance(below, dict) else {}

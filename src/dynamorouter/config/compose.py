@@ -11,7 +11,7 @@ Tasks, bases, routers and recipes of one's own live in a folder laid out like ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dynamorouter.config.checks import cross_checks, listed
-from dynamorouter.config.files import CONF, GROUPS, KINDS, list_names, read_tree
+from dynamorouter.config.files import CONF, GROUPS, KINDS, group_file, list_names, read_tree
 from dynamorouter.config.schema import ROOT, Config
 from dynamorouter.config.tasks import INCLUDE, with_included
 from dynamorouter.data.sources import sources
@@ -201,7 +201,7 @@ def _check_choices(request: _Request) -> None:
     """Drop and record choices that do not exist, so that the rest can be checked too."""
     kinds = {group: kind for kind, group in KINDS.items()}
     inline = request.tree.get("task")
-    own = [k for k, v in inline.items() if _complete(v)] if isinstance(inline, dict) else []
+    in_file = [k for k, v in inline.items() if _complete(v)] if isinstance(inline, dict) else []
     for group, choice in list(request.choices.items()):
         allowed = list_names(kinds[group], request.folders)
         names = choice if isinstance(choice, list) else [choice]
@@ -215,7 +215,7 @@ def _check_choices(request: _Request) -> None:
             request.mistakes.append(f"{group}: the list is empty; allowed: {one_of(allowed)}")
         if len(set(names)) < len(names):
             request.mistakes.append(f"{group}: {', '.join(names)} names one twice")
-        good = [n for n in dict.fromkeys(names) if n in allowed or (group == "task" and n in own)]
+        good = [n for n in dict.fromkeys(names) if n in allowed or (group == "task" and n in in_file)]
         request.mistakes += [
             f"{group}: unknown choice {n!r}{suggest(n, allowed)}; allowed: {one_of(allowed)}"
             for n in names
@@ -240,11 +240,11 @@ def _hydra(request: _Request) -> Tree:
     order = request.choices.get("task")
     selected = []
     for group, choice in request.choices.items():
-        names = [n for n in choice if _has(request, group, n)] if isinstance(choice, list) else choice
+        names = [n for n in choice if group_file(group, n, request.folders)] if isinstance(choice, list) else choice
         selected.append(f"{group}=[{','.join(names)}]" if isinstance(names, list) else f"{group}={names}")
-    own = [f'"file://{folder}"' for folder in request.folders[1:]]
-    if own:
-        selected.append(f"hydra.searchpath=[{','.join(own)}]")
+    more_folders = [f'"file://{folder}"' for folder in request.folders[1:]]
+    if more_folders:
+        selected.append(f"hydra.searchpath=[{','.join(more_folders)}]")
     state = Singleton.get_state()  # a caller may be a Hydra application itself
     try:
         GlobalHydra.instance().clear()
@@ -274,17 +274,13 @@ def _include(tree: Tree, request: _Request, *, beside: Path) -> None:
         return
     for name, entry in tasks.items():
         if isinstance(entry, dict) and INCLUDE in entry:
-            files = [path for folder in request.folders if (path := folder / "task" / f"{name}.yaml").is_file()]
-            where, chain = (files[-1].parent, (files[-1].resolve(),)) if files else (beside, (Path(name),))
+            file = group_file("task", name, request.folders)
+            where, chain = (file.parent, (file.resolve(),)) if file else (beside, (Path(name),))
             try:
                 tasks[name] = with_included(entry, chain=chain, beside=where, folders=request.folders)
             except ConfigError as error:
                 request.mistakes.append(str(error))
                 del entry[INCLUDE]
-
-
-def _has(request: _Request, group: str, name: str) -> bool:
-    return any((folder / group / f"{name}.yaml").is_file() for folder in request.folders)
 
 
 def _merge(tree: Tree, new: Mapping[str, Any], branch: Branch | None) -> None:
@@ -303,9 +299,9 @@ def _apply(tree: Tree, request: _Request) -> None:
         *parents, leaf = path.split(".")
         where: Any = tree
         if parents[:1] == ["task"] and len(parents) > 1 and parents[1] not in tree["task"]:
-            known = tree["task"]
+            chosen = tree["task"]
             request.mistakes.append(
-                f"{path}: task {parents[1]!r} is not chosen{suggest(parents[1], known)}; chosen: {one_of(known)}"
+                f"{path}: task {parents[1]!r} is not chosen{suggest(parents[1], chosen)}; chosen: {one_of(chosen)}"
             )
             continue
         for part in parents:
@@ -342,18 +338,17 @@ def _fill_bases(tree: Tree, request: _Request) -> None:
             continue
         if isinstance(base, dict) and name == base.get("name"):
             continue
-        files = [f for folder in request.folders if (f := folder / "base" / f"{name}.yaml").is_file()]
-        if files:
-            bases[name] = OmegaConf.to_container(OmegaConf.load(files[-1]), resolve=True)
+        if file := group_file("base", name, request.folders):
+            bases[name] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
 
 
-def _validate(tree: Tree, mistakes: list[str], *, tasks: Iterable[str]) -> Config:
+def _validate(tree: Tree, mistakes: list[str], *, tasks: Collection[str]) -> Config:
     """Return the checked tree, or raise with ``mistakes`` and whatever else is wrong."""
     entries = tree.get("task")
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict):
             entry.setdefault("name", name)
-    mistakes = [*mistakes, *cross_checks(tree, known_tasks=tasks)]
+    mistakes = [*mistakes, *cross_checks(tree, recipe_tasks=tasks)]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

@@ -23,14 +23,19 @@ def list_names(kind: str, folders: Iterable[Path] = (CONF,)) -> dict[str, str]:
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot list {kind!r}{suggest(kind, KINDS)}; allowed: {one_of(KINDS)}")
-    found = {}
+    abouts = {}
     for folder in folders:
         for path in sorted((folder / KINDS[kind]).glob("*.yaml")):
             comments = [
                 line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
             ]
-            found[path.stem] = next((c for c in comments if c and not c.startswith("@")), "")
-    return found
+            abouts[path.stem] = next((c for c in comments if c and not c.startswith("@")), "")
+    return abouts
+
+
+def group_file(group: str, name: str, folders: Iterable[Path]) -> Path | None:
+    """Return the file of a group's choice, in the last of the folders that has one."""
+    return next((path for folder in [*folders][::-1] if (path := folder / group / f"{name}.yaml").is_file()), None)
 
 
 def read_tree(path: Path) -> Tree:

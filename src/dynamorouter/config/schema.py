@@ -102,6 +102,14 @@ class Config(Options):
         changes = {"train_rows": self.experts.rows_for(task), **self.task[task].hyper}
         return ExpertConfig.model_validate({**self.experts.model_dump(), **changes})
 
+    def base_of(self, task: Task) -> BaseSpec:
+        """Return the base of a task's expert: the default one, or that which the task names."""
+        return self.base if task.base in (None, self.base.name) else self.bases[str(task.base)]
+
+    def bases_in_use(self) -> list[BaseSpec]:
+        """Return the default base, and those that tasks name, each once."""
+        return list({base.name: base for base in (self.base, *map(self.base_of, self.task.values()))}.values())
+
     def to_json(self) -> dict[str, Any]:
         """Return the tree as plain JSON values."""
         return self.model_dump(mode="json")

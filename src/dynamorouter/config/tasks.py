@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from dynamorouter.config.checks import check_names, listed
-from dynamorouter.config.files import CONF, list_names, read_tree
+from dynamorouter.config.files import CONF, group_file, list_names, read_tree
 from dynamorouter.config.schema import ROOT, TASK, RunTask
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.tasks.task import Task
@@ -52,13 +52,13 @@ def task_file(name: str, folders: Sequence[Path], *, beside: Path) -> Path:
     """
     if name.endswith((".yaml", ".yml", ".json")):
         return beside / name
-    files = [path for folder in folders if (path := folder / "task" / f"{name}.yaml").is_file()]
-    if not files:
-        known = list_names("tasks", folders)
+    file = group_file("task", name, folders)
+    if file is None:
+        tasks = list_names("tasks", folders)
         raise ConfigError(
-            f"unknown task {name!r}{suggest(name, known)}; allowed: {one_of(known)}, or the path of a task's YAML file"
+            f"unknown task {name!r}{suggest(name, tasks)}; allowed: {one_of(tasks)}, or the path of a task's YAML file"
         )
-    return files[-1]
+    return file
 
 
 def with_included(tree: Tree, *, chain: tuple[Path, ...], beside: Path, folders: Sequence[Path]) -> Tree:
@@ -74,12 +74,12 @@ def with_included(tree: Tree, *, chain: tuple[Path, ...], beside: Path, folders:
         ConfigError: there is no task of that name, its file is wrong, or tasks include each other.
     """
     name = chain[-1].stem
-    own, clashes = own_tree(tree, TASK, f"task.{name}.")
+    changes, clashes = own_tree(tree, TASK, f"task.{name}.")
     if clashes:
         raise ConfigError(listed(clashes))
-    if INCLUDE not in own:
-        return own
-    included = own.pop(INCLUDE)
+    if INCLUDE not in changes:
+        return changes
+    included = changes.pop(INCLUDE)
     if not isinstance(included, str):
         raise ConfigError(f"task.{name}.include: got {included!r}; name one task, or the path of its YAML file")
     try:
@@ -96,7 +96,7 @@ def with_included(tree: Tree, *, chain: tuple[Path, ...], beside: Path, folders:
     for source, option in DATA_OF.items():
         if isinstance(sources, dict) and isinstance(sources.get(source), dict):
             sources[source].setdefault(option, rows_name)
-    return _over(values, own)
+    return _over(values, changes)
 
 
 def _over(values: Tree, changes: Tree) -> Tree:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from dynamorouter.errors import ConfigError, RouterError
+from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
 from dynamorouter.routing.registry import routers
 from dynamorouter.utils.explain import Branch, checked, explain
 from dynamorouter.utils.options import Number, Options, Whole
@@ -60,14 +60,21 @@ def router_options(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **settings.get("options", {})}
 
 
-def option_mistakes(router: type[Router], options: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with options as settings hold them, one line each: unknown, missing, or of another type."""
+def option_mistakes(router: type[Router], options: Mapping[str, Any]) -> dict[str, str]:
+    """Return by name what is wrong with options: unknown, missing, of another type or out of range."""
     model = options_of(router)
+    allowed = [*model.model_fields, *model.aliases()]
+    mistakes = {
+        name: f"unknown option {name!r}{suggest(name, allowed)}; allowed: {one_of(model.model_fields) or 'none'}"
+        for name in options
+        if name not in allowed
+    }
     try:
-        model.model_validate(dict(options))
+        model.model_validate({name: value for name, value in options.items() if name in allowed})
     except ValidationError as error:
-        return explain(error, options, root=Branch(model))
-    return []
+        lines = explain(error, options, root=Branch(model))
+        mistakes |= {name: reason for name, _, reason in (line.partition(": ") for line in lines)}
+    return mistakes
 
 
 def checked_options(model: type[T], options: Mapping[str, Any], *, kind: str) -> T:

@@ -15,11 +15,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from dynamorouter.errors import RouterError, one_of, suggest
+from dynamorouter.errors import ConfigError, RouterError, one_of, suggest
 from dynamorouter.routing.base import Router
-from dynamorouter.routing.options import options_of
+from dynamorouter.routing.options import option_mistakes, options_of
 from dynamorouter.routing.registry import routers
-from dynamorouter.utils.explain import checked
 from dynamorouter.utils.files import read_form, write_json, writing
 
 OPTIONS_FILE = "router.json"
@@ -36,7 +35,10 @@ def build(kind: str, options: Mapping[str, Any]) -> Router:
         RouterError: an option is out of range.
     """
     router = routers.get(kind)
-    values = checked(options_of(router), options, what=f"router {kind!r}")
+    mistakes = option_mistakes(router, options)
+    if mistakes:
+        raise ConfigError(f"router {kind!r}: " + "; ".join(f"{name}: {reason}" for name, reason in mistakes.items()))
+    values = options_of(router).model_validate(dict(options))
     return router(**{name: getattr(values, name) for name in values.model_fields_set})
 
 

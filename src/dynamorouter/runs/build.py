@@ -12,7 +12,6 @@ from dynamorouter.data.complexity.prepare import TierOptions
 from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.model.base.base import Base
-from dynamorouter.model.base.config import BaseSpec
 from dynamorouter.model.heads.base import heads
 from dynamorouter.model.text.prompts import prompts
 from dynamorouter.tasks.task import Task
@@ -59,7 +58,7 @@ def tier_options(config: Config, settings: ComplexityConfig) -> TierOptions:
 
 def prepare_options(config: Config) -> PrepareOptions:
     """Return how much data is prepared, before each task's own number of train rows."""
-    filters, evaluation = config.data.filters, config.evaluation
+    data, evaluation = config.data, config.evaluation
     return PrepareOptions(
         seed=config.seed,
         router_rows=config.router.train_rows or ALL,
@@ -67,75 +66,46 @@ def prepare_options(config: Config) -> PrepareOptions:
         select_rows=evaluation.select_rows,
         calibrate_rows=evaluation.calibrate_rows,
         report_rows=evaluation.report_rows or ALL,
-        leaks=config.data.leaks,
-        when_short=config.data.when_short,
-        max_chars=filters.max_chars,
-        max_words=filters.max_words,
-        skip_bad=filters.skip_bad,
-        unknown_labels=filters.unknown_labels,
-        augment=config.data.augment,
+        leaks=data.leaks,
+        when_short=data.when_short,
+        augment=data.augment,
+        **data.filters.model_dump(),
     )
-
-
-def base_settings(config: Config, task: Task) -> BaseSpec:
-    """Return the base model of a task's expert: the default one, or that which the task names."""
-    if task.base is None or task.base == config.base.name:
-        return config.base
-    return config.bases[task.base]
-
-
-def bases_in_use(config: Config) -> list[BaseSpec]:
-    """Return the default base, and those that tasks name, each once."""
-    named = [config.bases[task.base] for task in config.task.values() if task.base and task.base != config.base.name]
-    return list({settings.name: settings for settings in (config.base, *named)}.values())
 
 
 def load_bases(config: Config) -> dict[str, Base]:
     """Load the default base, and those that tasks name, by their own names."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
-    return {settings.name: Base.load(settings, device=device, dtype=dtype) for settings in bases_in_use(config)}
+    return {spec.name: Base.load(spec, device=device, dtype=dtype) for spec in config.bases_in_use()}
 
 
 def expert_plan(config: Config, task: Task) -> ExpertPlan:
     """Return how a task's expert is trained, its own ``hyper`` applied."""
-    head_options = heads.get(task.head).base_options(base_settings(config, task))
-    return ExpertPlan(task, config.expert(task.name), head_options)
+    return ExpertPlan(task, config.expert(task.name), heads.get(task.head).base_options(config.base_of(task)))
 
 
 def joint_plan(config: Config, task: Task) -> ExpertPlan:
     """Return how a task's expert is trained on in the joint phase."""
-    joint, plan = config.joint, expert_plan(config, task)
-    changes = {
-        "epochs": joint.epochs,
-        "learning_rate": joint.learning_rate,
-        "head_learning_rate": None,
-        "weight_decay": joint.weight_decay,
-        "warmup": joint.warmup,
-        "batch_rows": max(1, joint.batch_rows // len(config.task)),
-        "accumulation": 1,
-    }
-    return replace(plan, config=plan.config.model_copy(update=changes))
+    plan = expert_plan(config, task)
+    return replace(plan, config=config.joint.applied_to(plan.config, tasks=len(config.task)))
 
 
 def loop_options(config: Config) -> LoopOptions:
     """Return what all experts of the run share."""
+    experts = config.experts
+    # on a GPU fewer and fuller rows pay
+    packing = pick_device(config.device).type == "cuda" if experts.packing == "auto" else experts.packing
     return LoopOptions(
-        tokens_per_batch=config.experts.tokens_per_batch,
-        checkpoint_every=config.experts.checkpoint_every,
+        tokens_per_batch=experts.tokens_per_batch,
+        checkpoint_every=experts.checkpoint_every,
         seed=config.seed,
-        packing=_packs(config),
+        packing=packing,
     )
-
-
-def _packs(config: Config) -> bool:
-    """Tell whether short rows share sequences: by itself on a GPU, where fewer and fuller rows pay."""
-    packing = config.experts.packing
-    return pick_device(config.device).type == "cuda" if packing == "auto" else packing
 
 
 def cache_options(config: Config, folder: Path) -> CacheOptions:
     """Return where the trunk's outputs are kept, ``folder`` being the place on disk."""
-    settings = config.experts.trunk_cache
-    limit = 0 if settings.where == "off" else settings.limit_mb << 20
-    return CacheOptions(limit=limit, folder=folder if settings.where == "disk" else None)
+    cache = config.experts.trunk_cache
+    limit = 0 if cache.where == "off" else cache.limit_mb << 20
+    return CacheOptions(limit=limit, folder=folder if cache.where == "disk" else None)

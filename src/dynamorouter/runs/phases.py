@@ -30,8 +30,6 @@ from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.text.examples import writing_report
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.runs.build import (
-    base_settings,
-    bases_in_use,
     cache_options,
     expert_plan,
     joint_plan,
@@ -266,7 +264,7 @@ def _prepared(run: Run) -> PreparedData:
 
 def _checkpoints(run: Run, name: str) -> dict[str, Path]:
     """Where the parts of a phase keep their checkpoints, by the name of the base that they train on."""
-    bases = [base.name for base in bases_in_use(run.config)] if name == "experts" else [run.config.base.name]
+    bases = [base.name for base in run.config.bases_in_use()] if name == "experts" else [run.config.base.name]
     return {base: run.out / "phases" / f"{name}.{index}.checkpoint" for index, base in enumerate(bases)}
 
 
@@ -281,7 +279,7 @@ def _experts(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System,
     select = {task.name: data.split("validation", task.name) for task in tasks}
     experts: dict[str, Expert] = {}
     for base_name, checkpoint in _checkpoints(run, "experts").items():
-        plans = [expert_plan(config, task) for task in tasks if base_settings(config, task).name == base_name]
+        plans = [expert_plan(config, task) for task in tasks if config.base_of(task).name == base_name]
         if not plans:
             continue
         with shown_progress() as progress:

@@ -149,6 +149,16 @@ class JointConfig(OptimConfig):
         """Peak learning rate of the router."""
         return self.learning_rate if self.router_learning_rate is None else self.router_learning_rate
 
+    def applied_to(self, expert: ExpertConfig, *, tasks: int) -> ExpertConfig:
+        """Return how an expert is trained on in this phase, as one of ``tasks`` that share a step."""
+        changes = {
+            **self.model_dump(include={"epochs", "learning_rate", "weight_decay", "warmup"}),
+            "head_learning_rate": None,
+            "batch_rows": max(1, self.batch_rows // tasks),
+            "accumulation": 1,
+        }
+        return expert.model_copy(update=changes)
+
 
 PER_TASK = (
     "rank",

@@ -184,7 +184,7 @@ def _nearest_key(path: str, tree: Mapping[str, Any], root: Branch) -> str:
     elsewhere = [key for key in keys if key.rpartition(".")[2] == leaf and not key.startswith("task.")]
     if elsewhere:
         return f" (did you mean {' or '.join(repr(key) for key in elsewhere[:3])}?)"
-    return suggest(path, keys) or (f"; allowed: {one_of(siblings) or 'none'}" if siblings or not parent else "")
+    return suggest(path, keys) or (f"; allowed: {one_of(siblings)}" if siblings else "")
 
 
 def _path(location: tuple[int | str, ...], tree: Any, root: Branch) -> str:

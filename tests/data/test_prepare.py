@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 from collections import Counter
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamorouter.data.augment import augmented
-from dynamorouter.data.config import AugmentConfig
+from dynamorouter.data.config import AugmentConfig, FilterConfig
 from dynamorouter.data.dedup import key_of
 from dynamorouter.data.lengths import truncation_report
 from dynamorouter.data.prepare import (
@@ -135,7 +136,7 @@ def test_filters_drop_with_counts(tmp_path: Path) -> None:
         {"text": "Train number, 3", "label": "no"},
     ]
     write(tmp_path / "raw", train=rows(100, "train") + bad, validation=rows(40, "validation"))
-    options = dataclasses.replace(SMALL, max_chars=299, max_words=49, unknown_labels="drop")
+    options = dataclasses.replace(SMALL, filters=FilterConfig(max_chars=299, max_words=49, unknown_labels="drop"))
     data = run(tmp_path, options=options)
     assert data.manifest["tasks"]["mood"]["counts"]["train"] == {
         "read": 106, "kept": 100, "bad": 0, "leak": 0, "empty": 1,
@@ -151,7 +152,7 @@ def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: 
     write(tmp_path / "raw", train=[*rows(100, "train"), {"text": 5, "label": "no"}], validation=rows(40, "v"))
     with pytest.raises(DataError, match=r"row 101: text is int '5', not a string.*--skip-bad"):
         run(tmp_path)
-    data = run(tmp_path, options=dataclasses.replace(SMALL, skip_bad=True))
+    data = run(tmp_path, options=dataclasses.replace(SMALL, filters=FilterConfig(skip_bad=True)))
     assert data.manifest["tasks"]["mood"]["counts"]["train"]["bad"] == 1
     write(tmp_path / "raw", train=[{"text": f"a{i}", "label": "maybe"} for i in range(9)])
     with pytest.raises(
@@ -159,7 +160,7 @@ def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: 
     ):
         run(tmp_path)
     with pytest.raises(DataError, match=r"nothing is left of the 9 rows of split 'train'.*\n- .*row 1: label 'maybe'"):
-        run(tmp_path, options=dataclasses.replace(SMALL, unknown_labels="drop"))
+        run(tmp_path, options=dataclasses.replace(SMALL, filters=FilterConfig(unknown_labels="drop")))
     (tmp_path / "raw" / "mood" / "train.jsonl").unlink()
     with pytest.raises(DataError, match="no train split, only validation"):
         run(tmp_path)
@@ -220,7 +221,7 @@ def test_rows_that_can_never_be_scored_are_found_before_training(
     write(tmp_path / "raw", "write", train=lines)
     with pytest.raises(DataError, match=rf"20 of 60 rows can never be scored, such as row 1: metric '{metric}' {said}"):
         run(tmp_path, task)
-    data = run(tmp_path, task, options=dataclasses.replace(SMALL, skip_bad=True))
+    data = run(tmp_path, task, options=dataclasses.replace(SMALL, filters=FilterConfig(skip_bad=True)))
     assert data.manifest["tasks"]["write"]["counts"]["train"]["cannot_be_scored"] == 20
     assert "20 cannot be scored" in data.notes()[0]
 
@@ -420,3 +421,10 @@ def test_a_folder_with_the_splits_names_of_before_is_read_and_reused(tmp_path: P
     (folder / "report.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"report\.jsonl was changed after it was prepared"):
         opened.split("test", "mood")
+
+
+def test_digests_are_made_of_the_values_that_they_always_were() -> None:
+    changed = PrepareOptions(router_rows=3, filters=FilterConfig(max_words=90, skip_bad=True), leaks="fail")
+    for options, digest in ((PrepareOptions(), "01f59469e8f7beaa"), (changed, "ccb3a8e4bc34d1fb")):
+        values = json.dumps(options.to_json(), sort_keys=True)
+        assert hashlib.sha256(values.encode()).hexdigest()[:16] == digest  # as commit b129b41 computes it

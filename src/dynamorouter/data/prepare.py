@@ -16,13 +16,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
 from dynamorouter.data.augment import augmented
-from dynamorouter.data.config import AugmentConfig, FilterConfig, Leaks, UnknownLabels, WhenShort
+from dynamorouter.data.config import AugmentConfig, FilterConfig, Leaks, WhenShort
 from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks, told_counts
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
@@ -31,9 +31,9 @@ from dynamorouter.errors import ConfigError, DataError, one_of, suggest
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record, read_records, write_records
 from dynamorouter.tasks.task import Task
-from dynamorouter.tasks.text import MAX_CHARS
 from dynamorouter.utils.files import file_sha256, read_finished, read_form
 from dynamorouter.utils.jsonl import write_atomic
+from dynamorouter.utils.options import FOR_DIGEST
 from dynamorouter.utils.progress import SILENT, Progress
 
 FORMAT = 1
@@ -61,10 +61,7 @@ class PrepareOptions:
         when_short: with too few training rows: ``shrink`` all training splits in proportion, let router and joint
             ``overlap`` with train, or ``fail``. Held-out splits always shrink.
         leaks: rows of train that are also held out: ``drop`` them from train, or ``fail``.
-        max_chars: longest text in characters.
-        max_words: longest text and pair together in words; ``None`` for any.
-        skip_bad: leave broken rows, and rows that can never be scored, out with a count instead of failing.
-        unknown_labels: rows whose label is none of the task's: ``drop`` them, or ``fail``.
+        filters: which rows are dropped before splitting.
         augment: noise on train.
     """
 
@@ -78,10 +75,7 @@ class PrepareOptions:
     carve: float = 0.2
     when_short: WhenShort = "shrink"
     leaks: Leaks = "drop"
-    max_chars: int = MAX_CHARS
-    max_words: int | None = None
-    skip_bad: bool = False
-    unknown_labels: UnknownLabels = "fail"
+    filters: FilterConfig = field(default_factory=FilterConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -90,7 +84,7 @@ class PrepareOptions:
         Raises:
             ConfigError: settings are out of range; the message lists all of them.
         """
-        least = {"train_rows": 1, "router_rows": 0, "joint_rows": 0, "max_chars": 1, "max_words": 1}
+        least = {"train_rows": 1, "router_rows": 0, "joint_rows": 0}
         least |= dict.fromkeys(("select_rows", "calibrate_rows", "report_rows"), 1)
         mistakes = [
             f"{name} is {value}; at least {low} is allowed"
@@ -99,7 +93,7 @@ class PrepareOptions:
         ]
         if not 0.0 < self.carve < 1.0:
             mistakes.append(f"carve is {self.carve}; more than 0 and less than 1 is allowed")
-        for name, choices in (("when_short", WhenShort), ("leaks", Leaks), ("unknown_labels", UnknownLabels)):
+        for name, choices in (("when_short", WhenShort), ("leaks", Leaks)):
             value, allowed = getattr(self, name), get_args(choices)
             if value not in allowed:
                 mistakes.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
@@ -107,21 +101,10 @@ class PrepareOptions:
             raise ConfigError("prepare: " + "; ".join(mistakes))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values, later ones only where they are not as they were before them."""
-        values = {**asdict(self), "augment": self.augment.model_dump()}
-        if self.unknown_labels == "fail":
-            del values["unknown_labels"]
-        return values
-
-    @property
-    def filters(self) -> FilterConfig:
-        """Which rows are dropped before splitting."""
-        return FilterConfig(
-            max_chars=self.max_chars,
-            max_words=self.max_words,
-            skip_bad=self.skip_bad,
-            unknown_labels=self.unknown_labels,
-        )
+        """Return the settings as plain JSON values, under the names that digests are made of."""
+        filters = self.filters.model_dump(context=FOR_DIGEST)
+        values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "filters"}
+        return {**values, **filters, "augment": self.augment.model_dump()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,8 @@ def prepare_options(config: Config) -> PrepareOptions:
         report_rows=evaluation.report_rows or ALL,
         leaks=data.leaks,
         when_short=data.when_short,
+        filters=data.filters,
         augment=data.augment,
-        **data.filters.model_dump(),
     )
 
 

@@ -6,17 +6,26 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("spacy")
 from dynamorouter import ComplexityRouter
 from dynamorouter.config.compose import compose
 from dynamorouter.config.schema import Config
 from dynamorouter.data.complexity.analyzer import Analyzer
+from dynamorouter.data.prepare import load_prepared
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.evaluation.complexity import ARMS, ONE
 from dynamorouter.metrics.routing import gini
+from dynamorouter.model.base.base import Base
+from dynamorouter.model.lora.gates import RowGate
+from dynamorouter.model.lora.mount import mount
+from dynamorouter.model.text.examples import make_examples
+from dynamorouter.model.text.passes import ExamplePasses
 from dynamorouter.runs import phases as pipeline
+from dynamorouter.runs.complexity import complexity_report
 from dynamorouter.runs.run import open_run
+from dynamorouter.system.library import Library
 from dynamorouter.system.system import System
 from dynamorouter.utils.files import read_json
 from support.shared import made_once
@@ -98,6 +107,34 @@ def test_the_arms_of_the_system_equal_the_scores_of_its_tasks(done: Path) -> Non
     report = read_json(done / "report.json")
     for name, value in report["complexity"]["arms"]["true_tier"]["by_tier"].items():
         assert report["tasks"][name]["oracle"] == pytest.approx(2.718281828**value, rel=1e-3)
+
+
+def test_the_arms_are_what_their_gates_make_of_each_row_and_share_the_base_of_the_system(
+    place: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = settings(place), load_prepared(done / "data", list(settings(place).task))
+    system = System.load(done / "system", device="cpu")
+    monkeypatch.setattr(Base, "load", None)
+    report = complexity_report(config, done, system, data)
+    written = read_json(done / "report.json")["complexity"]
+    assert report["parameters"] == written["parameters"] and set(report) == set(written)
+    base, expert = system.bases[system.router_base], system.experts[0]
+    rows = [record for name in system.names for record in data.split("test", name)]
+    examples = make_examples(base, expert.head, expert.task, rows, expert=0)
+    passes = ExamplePasses(base, examples, budget=None)  # each row alone, by its gate
+    third = torch.full((1, 3), 1 / 3)
+
+    def mean_loss(gate: RowGate) -> float:
+        losses = passes.losses(expert.head, lambda positions: gate)
+        return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
+
+    for arm, gate in (("base", RowGate(torch.tensor([-1]))), ("uniform", RowGate(torch.arange(3)[None], third))):
+        mean = mean_loss(gate)
+        for found in (report, written):
+            assert found["arms"][arm]["loss"] == pytest.approx(mean, rel=1e-5), arm
+    (one,) = Library(done / "phases" / ONE).names()
+    with mount(base, [Library(done / "phases" / ONE).load(one, base)]):
+        assert report["arms"][ONE]["loss"] == pytest.approx(mean_loss(RowGate(torch.tensor([0]))), rel=1e-5)
 
 
 def test_phases_change_what_they_are_for_and_freeze_the_rest(done: Path) -> None:

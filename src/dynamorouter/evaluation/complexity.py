@@ -19,17 +19,13 @@ import torch
 from torch import Tensor
 
 from dynamorouter.data.complexity.record import complexities
+from dynamorouter.inference.engine import Engine
+from dynamorouter.inference.policy import Assignment
 from dynamorouter.metrics.bootstrap import Array, bootstrap_ci, bootstrap_difference
 from dynamorouter.metrics.routing import gini
-from dynamorouter.model.base.base import Base
-from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.lora.gates import RowGate
-from dynamorouter.model.text.examples import make_examples
-from dynamorouter.model.text.passes import ExamplePasses, Gates
 from dynamorouter.routing.complexity import TierRouter
 from dynamorouter.system.system import System
 from dynamorouter.tasks.record import Record
-from dynamorouter.tasks.task import Task
 from dynamorouter.utils.devices import now
 
 ONE = "one_lora"
@@ -60,34 +56,22 @@ class Routed:
     milliseconds: dict[str, float]
 
 
-def row_losses(base: Base, task: Task, rows: Sequence[Record], gates: Gates) -> Array:
-    """Return for each row the summed loss of its text in nats and its number of tokens, ``(N, 2)``.
-
-    Args:
-        base: with the experts installed.
-        task: how a row becomes a prompt.
-        rows: the rows.
-        gates: makes the gate of the rows at some positions.
-    """
-    head = build_head(task, base.width)
-    examples = make_examples(base, head, task, rows, expert=0)
-    return np.array(ExamplePasses(base, examples, budget=8192).losses(head, gates))
-
-
 def arm_losses(system: System, rows: Sequence[Record], tiers: Any, routed: Routed) -> dict[str, Array]:
-    """Return the losses of the arms that a system holds, each ``(N, 2)``."""
-    base, task = system.bases[system.router_base], system.experts[0].task
-    count = len(system.experts)
-    even = torch.full((1, count), 1.0 / count, device=base.device)
-    everyone = torch.arange(count, device=base.device)[None]
-    true, best, weights = (part.to(base.device) for part in (torch.tensor(tiers), routed.experts, routed.weights))
-    gates: dict[str, Gates] = {
-        "base": lambda positions: RowGate(torch.full((len(positions),), -1, device=base.device)),
-        "true_tier": lambda positions: RowGate(true[positions]),
-        "routed": lambda positions: RowGate(best[positions], weights[positions]),
-        "uniform": lambda positions: RowGate(everyone.expand(len(positions), -1), even.expand(len(positions), -1)),
+    """Return for each arm that a system holds the summed loss of each row's text in nats and its tokens, ``(N, 2)``."""
+    count, true = len(system.experts), torch.as_tensor(tiers)
+    everyone, even = torch.arange(count).expand(len(rows), -1), torch.full((len(rows), count), 1.0 / count)
+    assignments = {
+        "base": Assignment.fixed(true.tolist(), (true[:, None], torch.zeros(len(rows), 1))),
+        "true_tier": Assignment.fixed(true.tolist()),
+        "routed": Assignment.fixed(routed.experts[:, 0].tolist(), (routed.experts, routed.weights)),
+        "uniform": Assignment.fixed(true.tolist(), (everyone, even)),
     }
-    return {name: row_losses(base, task, rows, make) for name, make in gates.items()}
+    return {arm: text_losses(system.engine, rows, assignment) for arm, assignment in assignments.items()}
+
+
+def text_losses(engine: Engine, rows: Sequence[Record], assignment: Assignment) -> Array:
+    """Return the summed loss of each row's text in nats under its experts, and its number of tokens, ``(N, 2)``."""
+    return np.array(engine.losses(rows, assignment), dtype=np.float64)
 
 
 def route_rows(system: System, rows: Sequence[Record]) -> Routed:

@@ -87,7 +87,7 @@ class ExpertGates:
         slot_of = [
             slot if expert.base == base else -1 for slot, expert in zip(self.slots, self.experts, strict=True)
         ]  # experts on another base cannot take part in these rows' mixture
-        return RowGate(torch.tensor(slot_of, device=experts.device)[experts], weights)
+        return RowGate(torch.tensor(slot_of, device=device)[experts.to(device)], weights.to(device))
 
     def _sources_of(self, expert: Expert, fusion: Fusion) -> list[int]:
         """Return the indices of the experts that a fusion mixes."""

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dynamorouter.config.schema import Config
 from dynamorouter.data.complexity.record import complexities
 from dynamorouter.data.prepare import PreparedData
-from dynamorouter.evaluation.complexity import ONE, arm_losses, compare, route_rows, routing_scores, row_losses
+from dynamorouter.evaluation.complexity import ONE, arm_losses, compare, route_rows, routing_scores, text_losses
+from dynamorouter.inference.engine import Engine
+from dynamorouter.inference.policy import Assignment
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.gates import RowGate
-from dynamorouter.model.lora.mount import mount
-from dynamorouter.runs.build import cache_options, expert_plan, load_bases, loop_options, run_tasks
+from dynamorouter.runs.build import cache_options, expert_plan, loop_options, run_tasks
 from dynamorouter.system.library import Library
 from dynamorouter.system.system import System
 from dynamorouter.training.experts import fit_experts
@@ -64,11 +63,12 @@ def complexity_report(
     if config.complexity is None or not config.complexity.arms:
         return report
     losses = arm_losses(system, rows, tiers, routed)
-    base = load_bases(config)[config.base.name]
+    base = system.bases[system.router_base]
     single_lora = one_lora(config, out, base, data, names, progress=progress)
-    alone = torch.zeros(len(rows), dtype=torch.int64, device=base.device)
-    with mount(base, [single_lora]):
-        losses[ONE] = row_losses(base, single_lora.task, rows, lambda positions: RowGate(alone[positions]))
+    name, budget = system.router_base, system.tokens_per_batch
+    alone = Engine({name: base}, [single_lora], router_base=name, budget=budget)
+    losses[ONE] = text_losses(alone, rows, Assignment.fixed([0] * len(rows)))
+    alone.close()
     parameters = {"tiers": sum(expert.parameters() for expert in system.experts), ONE: single_lora.parameters()}
     options = {"seed": config.seed, "resamples": config.evaluation.bootstrap}
     return {**report, "parameters": parameters, **compare(losses, tiers, names, **options)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from dynamorouter.utils.files import write_json, write_tensors
 
 NOTHING = 1e-7
 """A change this small beside the size of its factors is rounding."""
+LARGEST = torch.finfo(torch.float32).max
+"""A change of this size overflows where it is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +158,10 @@ def load_adapter(folder: str | Path, base: Base) -> Adapter:
     """
     found = find_folder(Path(folder))
     adapter = read_adapter(found, base)
-    size = sum(abs(f.scaling) * float(f.a.norm()) * float(f.b.norm()) for f in adapter.factors.values())
-    if not NOTHING * size < adapter.delta_norm < math.inf:
-        what = "nothing: B @ A is zero" if adapter.delta_norm <= NOTHING * size else "too much: B @ A is not finite"
+    size = sum(abs(f.scaling) * float(f.a.double().norm() * f.b.double().norm()) for f in adapter.factors.values())
+    norm = adapter.delta_norm
+    if not NOTHING * size < norm < LARGEST:
+        what = "nothing: B @ A is zero" if norm <= NOTHING * size else "too much: B @ A overflows"
         raise AdapterError(
             f"the adapter in {found} changes {what} in the {adapter.matched_layers} layers that it names; "
             "it was saved before it was trained, or its training failed"
@@ -249,15 +252,26 @@ def _check_targets(parts: SortedTensors, config: PeftConfig, base: Base, folder:
         for name in base.linear
         if name not in parts.layers and not name.startswith(POOLER) and matches_target(config, prefix + name)
     ]
+    notes = _idle_patterns(config, [pair.name for pair in pairs.values()])
     if not lacking:
-        return []
+        return notes
     listed = f"{len(lacking)} layers that target_modules names ({', '.join(lacking[:3])})"
     if not config.init_lora_weights:
         raise AdapterError(
             f"the adapter in {folder} lacks {listed}; with init_lora_weights=False PEFT draws them at random: "
             "save it again with all of them"
         )
-    return [f"the adapter's file lacks {listed}: they stay as they are in the base, as with PEFT"]
+    return [*notes, f"the adapter's file lacks {listed}: they stay as they are in the base, as with PEFT"]
+
+
+def _idle_patterns(config: PeftConfig, names: Sequence[str]) -> list[str]:
+    """Say which patterns of ranks and alphas match no layer, so that they do nothing."""
+    notes = []
+    for setting, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        idle = [repr(p) for p in patterns if not any(pattern_value({p: 1}, name, 0, setting) for name in names)]
+        if idle:
+            notes.append(f"{setting} has {', '.join(idle)}, which match no layer of the adapter and do nothing")
+    return notes
 
 
 def _factors(layer: str, pair: Pair, config: PeftConfig, base: Base, folder: Path) -> Factors:

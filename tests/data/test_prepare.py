@@ -33,6 +33,7 @@ from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Task
+from dynamorouter.tasks.text import MAX_CHARS
 
 SMALL = PrepareOptions(train_rows=40, router_rows=20, joint_rows=10, select_rows=10, calibrate_rows=10, report_rows=20)
 
@@ -424,7 +425,9 @@ def test_a_folder_with_the_splits_names_of_before_is_read_and_reused(tmp_path: P
 
 
 def test_digests_are_made_of_the_values_that_they_always_were() -> None:
-    changed = PrepareOptions(router_rows=3, filters=FilterConfig(max_words=90, skip_bad=True), leaks="fail")
-    for options, digest in ((PrepareOptions(), "01f59469e8f7beaa"), (changed, "ccb3a8e4bc34d1fb")):
+    plain = PrepareOptions(filters=FilterConfig(max_chars=MAX_CHARS))
+    filters = FilterConfig(max_chars=MAX_CHARS, max_words=90, skip_bad=True)
+    changed = PrepareOptions(router_rows=3, filters=filters, leaks="fail")
+    for options, digest in ((plain, "01f59469e8f7beaa"), (changed, "ccb3a8e4bc34d1fb")):
         values = json.dumps(options.to_json(), sort_keys=True)
         assert hashlib.sha256(values.encode()).hexdigest()[:16] == digest  # as commit b129b41 computes it

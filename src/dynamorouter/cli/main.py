@@ -17,7 +17,8 @@ from dynamorouter.cli.explore import explore, explore_complexity, print_complexi
 from dynamorouter.cli.merge import merge
 from dynamorouter.cli.names import list_
 from dynamorouter.cli.predict import add_predict
-from dynamorouter.errors import DynamoRouterError
+from dynamorouter.cli.system import LOSS, MaxLoss, SystemDir, add_commands, fit_saved_router
+from dynamorouter.errors import ConfigError, DynamoRouterError
 
 if TYPE_CHECKING:
     from dynamorouter.config.schema import Config
@@ -65,10 +66,8 @@ app = typer.Typer(
     add_completion=False,
 )
 fit = typer.Typer(help="Train one phase alone, in the folder of a run.", no_args_is_help=True)
-expert = typer.Typer(help="List, add or remove the experts of a system.", no_args_is_help=True)
 app.add_typer(fit, name="fit")
 register(app)
-app.add_typer(expert, name="expert")
 explore.command("complexity")(explore_complexity)
 app.add_typer(explore, name="explore")
 app.add_typer(merge, name="merge")
@@ -87,7 +86,6 @@ ConfigFile = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what DIR holds.")]
-SystemDir = Annotated[Path, typer.Argument(metavar="SYSTEM", help="A saved system, such as runs/quickstart/system.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad", help="Leave broken rows out and count them (data.filters.skip_bad=true).")
@@ -193,8 +191,38 @@ def fit_experts(arguments: Recipe = None, *, out: Out, config: ConfigFile = None
 
 
 @fit.command("router")
-def fit_router(arguments: Recipe = None, *, out: Out, config: ConfigFile = None, resume: Resume = False) -> None:
-    """Fit the router on prepared rows."""
+def fit_router(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE|SYSTEM [KEY=VALUE]...",
+            help="A recipe and settings to change, for the run in --out; or a saved system and router.KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run.")] = None,
+    config: ConfigFile = None,
+    resume: Resume = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Of a saved system: further rows, TASK/train.jsonl.")
+    ] = None,
+    max_loss: MaxLoss = LOSS,
+) -> None:
+    """Fit the router on a run's prepared rows; or that of a saved system, on what is kept of its experts' rows."""
+    words = list(arguments or [])
+    if words and (Path(words[0]) / "system.json").is_file() and out is None:
+        fit_saved_router(Path(words[0]), words[1:], data=data, max_loss=max_loss)
+        return
+    if out is None:
+        raise ConfigError(
+            f"{words[0] if words else 'nothing'!r} is no saved system; give the folder of one (it has a system.json), "
+            "or the folder of a run with --out DIR"
+        )
+    if data is not None:
+        raise ConfigError(
+            "--data is for a saved system; the rows of a run are those that 'prepare' wrote: leave it out"
+        )
     settings = _open(arguments, config, out, resume=resume, fresh=False)
     from dynamorouter.runs import phases as pipeline
 
@@ -241,67 +269,7 @@ def score(
     print_report(read_json(out))
 
 
-@expert.command("list")
-def expert_list(system: SystemDir, as_json: Json = False) -> None:
-    """List the experts of a system."""
-    from dynamorouter.system import edit
-
-    rows = [dict(row) for row in edit.list_experts(system)]
-    if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    from dynamorouter.cli.tables import print_rows
-
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    print_rows(heads, [[row.get(head) for head in heads] for row in rows])
-
-
-@expert.command("add")
-def expert_add(
-    system: SystemDir,
-    folder: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter folder.")],
-    task: Annotated[str, typer.Option("--task", metavar="NAME|FILE", help="Its task: a name, or a task's YAML file.")],
-    data: Annotated[
-        Path, typer.Option("--data", metavar="DIR", help="Rows for the head and the router: TASK/train.jsonl.")
-    ],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the expert; that of the task by default.")] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", metavar="NAME", help="Its base, if the task names none; see 'list bases'.")
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", metavar="A,B,..", help="Labels in the order of its head's outputs, if it has none."),
-    ] = None,
-) -> None:
-    """Add an adapter trained elsewhere, and let the router choose it."""
-    from dynamorouter.config.tasks import find_task
-    from dynamorouter.system import edit
-    from dynamorouter.utils.progress import shown_progress
-
-    named = find_task(task)
-    with shown_progress() as progress:
-        added, fit = edit.add_expert(
-            system,
-            folder,
-            name=name or named.name,
-            task=named.model_copy(update={"base": base or named.base}),
-            data=data,
-            labels=None if labels is None else [label.strip() for label in labels.split(",")],
-            progress=progress,
-        )
-    for note in added.notes:
-        print(f"note: {note}")
-    print(f"{added.matched_layers} layers changed, by {added.delta_norm:.4g} together (Frobenius norm)")
-    print(f"{added}\nadded expert {added.name!r}; the router was {fit.way}: {system}")
-
-
-@expert.command("remove")
-def expert_remove(system: SystemDir, name: Annotated[str, typer.Argument(help="Name of the expert.")]) -> None:
-    """Remove an expert; the router shares its probability out among the others."""
-    from dynamorouter.system import edit
-
-    edit.remove_expert(system, name)
-    print(f"removed expert {name!r}: {system}")
+add_commands(app)
 
 
 @app.command()

@@ -210,8 +210,11 @@ class Engine:
         """
         if self.router is None:
             raise ConfigError(
-                "the system has no router yet; name the task of each row (--task NAME), "
-                "or fit one with 'dynamorouter fit router'"
+                "the system has no router yet; name the task of each row (--task NAME), or fit one with "
+                "'dynamorouter fit router' (System.fit_router)"
+                if self.experts
+                else "the system has no expert yet; add some with System.add_expert, 'dynamorouter import' or "
+                "'dynamorouter expert train'"
             )
         if labels is None:
             route = self.router.route(chunk.router_input())

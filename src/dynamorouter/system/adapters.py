@@ -17,7 +17,7 @@ from dynamorouter.model.lora.adapter_config import CONFIG
 from dynamorouter.system.importing import adapter_folder
 from dynamorouter.system.joining import AddedExpert, add_expert
 from dynamorouter.system.opened import OpenSystem
-from dynamorouter.system.routes import MAX_LOSS, fit_router
+from dynamorouter.system.routes import MAX_LOSS, RouterFit, fit_router
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Task
 from dynamorouter.utils.progress import SILENT, Progress
@@ -38,7 +38,7 @@ def import_adapters(
     seed: int = 0,
     max_loss: float = MAX_LOSS,
     progress: Progress = SILENT,
-) -> list[AddedExpert]:
+) -> tuple[list[AddedExpert], RouterFit]:
     """Import the adapters of a folder and fit the router once; all of them join, or none.
 
     Args:
@@ -52,6 +52,9 @@ def import_adapters(
         seed: of weights and draws.
         max_loss: largest share of an old expert's kept rows that may lose their route.
         progress: told how far it is.
+
+    Returns:
+        The experts, and how the router came out.
 
     Raises:
         AdapterError: an adapter cannot be used, or its task cannot be told.
@@ -88,12 +91,12 @@ def import_adapters(
                     progress=progress,
                 )
             )
-        fit_router(system, given_rows(system, data), seed=seed, max_loss=max_loss, progress=progress)
+        fit = fit_router(system, given_rows(system, data), seed=seed, max_loss=max_loss, progress=progress)
     except BaseException:
         bases, experts, system.skills = before
         system.use_experts(experts, bases)
         raise
-    return added
+    return added, fit
 
 
 def find_adapters(folder: str | Path) -> dict[str, Path]:

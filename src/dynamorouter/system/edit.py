@@ -161,14 +161,14 @@ def import_adapters(
     seed: int = 0,
     max_loss: float = MAX_LOSS,
     progress: Progress = SILENT,
-) -> list[AddedExpert]:
+) -> tuple[list[AddedExpert], RouterFit]:
     """Import the adapters of a folder into a saved system, and fit its router once (see ``System.import_adapters``)."""
     opened = System.load(system)
-    added = opened.import_adapters(
+    added, fit = opened.import_adapters(
         folder, data=data, tasks=tasks, labels=labels, seed=seed, max_loss=max_loss, progress=progress
     )
     _write(system, opened, [expert.name for expert in added])
-    return added
+    return added, fit
 
 
 def fit_router(

@@ -6,21 +6,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Literal
 
 from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import HUB_ID
 from dynamorouter.model.heads.base import build_head
 from dynamorouter.model.heads.imported import brings_head, imported_head
+from dynamorouter.model.heads.label_check import check_labels
+from dynamorouter.model.heads.label_order import UnnamedOutputsError
 from dynamorouter.model.lora.adapter_files import source_of
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.peft import load_adapter
 from dynamorouter.system.opened import OpenSystem
 from dynamorouter.system.train import head_options, split_rows
 from dynamorouter.tasks.answer import Answer
-from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.config import ExpertConfig
@@ -30,6 +30,7 @@ from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
 
+NamedBy = Literal["nothing", "folder", "user"]
 HEAD_ROWS = 1000
 """Most rows that a head is trained on."""
 FILES = ["adapter_*", "*/adapter_*", "config.json", "card.json", "head.safetensors"]
@@ -45,12 +46,16 @@ class Imported:
         train: rows that its head was trained on; none where the head came with it.
         held: rows to score it on.
         notes: what a user should know, a sentence each.
+        named_by: what names the outputs of the head that came with it; ``nothing`` where none came.
+        unnamed: why they are not named, where the order of the task's labels was taken until the rows tell.
     """
 
     expert: Expert
     train: list[Record]
     held: list[Record]
     notes: tuple[str, ...]
+    named_by: NamedBy = "nothing"
+    unnamed: UnnamedOutputsError | None = None
 
 
 def import_expert(
@@ -85,14 +90,20 @@ def import_expert(
     """
     read = load_adapter(adapter_folder(adapter), base)
     brought = brings_head(read)
-    if brought:
-        head = imported_head(task, base, read, labels=labels)
-    else:
+    unnamed: UnnamedOutputsError | None = None
+    if not brought:
         head = build_head(task, base.width, head_options(system, task, base))
+    else:
+        try:
+            head = imported_head(task, base, read, labels=labels)
+        except UnnamedOutputsError as error:
+            head, unnamed = imported_head(task, base, read, labels=task.labels), error
     card = {"source": {**source_of(read.folder), "task_type": read.config.get("task_type")}}
     expert = Expert(name, task, base.spec.name, read.factors, head, read.lora, card)
     if brought or not list(head.parameters()):
-        return Imported(expert, [], list(records if held is None else held), read.notes)
+        rows = list(records if held is None else held)
+        named_by: NamedBy = "nothing" if not brought else "folder" if labels is None else "user"
+        return Imported(expert, [], rows, read.notes, named_by, unnamed)
     if not records:
         raise AdapterError(
             f"the adapter {str(adapter)!r} has no head for task {task.name!r}; give rows of it, and one is trained"
@@ -135,32 +146,41 @@ def adapter_folder(place: str | Path) -> Path:
         ) from error
 
 
-def check_label_order(task: Task, answered: Sequence[tuple[Record, Answer | None]], *, where: str) -> None:
+def check_label_order(
+    task: Task, answered: Sequence[tuple[Record, Answer | None]], imported: Imported, *, where: str
+) -> tuple[str, ...]:
     """Make sure that no other order of the labels would score far better, as where the adapter had another one.
 
     Args:
-        task: with labels, or nothing is checked.
+        task: the task.
         answered: rows and what the expert answers to them.
+        imported: the expert.
         where: the adapter, for the message.
 
-    Raises:
-        AdapterError: another order would.
-    """
-    if head_kind(task.head).answer_kind != "classification" or not answered:
-        return
-    from scipy.optimize import linear_sum_assignment
+    Returns:
+        What a user should know: that another order scores better, where the user gave this one or the gain is slight,
+        or that the task's own order was taken because the rows confirm it.
 
-    counts = np.zeros((len(task.labels), len(task.labels)))
-    for record, answer in answered:
-        if answer is not None and record.target in task.labels and answer.value in task.labels:
-            counts[task.labels.index(str(answer.value)), task.labels.index(str(record.target))] += 1
-    answers, truths = linear_sum_assignment(counts, maximize=True)
-    right, best, rows = float(np.trace(counts)), float(counts[answers, truths].sum()), len(answered)
-    if best - right <= max(0.1 * rows, 2.0 * rows**0.5):
-        return
-    meant = [f"{task.labels[a]!r} means {task.labels[t]!r}" for a, t in zip(answers, truths, strict=True) if a != t]
-    raise AdapterError(
-        f"the labels of {where} are in another order than was taken for granted: accuracy on {rows} rows "
-        f"is {right / rows:.3f}, but {best / rows:.3f} where what it calls {', '.join(meant)}; name its labels in the "
-        "order of its outputs with --labels (labels=[...]), or correct the rows"
-    )
+    Raises:
+        AdapterError: another order would, or nothing named the outputs and the rows do not tell.
+    """
+    if imported.named_by == "nothing":
+        return ()
+    check = check_labels(task, answered)
+    if check is None or check.is_confirmed:
+        if imported.unnamed is not None and check is None:
+            raise imported.unnamed
+        taken = (
+            f"the labels of {where} were taken in the task's order, which {check.items if check else 0} rows confirm"
+        )
+        return (taken,) if imported.unnamed is not None else ()
+    if imported.unnamed is not None:
+        better = f"; {check}" if check.is_wrong else ""
+        raise AdapterError(f"{imported.unnamed}; the rows do not tell{better}") from imported.unnamed
+    warning = f"check the order of the labels of {where}: {check}"
+    if check.is_wrong and imported.named_by == "folder":
+        raise AdapterError(
+            f"the labels of {where} are in another order than its folder says: {check}; name its labels in the order "
+            "of its outputs with --labels (labels=[...]), or correct the rows"
+        )
+    return (warning,) if check.is_doubtful else ()

@@ -18,7 +18,7 @@ from dynamorouter.errors import DataError, LibraryError
 from dynamorouter.metrics.base import get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import bootstrap_ci
 from dynamorouter.model.base.base import Base
-from dynamorouter.system.importing import check_label_order, import_expert
+from dynamorouter.system.importing import Imported, check_label_order, import_expert
 from dynamorouter.system.opened import OpenSystem
 from dynamorouter.system.routes import keep_skill
 from dynamorouter.system.train import FEW, cross_answers, expert_answers, expert_plan, split_rows, train_expert
@@ -118,6 +118,7 @@ def add_expert(
         )
     notes: tuple[str, ...] = ()
     answered: list[tuple[Record, Answer | None]] | None = None
+    imported: Imported | None = None
     bases_before, experts_before = system.bases, system.experts
     try:
         if adapter is None:
@@ -140,8 +141,8 @@ def add_expert(
         if answered is None:
             scored = _scored_rows(held or [], task, seed=seed)
             answered = list(zip(scored, expert_answers(system.engine, len(experts_before), scored), strict=True))
-        if adapter is not None:
-            check_label_order(task, answered, where=str(adapter))
+        if imported is not None:
+            notes = (*notes, *check_label_order(task, answered, imported, where=str(adapter)))
     except BaseException:
         system.use_experts(experts_before, bases_before)  # whatever was mounted meanwhile
         system.skills.pop(name, None)

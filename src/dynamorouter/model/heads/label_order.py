@@ -34,6 +34,12 @@ SAME = (
     *((f"{begin}misc", f"{begin}miscellaneous") for begin in "bi"),
 )
 """Names that mean the same label."""
+
+
+class UnnamedOutputsError(AdapterError):
+    """Nothing says which output of an adapter's head is which label."""
+
+
 _UNNAMED = re.compile(r"((label|class|output)[\s_-]?)?\d+", re.IGNORECASE)
 
 
@@ -48,7 +54,8 @@ def output_order(task: Task, base: Base, adapter: Adapter, outputs: int, labels:
         labels: the name of each output, where the user says so.
 
     Raises:
-        AdapterError: nothing names the outputs, or what does has other labels than the task.
+        UnnamedOutputsError: nothing names the outputs.
+        AdapterError: what names them has other labels than the task.
     """
     if labels is not None:
         return _checked_order(task, labels, outputs, source="labels (--labels)")
@@ -59,7 +66,7 @@ def output_order(task: Task, base: Base, adapter: Adapter, outputs: int, labels:
         order = _order(task.labels, names)
         if order is not None and len(names) == outputs:
             return order
-    raise AdapterError(
+    raise UnnamedOutputsError(
         f"the adapter's head has {outputs} outputs for task {task.name!r}, and nothing says which label each is: "
         f"neither {adapter.folder} nor its base's config has names under id2label; give the labels in the order of the "
         f"head's outputs, such as --labels {','.join(task.labels)} (labels=[...])"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamorouter.data.augment import augmented
-from dynamorouter.data.config import AugmentConfig, FilterConfig
+from dynamorouter.data.config import AugmentConfig, FilterConfig, RowsConfig
 from dynamorouter.data.dedup import key_of
 from dynamorouter.data.lengths import truncation_report
 from dynamorouter.data.prepare import (
@@ -121,7 +121,7 @@ def test_leaks_leave_train_with_a_count_or_fail_with_it(tmp_path: Path) -> None:
     trained = {key_of(record) for name in TRAIN_SPLITS for record in data.split(name, "mood")}
     assert not any("validation" in key for key in trained)
     with pytest.raises(DataError, match="7 of 107 training rows are in validation or test"):
-        run(tmp_path, out="other", options=dataclasses.replace(SMALL, leaks="fail"))
+        run(tmp_path, out="other", options=dataclasses.replace(SMALL, rows=RowsConfig(leaks="fail")))
     write(tmp_path / "raw", train=rows(40, "Validation"))
     with pytest.raises(DataError, match="all rows of train are in a split held out"):
         run(tmp_path)
@@ -137,7 +137,9 @@ def test_filters_drop_with_counts(tmp_path: Path) -> None:
         {"text": "Train number, 3", "label": "no"},
     ]
     write(tmp_path / "raw", train=rows(100, "train") + bad, validation=rows(40, "validation"))
-    options = dataclasses.replace(SMALL, filters=FilterConfig(max_chars=299, max_words=49, unknown_labels="drop"))
+    options = dataclasses.replace(
+        SMALL, rows=RowsConfig(filters=FilterConfig(max_chars=299, max_words=49, unknown_labels="drop"))
+    )
     data = run(tmp_path, options=options)
     assert data.manifest["tasks"]["mood"]["counts"]["train"] == {
         "read": 106, "kept": 100, "bad": 0, "leak": 0, "empty": 1,
@@ -153,7 +155,7 @@ def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: 
     write(tmp_path / "raw", train=[*rows(100, "train"), {"text": 5, "label": "no"}], validation=rows(40, "v"))
     with pytest.raises(DataError, match=r"row 101: text is int '5', not a string.*--skip-bad"):
         run(tmp_path)
-    data = run(tmp_path, options=dataclasses.replace(SMALL, filters=FilterConfig(skip_bad=True)))
+    data = run(tmp_path, options=dataclasses.replace(SMALL, rows=RowsConfig(filters=FilterConfig(skip_bad=True))))
     assert data.manifest["tasks"]["mood"]["counts"]["train"]["bad"] == 1
     write(tmp_path / "raw", train=[{"text": f"a{i}", "label": "maybe"} for i in range(9)])
     with pytest.raises(
@@ -161,7 +163,7 @@ def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: 
     ):
         run(tmp_path)
     with pytest.raises(DataError, match=r"nothing is left of the 9 rows of split 'train'.*\n- .*row 1: label 'maybe'"):
-        run(tmp_path, options=dataclasses.replace(SMALL, filters=FilterConfig(unknown_labels="drop")))
+        run(tmp_path, options=dataclasses.replace(SMALL, rows=RowsConfig(filters=FilterConfig(unknown_labels="drop"))))
     (tmp_path / "raw" / "mood" / "train.jsonl").unlink()
     with pytest.raises(DataError, match="no train split, only validation"):
         run(tmp_path)
@@ -222,7 +224,7 @@ def test_rows_that_can_never_be_scored_are_found_before_training(
     write(tmp_path / "raw", "write", train=lines)
     with pytest.raises(DataError, match=rf"20 of 60 rows can never be scored, such as row 1: metric '{metric}' {said}"):
         run(tmp_path, task)
-    data = run(tmp_path, task, options=dataclasses.replace(SMALL, filters=FilterConfig(skip_bad=True)))
+    data = run(tmp_path, task, options=dataclasses.replace(SMALL, rows=RowsConfig(filters=FilterConfig(skip_bad=True))))
     assert data.manifest["tasks"]["write"]["counts"]["train"]["cannot_be_scored"] == 20
     assert "20 cannot be scored" in data.notes()[0]
 
@@ -261,11 +263,11 @@ def test_too_few_rows_shrink_overlap_or_fail(tmp_path: Path) -> None:
     write(tmp_path / "raw", train=rows(35, "train"), validation=rows(40, "validation"))
     shrunk = run(tmp_path, out="a")
     assert [len(shrunk.split(name, "mood")) for name in TRAIN_SPLITS] == [20, 10, 5]
-    shared = run(tmp_path, out="b", options=dataclasses.replace(SMALL, when_short="overlap"))
+    shared = run(tmp_path, out="b", options=dataclasses.replace(SMALL, rows=RowsConfig(when_short="overlap")))
     assert [len(shared.split(name, "mood")) for name in TRAIN_SPLITS] == [35, 20, 10]
     assert shared.manifest["tasks"]["mood"]["shared_by_training_splits"] > 0
     with pytest.raises(DataError, match="35 training rows for"):
-        run(tmp_path, out="c", options=dataclasses.replace(SMALL, when_short="fail"))
+        run(tmp_path, out="c", options=dataclasses.replace(SMALL, rows=RowsConfig(when_short="fail")))
     rest = run(tmp_path, out="d", options=dataclasses.replace(SMALL, train_rows=None))
     assert [len(rest.split(name, "mood")) for name in TRAIN_SPLITS] == [18, 11, 6]
 
@@ -318,8 +320,8 @@ def test_prepared_data_is_opened_again_and_checked(tmp_path: Path) -> None:
 
 def test_all_wrong_options_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        PrepareOptions(train_rows=0, carve=1.5, when_short="stretch")  # type: ignore[arg-type]
-    for word in ("train_rows is 0", "carve is 1.5", "when_short is 'stretch'"):
+        PrepareOptions(train_rows=0, carve=1.5, select_rows=0)
+    for word in ("train_rows is 0", "carve is 1.5", "select_rows is 0"):
         assert word in str(caught.value)
 
 
@@ -376,7 +378,7 @@ def test_noise_keeps_tags_spans_negations_and_numbers(words: list[str]) -> None:
 
 def test_noise_is_on_train_alone_seeded_and_leaks_nothing(tmp_path: Path) -> None:
     write(tmp_path / "raw", train=rows(100, "Some train row"), validation=rows(40, "Some validation row"))
-    options = dataclasses.replace(SMALL, augment=NOISY)
+    options = dataclasses.replace(SMALL, rows=RowsConfig(augment=NOISY))
     first, second = run(tmp_path, out="a", options=options), run(tmp_path, out="b", options=options)
     train = first.split("train", "mood")
     assert 40 < len(train) <= 160
@@ -425,9 +427,9 @@ def test_a_folder_with_the_splits_names_of_before_is_read_and_reused(tmp_path: P
 
 
 def test_digests_are_made_of_the_values_that_they_always_were() -> None:
-    plain = PrepareOptions(filters=FilterConfig(max_chars=MAX_CHARS))
+    plain = PrepareOptions(rows=RowsConfig(filters=FilterConfig(max_chars=MAX_CHARS)))
     filters = FilterConfig(max_chars=MAX_CHARS, max_words=90, skip_bad=True)
-    changed = PrepareOptions(router_rows=3, filters=filters, leaks="fail")
+    changed = PrepareOptions(router_rows=3, rows=RowsConfig(filters=filters, leaks="fail"))
     for options, digest in ((plain, "01f59469e8f7beaa"), (changed, "ccb3a8e4bc34d1fb")):
         values = json.dumps(options.to_json(), sort_keys=True)
         assert hashlib.sha256(values.encode()).hexdigest()[:16] == digest  # as commit b129b41 computes it

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dynamorouter.config.checks import listed
-from dynamorouter.config.files import CONF, list_names, read_tree
+from dynamorouter.config.files import CONF, group_file, list_names, read_tree
 from dynamorouter.config.schema import ROOT
 from dynamorouter.errors import ConfigError, one_of, suggest
 from dynamorouter.model.base.config import BaseSpec, spec_at
@@ -26,17 +26,17 @@ def find_base(name: str, *, search_path: Sequence[str | Path] = ()) -> BaseSpec:
         ConfigError: there is no such base, or its settings are wrong.
     """
     folders = [CONF, *(Path(folder) for folder in search_path)]
-    files = [path for folder in folders if (path := folder / "base" / f"{name}.yaml").is_file()]
-    if not files:
+    file = group_file("base", name, folders)
+    if file is None:
         spec = spec_at(name)
         if spec is None:
-            known = list_names("bases", folders)
+            names = list_names("bases", folders)
             raise ConfigError(
-                f"there is no base {name!r}{suggest(name, known)}: it is no name of settings, no folder with a "
-                f"config.json, no GGUF file, and no hub id; names are {one_of(known)}, and a hub id is OWNER/NAME"
+                f"there is no base {name!r}{suggest(name, names)}: it is no name of settings, no folder with a "
+                f"config.json, no GGUF file, and no hub id; names are {one_of(names)}, and a hub id is OWNER/NAME"
             )
         return spec
-    tree = read_tree(files[-1])
+    tree = read_tree(file)
     try:
         return BaseSpec.model_validate({"name": name, **tree})
     except ValidationError as error:

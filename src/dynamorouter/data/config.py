@@ -41,13 +41,9 @@ class AugmentConfig(Options):
     """Chance of each text to lose its capitals or its final punctuation."""
 
 
-class DataConfig(Options):
-    """Where rows come from and which are kept."""
+class RowsConfig(Options):
+    """Which rows are kept, and what they are made into."""
 
-    source: str = "builtin"
-    """``builtin`` rows, ``local`` files of any format, the Hugging Face ``hub``, or a source of a plugin."""
-    root: str | None = None
-    """Folder with one folder per task, for ``source: local``."""
     filters: FilterConfig = FilterConfig()
     """Which rows are dropped."""
     leaks: Leaks = "drop"
@@ -56,6 +52,15 @@ class DataConfig(Options):
     """With too few train rows: shrink all parts, let router and joint rows overlap with the experts', or stop."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of train rows."""
+
+
+class DataConfig(RowsConfig):
+    """Where rows come from and which are kept."""
+
+    source: str = "builtin"
+    """``builtin`` rows, ``local`` files of any format, the Hugging Face ``hub``, or a source of a plugin."""
+    root: str | None = None
+    """Folder with one folder per task, for ``source: local``."""
 
     @field_validator("source")
     @classmethod

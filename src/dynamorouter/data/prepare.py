@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from dynamorouter.data.augment import augmented
-from dynamorouter.data.config import AugmentConfig, FilterConfig, Leaks, WhenShort
+from dynamorouter.data.config import RowsConfig
 from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks, told_counts
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
@@ -58,11 +58,7 @@ class PrepareOptions:
         calibrate_rows: rows per task for the temperature.
         report_rows: rows per task for the scores.
         carve: largest share of train that held-out splits are carved from where the source has none, 0 to 1.
-        when_short: with too few training rows: ``shrink`` all training splits in proportion, let router and joint
-            ``overlap`` with train, or ``fail``. Held-out splits always shrink.
-        leaks: rows of train that are also held out: ``drop`` them from train, or ``fail``.
-        filters: which rows are dropped before splitting.
-        augment: noise on train.
+        rows: which are kept, and what they are made into; held-out splits shrink where there are too few.
     """
 
     seed: int = 0
@@ -73,10 +69,7 @@ class PrepareOptions:
     calibrate_rows: int = 500
     report_rows: int = 1000
     carve: float = 0.2
-    when_short: WhenShort = "shrink"
-    leaks: Leaks = "drop"
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    rows: RowsConfig = field(default_factory=RowsConfig)
 
     def __post_init__(self) -> None:
         """Check all settings at once.
@@ -93,18 +86,14 @@ class PrepareOptions:
         ]
         if not 0.0 < self.carve < 1.0:
             mistakes.append(f"carve is {self.carve}; more than 0 and less than 1 is allowed")
-        for name, choices in (("when_short", WhenShort), ("leaks", Leaks)):
-            value, allowed = getattr(self, name), get_args(choices)
-            if value not in allowed:
-                mistakes.append(f"{name} is {value!r}{suggest(str(value), allowed)}; allowed: {one_of(allowed)}")
         if mistakes:
             raise ConfigError("prepare: " + "; ".join(mistakes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, under the names that digests are made of."""
-        filters = self.filters.model_dump(context=FOR_DIGEST)
-        values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "filters"}
-        return {**values, **filters, "augment": self.augment.model_dump()}
+        rows = self.rows.model_dump(context=FOR_DIGEST, include=set(RowsConfig.model_fields))
+        sizes = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "rows"}
+        return {**sizes, **rows.pop("filters"), **rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,14 +248,14 @@ def _prepare_task(
     options: PrepareOptions,
     digest: str,
 ) -> dict[str, Any]:
-    pools = read_pools(task, task_id, source, source_options, options.filters)
-    leaks = remove_leaks(task, pools, fail=options.leaks == "fail")
+    pools = read_pools(task, task_id, source, source_options, options.rows.filters)
+    leaks = remove_leaks(task, pools, fail=options.rows.leaks == "fail")
     splits = _held_out(task, pools, options)
     splits |= _training(task, pools["train"].records, options)
     held_out = set().union(*(_keys(splits[name]) for name in HELD_OUT_SPLITS))
     held_out |= set().union(*(pool.rows for split, pool in pools.items() if split != "train"))
     kind = head_kind(task.head)
-    noisy = augmented(splits["train"], options.augment, kind=kind, seed=options.seed)
+    noisy = augmented(splits["train"], options.rows.augment, kind=kind, seed=options.seed)
     splits["train"] = splits["train"] + [record for record in noisy if key_of(record) not in held_out]
     keys = {name: _keys(records) for name, records in splits.items()}
     _prove(task, keys, held_out)
@@ -331,18 +320,18 @@ def _training(task: Task, records: list[Record], options: PrepareOptions) -> dic
     others = {"router": options.router_rows, "joint": options.joint_rows}
     available = len(records)
     if options.train_rows is None:
-        least = available if options.when_short == "overlap" else (available + 1) // 2
+        least = available if options.rows.when_short == "overlap" else (available + 1) // 2
         train_rows = max(least, available - sum(others.values()))
     else:
         train_rows = options.train_rows
     sizes_asked = {**others, "train": train_rows}
     short = sum(sizes_asked.values()) > available
-    if short and options.when_short == "fail":
+    if short and options.rows.when_short == "fail":
         raise DataError(
             f"task {task.name!r}: {available} training rows for {sizes_asked}; lower the sizes, or set when_short to "
             "'shrink' (all splits smaller) or 'overlap' (router and joint rows may be in train)"
         )
-    if not short or options.when_short == "shrink":
+    if not short or options.rows.when_short == "shrink":
         if short and options.train_rows is None:
             sizes = {**shrink(others, available - train_rows), "train": train_rows}
         else:

@@ -58,7 +58,7 @@ def tier_options(config: Config, settings: ComplexityConfig) -> TierOptions:
 
 def prepare_options(config: Config) -> PrepareOptions:
     """Return how much data is prepared, before each task's own number of train rows."""
-    data, evaluation = config.data, config.evaluation
+    evaluation = config.evaluation
     return PrepareOptions(
         seed=config.seed,
         router_rows=config.router.train_rows or ALL,
@@ -66,10 +66,7 @@ def prepare_options(config: Config) -> PrepareOptions:
         select_rows=evaluation.select_rows,
         calibrate_rows=evaluation.calibrate_rows,
         report_rows=evaluation.report_rows or ALL,
-        leaks=data.leaks,
-        when_short=data.when_short,
-        filters=data.filters,
-        augment=data.augment,
+        rows=config.data,
     )
 
 

@@ -204,6 +204,7 @@ def fit_shared(
     """
     torch.manual_seed(seed)  # dropout draws from torch's own generator
     heads = [task_head.head for task_head in task_heads]
+    modules = nn.ModuleList(heads)
     optimizer = _optimizer(body, heads if train_heads else [], config)
     trained = optimizer.parameters
     for parameter in trained:
@@ -214,9 +215,8 @@ def fit_shared(
     scores: list[float] = []
     best = [p.detach().clone() for p in trained] if validate else []
     for epoch in range(config.epochs):
+        modules.train(train_heads)
         for batch in _batches(examples, len(task_heads), steps, seed=seed, epoch=epoch):
-            for head in heads:
-                head.train(train_heads)
             loss = _backward(body, heads, examples, batch, budget=config.tokens_per_batch, scale=scale.value)
             norm = optimizer.step(warmup_linear(step, total, config.warmup), scale=scale.value)
             step += 1
@@ -225,8 +225,7 @@ def fit_shared(
                     f"a shared body: loss {loss}, gradient norm {norm} at step {step}; lower its learning rate, "
                     f"which is {config.learning_rate:g}, or look for broken rows"
                 )
-        for head in heads:
-            head.eval()
+        modules.eval()
         if validate:
             scores.append(validate())
             if scores[-1] > max(scores[:-1], default=-math.inf):

@@ -274,3 +274,18 @@ def test_composing_leaves_another_hydra_application_alone() -> None:
         compose("quickstart")
         assert GlobalHydra.instance().is_initialized()
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize("name", ["5", "nan", "true", "null"])
+def test_a_task_may_be_called_like_a_number(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "task" / f"{name}.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        f"# @package task.{name}\nname: '{name}'\nhead: classification\ncolumns: {{text: text, target: label}}\n"
+        "labels: [a, b]\nmetrics: [accuracy]\nsources: {local: {}}\n"
+    )
+    words = [f"search_path=[{tmp_path}]", f"task=['{name}',sst2]", "data=local", f"data.root={tmp_path}"]
+    config = compose("quickstart", words)
+    assert list(config.task) == [name, "sst2"]
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load(tmp_path / "config.yaml") == config

@@ -295,6 +295,18 @@ def test_answers_of_every_form_are_read(answers: Any) -> None:
     assert as_records(rows, ASK, where="rows")[0].target == GOLD
 
 
+def test_questions_without_an_answer_are_counted_and_stop(tmp_path: Path) -> None:
+    path = tmp_path / "ask" / "train.json"
+    path.parent.mkdir()
+    data = nested()
+    data["data"][0]["paragraphs"].append({"context": "b", "qas": [{"id": "q2", "question": "Who?", "answers": []}] * 3})
+    path.write_text(json.dumps(data))
+    options = source_options(ASK, "local", {"root": str(tmp_path)})
+    with pytest.raises(DataError, match=r"3 of 5 rows are questions without an answer.*row 3.*--skip-bad"):
+        read_pools(ASK, 0, "local", options, FilterConfig())
+    assert read_pools(ASK, 0, "local", options, FilterConfig(skip_bad=True))["train"].counts["unanswerable"] == 3
+
+
 def turns(*spoken: str, form: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:
     return [dict(zip(form, turn.split(": ", 1), strict=True)) for turn in spoken]
 

@@ -184,7 +184,7 @@ def converted(task: Task, row: dict[str, Any]) -> Record | RowProblem:
         (NAMES, {"tokens": ["a"], "tags": ["B-Y"]}, "unknown_label"),
         (NAMES, {"tokens": 5, "tags": ["O"]}, "not_tokens"),
         (NAMES, {"tokens": [], "tags": []}, "empty"),
-        (ASK, {"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}}, "no_answer"),
+        (ASK, {"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}}, "unanswerable"),
         (
             ASK,
             {"question": "q", "context": "c", "answers": {"text": ["z"], "answer_start": [0]}},

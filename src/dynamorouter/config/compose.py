@@ -241,7 +241,9 @@ def _hydra(request: _Request) -> Tree:
     selected = []
     for group, choice in request.choices.items():
         names = [n for n in choice if group_file(group, n, request.folders)] if isinstance(choice, list) else choice
-        selected.append(f"{group}=[{','.join(names)}]" if isinstance(names, list) else f"{group}={names}")
+        # in quotes, since a name may read as a number
+        quoted = [f"'{name}'" for name in names] if isinstance(names, list) else []
+        selected.append(f"{group}=[{','.join(quoted)}]" if isinstance(names, list) else f"{group}='{names}'")
     more_folders = [f'"file://{folder}"' for folder in request.folders[1:]]
     if more_folders:
         selected.append(f"hydra.searchpath=[{','.join(more_folders)}]")

@@ -20,7 +20,11 @@ from dynamorouter.utils.jsonl import SkipCount, bad_row
 
 DROPPED = frozenset({"empty", "too_long", "control_characters", "no_label", "no_answer", "answer_not_in_context"})
 """Problems that drop a row with a count."""
-COUNTED = frozenset({"unknown_label", "cannot_be_scored"})
+COUNTED = {
+    "unknown_label": "have a label that is none of the task's",
+    "cannot_be_scored": "can never be scored",
+    "unanswerable": "are questions without an answer, which a span head cannot learn to leave open",
+}
 """Problems that are counted through all of a split, and then stop it unless the filters say otherwise.
 
 Any other is a broken row.
@@ -187,7 +191,7 @@ def _usable(task: Task, record: Record, max_words: int | None) -> Record | RowPr
 
 
 def _check_left_out(task: Task, pool: Pool, filters: FilterConfig, where: str) -> None:
-    """Stop where rows have labels that are none of the task's, or can never be scored, unless they are to be left out.
+    """Stop where rows have unknown labels, can never be scored or answered, unless they are to be left out.
 
     Raises:
         DataError: there are such rows; the message counts them.
@@ -196,11 +200,12 @@ def _check_left_out(task: Task, pool: Pool, filters: FilterConfig, where: str) -
     if pool.unknown and filters.unknown_labels == "fail":
         counted = labels_message(task, pool.unknown, rows=pool.counts["unknown_label"], read=pool.counts["read"])
         mistakes.append(f"{counted}, or leave such rows out and count them with data.filters.unknown_labels=drop")
-    if pool.counts["cannot_be_scored"] and not filters.skip_bad:
-        mistakes.append(
-            f"{pool.counts['cannot_be_scored']} of {pool.counts['read']} rows can never be scored, such as "
-            f"{pool.examples['cannot_be_scored']}; correct them, or leave bad rows out and count them with --skip-bad"
-        )
+    for reason in ("cannot_be_scored", "unanswerable"):
+        if pool.counts[reason] and not filters.skip_bad:
+            mistakes.append(
+                f"{pool.counts[reason]} of {pool.counts['read']} rows {COUNTED[reason]}, such as "
+                f"{pool.examples[reason]}; correct them, or leave bad rows out and count them with --skip-bad"
+            )
     if mistakes:
         raise DataError("\n".join(f"{where}: {mistake}" for mistake in mistakes))
 

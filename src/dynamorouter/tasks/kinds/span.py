@@ -35,7 +35,7 @@ class SpanKind(HeadKind):
             )
         texts, starts = found
         if not texts:
-            return RowProblem("no_answer", "there is no answer; unanswerable questions are not supported")
+            return RowProblem("unanswerable", "there is no answer; unanswerable questions are not supported")
         context = row.pair or ""
         gold: dict[str, list[Any]] = {"texts": [], "starts": []}
         repairs: Counter[str] = Counter()

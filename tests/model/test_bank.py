@@ -14,7 +14,7 @@ from dynamorouter.errors import BankShapeError
 from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.factors import Factors
 from dynamorouter.model.lora.gates import RowGate, SoftGate
-from support.banks import EXPERTS, OUT, WIDTH, make_bank
+from support.banks import EXPERTS, OUT, WIDTH, make_bank, pass_over
 
 
 def slow(bank: LoraBank, x: Tensor, dense: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_row_gate_equals_dense_reference(kind: str, grad: bool, data: st.DataObj
     )
     weights = torch.rand(rows, chosen, dtype=torch.float64) if data.draw(st.booleans()) else None
     x = torch.randn(rows, positions, WIDTH, dtype=torch.float64)
-    with torch.set_grad_enabled(grad), bank.context.hold(RowGate(ids, weights)):
+    with torch.set_grad_enabled(grad), pass_over(bank).hold(RowGate(ids, weights)):
         got = bank(x)
     whole = weights if weights is not None else torch.ones(rows, chosen, dtype=torch.float64)
     torch.testing.assert_close(got, slow(bank, x, one_hot(ids, whole, positions)))
@@ -64,9 +64,9 @@ def test_cached_and_selected_gates_equal_dense_reference(kind: str, positions: i
         cached, rows = gate.cached(), torch.tensor([2, 0])
         with torch.no_grad():
             for _ in range(2):
-                with bank.context.hold(cached):
+                with pass_over(bank).hold(cached):
                     torch.testing.assert_close(bank(x), want)
-            with bank.context.hold(cached.select(rows)):
+            with pass_over(bank).hold(cached.select(rows)):
                 torch.testing.assert_close(bank(x[rows]), want[rows])
         assert gate.cache is None and bool(cached.cache) == (positions == 1 and cached.single is None)
 
@@ -78,7 +78,7 @@ def test_soft_gate_equals_dense_reference(per_token: bool, grad: bool) -> None:
     x = torch.randn(3, 4, WIDTH, dtype=torch.float64)
     weights = torch.rand(3, 4, EXPERTS, dtype=torch.float64) if per_token else torch.rand(3, EXPERTS).double()
     weights[..., 2] = 0
-    with torch.set_grad_enabled(grad), bank.context.hold(SoftGate(weights)):
+    with torch.set_grad_enabled(grad), pass_over(bank).hold(SoftGate(weights)):
         got = bank(x)
     dense = weights if per_token else weights[:, None].expand(-1, 4, -1)
     torch.testing.assert_close(got, slow(bank, x, dense))
@@ -92,7 +92,7 @@ def test_gradients_equal_the_reference(kind: str) -> None:
     ids = torch.tensor([[0, 3], [3, -1], [1, 1], [-1, -1]])
     out = torch.randn(4, 3, OUT, dtype=torch.float64)
     wanted = [x, weights, bank.a, bank.b]
-    with bank.context.hold(RowGate(ids, weights)):
+    with pass_over(bank).hold(RowGate(ids, weights)):
         fast = torch.autograd.grad((bank(x) * out).sum(), wanted)
     plain = torch.autograd.grad((slow(bank, x, one_hot(ids, weights, 3)) * out).sum(), wanted)
     for got, want in zip(fast, plain, strict=True):
@@ -101,7 +101,7 @@ def test_gradients_equal_the_reference(kind: str) -> None:
 
 def test_gradient_reaches_the_rows_own_expert_and_nothing_frozen() -> None:
     bank = make_bank()
-    with bank.context.hold(RowGate(torch.tensor([1, -1, 1]))):
+    with pass_over(bank).hold(RowGate(torch.tensor([1, -1, 1]))):
         bank(torch.randn(3, 2, WIDTH, dtype=torch.float64)).square().sum().backward()
     assert bank.a.grad is not None and bank.b.grad is not None
     touched = bank.a.grad.flatten(1).abs().sum(1).ne(0) | bank.b.grad.flatten(1).abs().sum(1).ne(0)
@@ -112,13 +112,13 @@ def test_gradient_reaches_the_rows_own_expert_and_nothing_frozen() -> None:
 def test_dropout_acts_on_the_experts_input_alone_and_per_row() -> None:
     bank = make_bank()
     x = torch.randn(2, 500, WIDTH, dtype=torch.float64)
-    with bank.context.hold(RowGate(torch.tensor([0, 0])), dropout=torch.tensor([0.0, 0.9])):
+    with pass_over(bank).hold(RowGate(torch.tensor([0, 0])), dropout=torch.tensor([0.0, 0.9])):
         dropped = bank(x)
-    with bank.context.hold(RowGate(torch.tensor([0, 0]))):
+    with pass_over(bank).hold(RowGate(torch.tensor([0, 0]))):
         kept = bank(x)
     torch.testing.assert_close(dropped[0], kept[0])
     assert not torch.allclose(dropped[1], kept[1])
-    with bank.context.hold(None):
+    with pass_over(bank).hold(None):
         base = bank(x)
     change, dropped_change = kept[1] - base[1], dropped[1] - base[1]
     torch.testing.assert_close(dropped_change.mean(0), change.mean(0), atol=1.5, rtol=0)  # unbiased
@@ -129,7 +129,7 @@ def test_padding_a_rank_with_zeros_is_exact() -> None:
     small = Factors(torch.randn(1, WIDTH).double(), torch.randn(OUT, 1).double(), 0.7)
     bank.put(2, small)
     x = torch.randn(1, 2, WIDTH, dtype=torch.float64)
-    with torch.no_grad(), bank.context.hold(RowGate(torch.tensor([2]))):
+    with torch.no_grad(), pass_over(bank).hold(RowGate(torch.tensor([2]))):
         got = bank(x)
     torch.testing.assert_close(got, bank.base(x) + x @ small.a.T @ small.b.T * bank.scaling[2])
     back = bank.get(2, 1)
@@ -140,7 +140,7 @@ def test_no_gate_is_the_bare_layer_to_the_bit() -> None:
     bank = make_bank()
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
     assert torch.equal(bank(x), bank.base(x))
-    with bank.context.hold(RowGate(torch.tensor([-1, -1]))):
+    with pass_over(bank).hold(RowGate(torch.tensor([-1, -1]))):
         assert torch.equal(bank(x), bank.base(x))
 
 
@@ -165,5 +165,5 @@ def test_wrong_shapes_are_named(call: Callable[[LoraBank], object], words: str) 
 
 
 def run(bank: LoraBank, gate: RowGate | SoftGate) -> Tensor:
-    with bank.context.hold(gate):
+    with pass_over(bank).hold(gate):
         return bank(torch.ones(2, 1, WIDTH, dtype=torch.float64))  # type: ignore[no-any-return]

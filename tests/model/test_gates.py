@@ -13,7 +13,7 @@ from dynamorouter.model.base.gate import Gate
 from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.gates import FusionGate, RowGate, SoftGate
 from dynamorouter.tasks.task import Generation
-from support.banks import WIDTH, make_bank
+from support.banks import WIDTH, make_bank, pass_over
 from support.tinylm import add_experts, load_lm, make_prompts
 
 
@@ -41,9 +41,9 @@ def test_a_toy_gate_runs_through_a_bank() -> None:
     bank, experts = make_bank(), torch.tensor([1, 0, 4])
     x = torch.randn(3, 2, WIDTH, dtype=torch.float64)
     for shape in (x, x[:, 0]):
-        with torch.no_grad(), bank.context.hold(TwiceGate(experts)):
+        with torch.no_grad(), pass_over(bank).hold(TwiceGate(experts)):
             got = bank(shape)
-        with torch.no_grad(), bank.context.hold(twice(experts)):
+        with torch.no_grad(), pass_over(bank).hold(twice(experts)):
             torch.testing.assert_close(got, bank(shape))
 
 

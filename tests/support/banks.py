@@ -48,3 +48,9 @@ def make_bank(kind: str = "linear", *, dtype: torch.dtype = torch.float64) -> Lo
     nn.init.normal_(bank.b)
     bank.scaling.copy_(torch.linspace(0.5, 2.0, EXPERTS))
     return bank
+
+
+def pass_over(bank: LoraBank) -> PassContext:
+    """Return what holds the gate of the pass that goes through a bank."""
+    assert isinstance(bank.context, PassContext)
+    return bank.context

@@ -113,6 +113,11 @@ def test_every_figure_is_what_a_hand_counts(checkout: Path) -> None:
     )
 
 
+def test_no_modules_of_the_package_go_round_in_a_circle() -> None:
+    checkout = Path(__file__).parents[2]
+    assert house.circles_of(set(house.imports_of(house.modules_of(checkout)))) == []
+
+
 def test_rooms_of_one_floor_do_not_import_each_other(checkout: Path) -> None:
     merging = checkout / "src/dynamorouter/merging/__init__.py"
     merging.parent.mkdir()

@@ -33,7 +33,7 @@ from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.log import UNLOGGED, TrainingLog
 from dynamorouter.training.loop import LoopOptions
 from dynamorouter.utils.files import read_json, read_tensors, write_tensors
-from support.banks import EXPERTS, OUT, RANK, WIDTH, make_bank
+from support.banks import EXPERTS, OUT, RANK, WIDTH, make_bank, pass_over
 from support.builders import NAMES, TASKS, make_rows
 from support.logs import KeptLog
 from support.systems import HELD, ROWS, SETTINGS, mounted_again, questions, same
@@ -75,7 +75,7 @@ def test_it_equals_the_dense_reference_with_its_gradients(kind: str, sources: li
     x = torch.randn(3, 4, WIDTH, dtype=torch.float64, requires_grad=True)
     out = torch.randn(3, 4, OUT, dtype=torch.float64)
     gate = FusionGate({"": layer}, torch.tensor(sources), rows=3)
-    with bank.context.hold(gate):
+    with pass_over(bank).hold(gate):
         got = bank(x)
     want = slow(bank, layer, x, sources)
     torch.testing.assert_close(got, want)
@@ -84,7 +84,7 @@ def test_it_equals_the_dense_reference_with_its_gradients(kind: str, sources: li
         torch.autograd.grad((got * out).sum(), wanted), torch.autograd.grad((want * out).sum(), wanted), strict=True
     ):
         torch.testing.assert_close(mine, plain)
-    with torch.no_grad(), bank.context.hold(gate):
+    with torch.no_grad(), pass_over(bank).hold(gate):
         torch.testing.assert_close(bank(x[:, 0]), want[:, 0])
 
 
@@ -93,9 +93,9 @@ def test_it_starts_as_the_uniform_mixture() -> None:
     x = torch.randn(3, 4, WIDTH, dtype=torch.float64)
     weights = torch.zeros(3, EXPERTS, dtype=torch.float64)
     weights[:, [1, 4]] = 0.5
-    with bank.context.hold(FusionGate({"": layer}, torch.tensor([4, 1]), rows=3)):
+    with pass_over(bank).hold(FusionGate({"": layer}, torch.tensor([4, 1]), rows=3)):
         got = bank(x)
-    with bank.context.hold(SoftGate(weights)):
+    with pass_over(bank).hold(SoftGate(weights)):
         torch.testing.assert_close(got, bank(x))
 
 
@@ -105,9 +105,9 @@ def test_a_bank_of_larger_rank_changes_nothing_and_other_layers_are_the_bases() 
     with torch.no_grad():
         bank.a[:2, -1] = 0
         bank.b[:2, :, -1] = 0
-        with bank.context.hold(FusionGate({"": layer}, torch.tensor([0, 1]), rows=2)):
+        with pass_over(bank).hold(FusionGate({"": layer}, torch.tensor([0, 1]), rows=2)):
             torch.testing.assert_close(bank(x), slow(bank, layer, x, [0, 1]))
-        with bank.context.hold(FusionGate({"other": layer}, torch.tensor([0, 1]), rows=2)):
+        with pass_over(bank).hold(FusionGate({"other": layer}, torch.tensor([0, 1]), rows=2)):
             assert torch.equal(bank(x), bank.base(x))
 
 
@@ -115,7 +115,7 @@ def test_a_bank_of_larger_rank_changes_nothing_and_other_layers_are_the_bases() 
 def test_wrong_gates_are_named(sources: list[int], rows: int, words: str) -> None:
     bank = make_bank()
     gate = FusionGate({"": make_layer(2)}, torch.tensor(sources), rows=rows)
-    with pytest.raises(BankShapeError, match=words), bank.context.hold(gate):
+    with pytest.raises(BankShapeError, match=words), pass_over(bank).hold(gate):
         bank(torch.ones(2, 1, WIDTH, dtype=torch.float64))
 
 

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from torch import Tensor
+
+from dynamorouter.errors import BankShapeError
 from dynamorouter.model.base.gate import Dropout, Gate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from weakref import ref
 
-    from dynamorouter.model.lora.mount import Mounted
+    from dynamorouter.model.lora.bank import LoraBank
+
+
+class Cover(Protocol):
+    """What lies over a base, such as experts that are mounted."""
+
+    @property
+    def banks(self) -> Mapping[str, LoraBank]:
+        """The banks that lie over layers, by the layer's name."""
 
 
 class PassContext:
@@ -30,7 +42,7 @@ class PassContext:
         self.lock = RLock()
         self.gate: Gate | None = None
         self.dropout: Dropout = 0.0
-        self.mounts: list[ref[Mounted]] = []
+        self.mounts: list[ref[Cover]] = []
 
     @contextmanager
     def hold(self, gate: Gate | None, *, dropout: Dropout = 0.0) -> Iterator[None]:
@@ -43,3 +55,17 @@ class PassContext:
                 yield
             finally:
                 self.gate, self.dropout = before
+
+    def apply(self, bank: LoraBank, x: Tensor) -> Tensor:
+        """Map ``(B, S, D)`` to ``(B, S, O)`` through a bank's frozen layer and the experts that are gated.
+
+        Raises:
+            BankShapeError: the gate is of another number of rows.
+        """
+        if self.gate is None:
+            return bank.base(x)  # type: ignore[no-any-return]
+        if x.shape[0] != self.gate.rows:
+            raise BankShapeError(
+                f"the gate has {self.gate.rows} rows, but the batch has {x.shape[0]}; set one row per input"
+            )
+        return self.gate.apply(bank, x)

@@ -5,22 +5,43 @@ Letters: B batch, S positions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dynamorouter.errors import ConfigError
-from dynamorouter.model.text.tokenize import Batch
-
-if TYPE_CHECKING:
-    from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.config import BaseSpec
+from dynamorouter.model.base.kinds import Kind
+from dynamorouter.model.text.tokenize import Batch, TextEncoder
 
 TOKENS, TOLERANCE = 5, 1e-2
 _WRONG = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
-def _row(base: Base, start: int, stop: int) -> Batch:
+class Probed(Protocol):
+    """A base, as a probe sees it (see ``model.base.base``)."""
+
+    spec: BaseSpec
+    kind: Kind
+    config: Any
+    encoder: TextEncoder
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base's parameters."""
+
+    def forward(self, batch: Batch, gate: None) -> Tensor:
+        """Run the whole base on a batch: ``(B, S, D)``."""
+
+    def forward_to(self, batch: Batch, depth: int) -> dict[int, Tensor]:
+        """Run the first blocks: ``{layer: (B, S, D)}``."""
+
+    def forward_from(self, hidden: Tensor, mask: Tensor, gate: None, *, depth: int) -> Tensor:
+        """Go on from the hidden states of a layer to the end: ``(B, S, D)``."""
+
+
+def _row(base: Probed, start: int, stop: int) -> Batch:
     ids = torch.arange(start, stop, device=base.device)[None] % int(base.config.vocab_size)
     types = torch.zeros_like(ids) if base.encoder.segments else None
     return Batch(ids=ids, types=types, mask=torch.ones_like(ids))
@@ -31,7 +52,7 @@ def _differ(actual: Tensor | None, expected: Tensor) -> bool:
 
 
 @torch.no_grad()
-def check_cut(base: Base, depth: int) -> None:
+def check_cut(base: Probed, depth: int) -> None:
     """See that a pass cut at ``depth`` is the whole pass.
 
     Raises:
@@ -52,7 +73,7 @@ def check_cut(base: Base, depth: int) -> None:
 
 
 @torch.no_grad()
-def check_packing(base: Base, takes_positions: bool) -> None:
+def check_packing(base: Probed, takes_positions: bool) -> None:
     """See that two examples in one row are as each of them alone.
 
     Raises:

@@ -8,17 +8,29 @@ Letters: B batch, S positions, D in, O out, E experts, R rank, K experts per row
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dynamorouter.errors import BankShapeError
-from dynamorouter.model.base.context import PassContext
 from dynamorouter.model.lora.factors import Factors
 
 Linear = nn.Linear | Conv1D
+
+
+class RunningPass(Protocol):
+    """The pass that is running, as banks and their gates see it (see ``model.base.context``).
+
+    Attributes:
+        dropout: on the experts' input, one probability for all rows or one for each, ``(B,)``.
+    """
+
+    dropout: float | Tensor
+
+    def apply(self, bank: LoraBank, x: Tensor) -> Tensor:
+        """Map ``(B, S, D)`` to ``(B, S, O)`` through a bank's frozen layer and the experts that are gated."""
 
 
 class LoraBank(nn.Module):
@@ -26,13 +38,13 @@ class LoraBank(nn.Module):
 
     Args:
         base: the frozen ``nn.Linear`` or GPT-2 ``Conv1D``.
-        context: where the gate of the running pass is found.
+        context: the pass that is running, which knows the gate.
         experts: number of experts E.
         rank: the largest rank R; smaller ones are padded with zeros.
         name: the layer's name in its base.
     """
 
-    def __init__(self, base: Linear, context: PassContext, *, experts: int, rank: int, name: str = "") -> None:
+    def __init__(self, base: Linear, context: RunningPass, *, experts: int, rank: int, name: str = "") -> None:
         super().__init__()
         self.name = name
         self.base = base
@@ -126,16 +138,9 @@ class LoraBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, S, D)`` (or ``(B, D)``) to ``(B, S, O)`` through the frozen layer and the gated experts."""
-        gate = self.context.gate
-        if gate is None:
-            return self.base(x)  # type: ignore[no-any-return]
-        if x.shape[0] != gate.rows:
-            raise BankShapeError(
-                f"the gate has {gate.rows} rows, but the batch has {x.shape[0]}; set one row per input"
-            )
-        flat = x.dim() == 2
-        y = gate.apply(self, x[:, None] if flat else x)
-        return y[:, 0] if flat else y
+        if x.dim() == 2:
+            return self.context.apply(self, x[:, None])[:, 0]
+        return self.context.apply(self, x)
 
     def check_expert(self, largest: int) -> None:
         """Refuse a gate that names an expert which is not there.

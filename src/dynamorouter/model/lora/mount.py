@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from dynamorouter.errors import AdapterError, LibraryError, one_of
 from dynamorouter.model.base.base import Base
+from dynamorouter.model.base.context import Cover
 from dynamorouter.model.lora.bank import LoraBank
 from dynamorouter.model.lora.factors import Factors
 
@@ -248,7 +249,7 @@ def _settle(base: Base) -> None:
             _show(base, alive[-1]() if alive else None)
 
 
-def _show(base: Base, mounted: Mounted | None) -> None:
+def _show(base: Base, mounted: Cover | None) -> None:
     """Put the banks of a mount over the base's layers, and nothing over the others."""
     banks: Mapping[str, LoraBank] = {} if mounted is None else mounted.banks
     for name, frozen in base.linear.items():

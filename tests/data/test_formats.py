@@ -13,7 +13,7 @@ import pytest
 
 from dynamorouter.data import as_records
 from dynamorouter.data.config import FilterConfig
-from dynamorouter.data.dedup import read_pools
+from dynamorouter.data.dedup import read_split_rows
 from dynamorouter.data.formats import read_rows_file
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.sources import source_options
@@ -303,8 +303,8 @@ def test_questions_without_an_answer_are_counted_and_stop(tmp_path: Path) -> Non
     path.write_text(json.dumps(data))
     options = source_options(ASK, "local", {"root": str(tmp_path)})
     with pytest.raises(DataError, match=r"3 of 5 rows are questions without an answer.*row 3.*--skip-bad"):
-        read_pools(ASK, 0, "local", options, FilterConfig())
-    assert read_pools(ASK, 0, "local", options, FilterConfig(skip_bad=True))["train"].counts["unanswerable"] == 3
+        read_split_rows(ASK, 0, "local", options, FilterConfig())
+    assert read_split_rows(ASK, 0, "local", options, FilterConfig(skip_bad=True))["train"].counts["unanswerable"] == 3
 
 
 def turns(*spoken: str, form: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:
@@ -370,5 +370,5 @@ def test_lists_in_tables_are_read_as_python_writes_them() -> None:
 def test_the_readers_serve_preparation_too(tmp_path: Path) -> None:
     (tmp_path / "mood").mkdir()
     write_table(tmp_path / "mood" / "train.tsv", spoilt(STRAY))
-    pools = read_pools(MOOD, 0, "local", source_options(MOOD, "local", {"root": str(tmp_path)}), FilterConfig())
+    pools = read_split_rows(MOOD, 0, "local", source_options(MOOD, "local", {"root": str(tmp_path)}), FilterConfig())
     assert pools["train"].counts["read"] == pools["train"].counts["kept"] == 12

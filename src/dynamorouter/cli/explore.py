@@ -185,7 +185,7 @@ def _records(name: str, data: Path | None, filters: FilterConfig) -> list[Record
     """Return the train rows of a task's data, filtered as for training."""
     from dynamorouter.config.tasks import find_task
     from dynamorouter.data.complexity.record import KEY
-    from dynamorouter.data.dedup import read_pools
+    from dynamorouter.data.dedup import read_split_rows
     from dynamorouter.data.sources import source_options
 
     task = find_task(name)
@@ -193,7 +193,7 @@ def _records(name: str, data: Path | None, filters: FilterConfig) -> list[Record
     task = task.model_copy(update={"columns": task.columns.model_copy(update={"extra": extra})})
     source, overrides = ("builtin", {}) if data is None else ("local", {"root": str(data)})
     options = source_options(task, source, overrides)
-    pools = read_pools(task, 0, source, options, filters)
+    pools = read_split_rows(task, 0, source, options, filters)
     return pools["train"].records
 
 

@@ -32,7 +32,7 @@ Any other is a broken row.
 
 
 @dataclass(slots=True)
-class Pool:
+class SplitRows:
     """The rows of one of the source's splits.
 
     Attributes:
@@ -71,7 +71,7 @@ class Pool:
 
 
 def told_counts(counts: Mapping[str, int]) -> str:
-    """Say in words what a pool's counts count: rows that were read, left out by reason, and repaired."""
+    """Say in words what the counts of a split's rows count: rows that were read, left out by reason, and repaired."""
     counted = {name.replace("_", " "): count for name, count in sorted(counts.items()) if count}
     read, kept = counted.pop("read", 0), counted.pop("kept", 0) + counted.pop("carved", 0)
     repaired = [f"{count} {name[6:]}" for name, count in counted.items() if name.startswith("fixed ")]
@@ -87,9 +87,9 @@ def key_of(record: Record) -> str:
     return text_key(record.text, record.pair)
 
 
-def read_pools(
+def read_split_rows(
     task: Task, task_id: int, source: str, source_options: Mapping[str, Any], filters: FilterConfig
-) -> dict[str, Pool]:
+) -> dict[str, SplitRows]:
     """Read and filter all splits that a source has for a task.
 
     Args:
@@ -143,8 +143,8 @@ def _filtered(
     rows: Iterable[Row],
     filters: FilterConfig,
     skipped: SkipCount | None,
-) -> Pool:
-    pool, fixed = Pool(), Counter[str]()
+) -> SplitRows:
+    pool, fixed = SplitRows(), Counter[str]()
     ids: set[str] = set()
     where = f"task {task.name!r}, split {split!r}"
     for number, row in rows:
@@ -190,7 +190,7 @@ def _usable(task: Task, record: Record, max_words: int | None) -> Record | RowPr
     return record if problem is None else RowProblem("cannot_be_scored", problem)
 
 
-def _check_left_out(task: Task, pool: Pool, filters: FilterConfig, where: str) -> None:
+def _check_left_out(task: Task, pool: SplitRows, filters: FilterConfig, where: str) -> None:
     """Stop where rows have unknown labels, can never be scored or answered, unless they are to be left out.
 
     Raises:
@@ -210,7 +210,7 @@ def _check_left_out(task: Task, pool: Pool, filters: FilterConfig, where: str) -
         raise DataError("\n".join(f"{where}: {mistake}" for mistake in mistakes))
 
 
-def remove_leaks(task: Task, pools: Mapping[str, Pool], *, fail: bool) -> int:
+def remove_leaks(task: Task, pools: Mapping[str, SplitRows], *, fail: bool) -> int:
     """Take every row out of train whose normalised text is in validation or test, and prove that none is left.
 
     Rows of validation that are in test as well leave validation, so that nothing reported on was selected on.

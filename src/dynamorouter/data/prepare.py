@@ -23,7 +23,7 @@ from typing import Any
 
 from dynamorouter.data.augment import augmented
 from dynamorouter.data.config import RowsConfig
-from dynamorouter.data.dedup import Pool, key_of, read_pools, remove_leaks, told_counts
+from dynamorouter.data.dedup import SplitRows, key_of, read_split_rows, remove_leaks, told_counts
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
 from dynamorouter.data.split import draw, shrink
@@ -248,7 +248,7 @@ def _prepare_task(
     options: PrepareOptions,
     digest: str,
 ) -> dict[str, Any]:
-    pools = read_pools(task, task_id, source, source_options, options.rows.filters)
+    pools = read_split_rows(task, task_id, source, source_options, options.rows.filters)
     leaks = remove_leaks(task, pools, fail=options.rows.leaks == "fail")
     splits = _held_out(task, pools, options)
     splits |= _training(task, pools["train"].records, options)
@@ -283,7 +283,7 @@ def _prepare_task(
     return entry
 
 
-def _held_out(task: Task, pools: Mapping[str, Pool], options: PrepareOptions) -> dict[str, list[Record]]:
+def _held_out(task: Task, pools: Mapping[str, SplitRows], options: PrepareOptions) -> dict[str, list[Record]]:
     """Draw validation, calibration and test, carving them from train where the source has no rows for them."""
     kind = head_kind(task.head)
     sizes = {

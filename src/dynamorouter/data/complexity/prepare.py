@@ -24,7 +24,7 @@ from dynamorouter.data.complexity.record import KEY
 from dynamorouter.data.complexity.score import CAPS, WEIGHTS, ScoreOptions, score
 from dynamorouter.data.complexity.tiers import Tiers, fit_tiers
 from dynamorouter.data.config import FilterConfig, Leaks
-from dynamorouter.data.dedup import Pool, read_pools, remove_leaks
+from dynamorouter.data.dedup import SplitRows, read_split_rows, remove_leaks
 from dynamorouter.data.sources import source_options, sources
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.tasks.kinds import head_kind
@@ -169,7 +169,7 @@ def prepare_tiers(
     done = read_finished(out / MANIFEST, digest=digest, hashes=lambda manifest: manifest["files"])
     if done is not None:
         return done
-    pools = read_pools(spec, 0, source, merged, options.filters)
+    pools = read_split_rows(spec, 0, source, merged, options.filters)
     leaks = remove_leaks(spec, pools, fail=options.leaks == "fail")
     parted = _part(pools, names, analyzer, options, progress)
     manifest = {
@@ -225,7 +225,7 @@ def _digest(
 
 
 def _part(
-    pools: Mapping[str, Pool], names: Sequence[str], analyzer: Analyzer, options: TierOptions, progress: Progress
+    pools: Mapping[str, SplitRows], names: Sequence[str], analyzer: Analyzer, options: TierOptions, progress: Progress
 ) -> Parted:
     """Measure all rows and give each its tier; refuses tiers that there is too little to learn or to measure of."""
     progress.start("complexity", sum(len(pool.rows) for pool in pools.values()))

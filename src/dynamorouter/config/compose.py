@@ -24,6 +24,7 @@ from dynamorouter.config.schema import ROOT, Config
 from dynamorouter.config.tasks import INCLUDE, with_included
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import ConfigError, one_of, suggest
+from dynamorouter.model.base.config import spec_at
 from dynamorouter.registry import Registry
 from dynamorouter.routing.registry import routers
 from dynamorouter.utils.explain import Branch, Tree, explain, own_path, own_tree
@@ -33,6 +34,9 @@ OPEN_GROUPS: dict[str, tuple[Registry[Any], str]] = {
     "data": (sources, "data.source"),
 }
 """Groups whose value may also be a registered name without a file, and the key that this name goes to."""
+
+PLACES = {"base": ", or a folder with a config.json, a GGUF file, or a hub id OWNER/NAME"}
+"""Groups whose value may also say where a thing is."""
 
 
 @dataclass
@@ -68,7 +72,8 @@ def compose(
 
     Args:
         recipe: name of a file in ``conf/recipe/``; may be left out when ``config_file`` names it.
-        overrides: ``group=name``, ``task=[a,b]``, ``key.path=value``, or ``~key.path`` to remove an entry.
+        overrides: ``group=name``, ``task=[a,b]``, ``key.path=value``, or ``~key.path`` to remove an entry; ``base`` may
+            also be a folder, a GGUF file or a hub id.
         config_file: JSON or YAML with the tree of `Config`; ``recipe``, ``base``, ``data``, ``router`` may be
             names, ``tasks`` (or ``task``) a list of names. A mapping ``task`` amends the chosen tasks entry by
             entry; if every entry is complete (has ``head`` and ``columns``), those are the tasks.
@@ -211,13 +216,17 @@ def _check_choices(request: _Request) -> None:
                 request.values.insert(0, (key, request.choices.pop(group)))
                 continue
             allowed |= dict.fromkeys(registry, "")
+        elif group == "base" and names[0] not in allowed and (spec := spec_at(names[0])) is not None:
+            request.values.insert(0, (group, spec.model_dump()))
+            del request.choices[group]
+            continue
         if not names:
             request.mistakes.append(f"{group}: the list is empty; allowed: {one_of(allowed)}")
         if len(set(names)) < len(names):
             request.mistakes.append(f"{group}: {', '.join(names)} names one twice")
         good = [n for n in dict.fromkeys(names) if n in allowed or (group == "task" and n in in_file)]
         request.mistakes += [
-            f"{group}: unknown choice {n!r}{suggest(n, allowed)}; allowed: {one_of(allowed)}"
+            f"{group}: unknown choice {n!r}{suggest(n, allowed)}; allowed: {one_of(allowed)}{PLACES.get(group, '')}"
             for n in names
             if n not in good
         ]

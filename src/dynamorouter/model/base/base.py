@@ -6,8 +6,10 @@ Letters: B batch, S positions, D width.
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, Cache, DynamicCache
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from dynamorouter.errors import ConfigError
+from dynamorouter.errors import ConfigError, MissingExtraError
 from dynamorouter.model.base.blocks import Blocks, StopForward, name_inside
 from dynamorouter.model.base.config import BaseSpec, is_gguf
 from dynamorouter.model.base.context import PassContext
@@ -113,12 +115,10 @@ class Base:
         Raises:
             ConfigError: there is no model at that place, it has no safetensors, or it lacks what its kind needs.
         """
-        source = spec.locate()
+        place = spec.locate()
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            options = {} if Path(source).is_dir() else {"revision": spec.revision}
-            if is_gguf(source):  # its weights are dequantised
-                source, options = str(Path(source).parent), {"gguf_file": Path(source).name}
+            source, options = _asked_for(spec)
             config = AutoConfig.from_pretrained(source, **options)
             kind = kind_of_config(config) if spec.kind == "auto" else spec.kind
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -132,16 +132,17 @@ class Base:
                     output_loading_info=True,
                     **options,
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            online = "" if Path(place).exists() else " (which is asked only where HF_HUB_OFFLINE is not 1)"
             raise ConfigError(
-                f"base {spec.name!r} cannot be loaded from {source!r}: {error}; "
-                "give a folder with config.json, model.safetensors and a tokenizer, or the id of a hub model"
+                f"base {spec.name!r} cannot be loaded from {place!r}: {error}; give a folder with config.json, "
+                f"model.safetensors and a tokenizer, a GGUF file, or the id of a hub model{online}"
             ) from error
         missing = sorted(key for key in info["missing_keys"] if kind != "encoder" or not key.startswith("pooler."))
         if missing:
             other = "" if kind == "encoder" else "say kind=encoder to use it without a language-model head, or "
             raise ConfigError(
-                f"base {spec.name!r} is to be loaded as a {kind}, but {source!r} lacks {', '.join(missing[:3])}; "
+                f"base {spec.name!r} is to be loaded as a {kind}, but {place!r} lacks {', '.join(missing[:3])}; "
                 f"{other}give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
@@ -335,3 +336,18 @@ class Base:
             except ConfigError:
                 self._probed.remove(capability)
                 raise
+
+
+def _asked_for(spec: BaseSpec) -> tuple[str, dict[str, Any]]:
+    """Return what ``transformers`` is asked to load a base from, and the options that go with it.
+
+    Raises:
+        MissingExtraError: it is a GGUF file, and the package that reads them is not installed.
+    """
+    place = spec.locate()
+    path = Path(place)
+    if not is_gguf(place):
+        return place, {} if path.is_dir() else {"revision": spec.revision}
+    if find_spec("gguf") is None:
+        raise MissingExtraError(f"{place} is a GGUF file; install what reads it: pip install 'dynamorouter[gguf]'")
+    return str(path.parent), {"gguf_file": path.name}  # its weights are dequantised

@@ -78,6 +78,8 @@ def test_build_names_every_mistake() -> None:
         build("mlp", {"hiden": 3, "epoch": 2})
     assert "did you mean 'hidden'" in str(error.value)
     assert "did you mean 'epochs'" in str(error.value)
+    with pytest.raises(RouterError, match=r"hidden: got -1.*top_k: got True; should be a number"):
+        build("mlp", {"hidden": -1, "top_k": True})
     with pytest.raises(ConfigError, match="allowed: none"):
         build("uniform", {"top_k": 2})
 

@@ -31,14 +31,17 @@ def build(kind: str, options: Mapping[str, Any]) -> Router:
     """Build an unfitted router from its registered name and its options.
 
     Raises:
-        ConfigError: the name or an option is unknown, missing or of the wrong type; all of them are named.
-        RouterError: an option is out of range.
+        ConfigError: the name or an option is unknown, or a needed option is missing; all mistakes are named.
+        RouterError: nothing but values is wrong: an option is of another type or out of range.
     """
     router = routers.get(kind)
+    model = options_of(router)
     mistakes = option_mistakes(router, options)
     if mistakes:
-        raise ConfigError(f"router {kind!r}: " + "; ".join(f"{name}: {reason}" for name, reason in mistakes.items()))
-    values = options_of(router).model_validate(dict(options))
+        names = {name.partition(".")[0] for name in mistakes}
+        error = RouterError if names <= options.keys() & model.model_fields.keys() else ConfigError
+        raise error(f"router {kind!r}: " + "; ".join(f"{name}: {reason}" for name, reason in mistakes.items()))
+    values = model.model_validate(dict(options))
     return router(**{name: getattr(values, name) for name in values.model_fields_set})
 
 

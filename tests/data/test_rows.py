@@ -60,9 +60,17 @@ def test_a_data_set_is_read_with_the_names_of_its_integer_labels() -> None:
         ([*ROWS, {"text": "a"}], r"rows, row 3: column label missing; found text; task 'mood' needs text, label"),
         ([{"words": "a"}], r"rows, row 1: column text, label missing; found words"),
         ([*ROWS, {"text": "", "label": "bad"}], r"rows, row 3: text is empty"),
+        ([{**row, "label": float("nan")} for row in ROWS], r"rows, row 1: the label is empty"),
         ([Record("a", None, 0, "topic", "x", "1")], r"row 1: a record of task 'topic', not of 'mood'"),
     ],
 )
 def test_what_is_no_row_is_named(rows: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         as_records(rows, MOOD, where="rows")
+
+
+def test_rows_that_can_never_be_scored_are_named() -> None:
+    sums = Task(name="sums", head="causal_lm", columns=Columns(text="q", target="a"), metrics=("final_number",))
+    assert len(as_records([{"q": "1 + 1", "a": "#### 2"}], sums, where="rows")) == 1
+    with pytest.raises(DataError, match=r"rows, row 2: metric 'final_number' finds no number in the target 'two'"):
+        as_records([{"q": "1 + 1", "a": "#### 2"}, {"q": "1 + 1", "a": "two"}], sums, where="rows")

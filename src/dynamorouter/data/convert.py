@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamorouter.data.sources import Row
 from dynamorouter.errors import DataError, one_of
+from dynamorouter.metrics.base import target_problem
 from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.kinds.base import NativeRow
 from dynamorouter.tasks.labels import is_missing, nearest_label, whole_number
@@ -93,6 +94,8 @@ def native_records(
             break
         read += 1
         record = convert(task, 0, row, f"{id_prefix}-{number}", fixed=Counter())
+        if isinstance(record, Record) and (problem := target_problem(task, record.target)) is not None:
+            record = RowProblem("cannot_be_scored", problem)
         if isinstance(record, Record):
             records.append(record)
         elif record.unknown and skip_bad is None:

@@ -204,7 +204,7 @@ def _check_left_out(task: Task, pool: SplitRows, filters: FilterConfig, where: s
         if pool.counts[reason] and not filters.skip_bad:
             mistakes.append(
                 f"{pool.counts[reason]} of {pool.counts['read']} rows {COUNTED[reason]}, such as "
-                f"{pool.examples[reason]}; correct them, or leave bad rows out and count them with --skip-bad"
+                f"{pool.examples[reason]}; correct them, or leave bad rows out and count them (--skip-bad)"
             )
     if mistakes:
         raise DataError("\n".join(f"{where}: {mistake}" for mistake in mistakes))

@@ -12,6 +12,7 @@ import numpy as np
 
 from dynamorouter.config.bases import find_base
 from dynamorouter.config.tasks import find_task
+from dynamorouter.data.dedup import check_classes
 from dynamorouter.data.rows import as_records
 from dynamorouter.data.split import draw
 from dynamorouter.errors import DataError, LibraryError
@@ -116,6 +117,8 @@ def add_expert(
         raise DataError(
             f"there are {len(records)} rows for expert {name!r}; give at least {LEAST_ROWS}, better a few dozen"
         )
+    if adapter is None:
+        check_classes(task, records, where=f"rows of {name!r}")
     notes: tuple[str, ...] = ()
     answered: list[tuple[Record, Answer | None]] | None = None
     imported: Imported | None = None

@@ -43,7 +43,9 @@ def bad_row(message: str, skip_bad: SkipCount | None) -> None:
         DataError: no counter is given; the message says how to go on.
     """
     if skip_bad is None:
-        raise DataError(f"{message}; correct it, or leave bad rows out and count them with --skip-bad")
+        raise DataError(
+            f"{message}; correct it, or leave bad rows out and count them (--skip-bad of run, prepare, score, predict)"
+        )
     skip_bad.add(message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,22 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModel
 
-from dynamorouter.errors import AdapterError
+from dynamorouter.errors import AdapterError, LibraryError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import build_head
-from dynamorouter.model.heads.imported import imported_head
+from dynamorouter.model.heads.imported import brings_head, imported_head
+from dynamorouter.model.lora.config import LoraConfig
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates.row import RowGate
 from dynamorouter.model.lora.mount import mount
 from dynamorouter.model.lora.peft import load_adapter
+from dynamorouter.model.lora.targets import target_layers
 from dynamorouter.model.text.tokenize import Batch
-from dynamorouter.system.library import Library
-from support.peftmodels import FAMILIES, HEADS, LABELS, linear_names, open_base, peft_adapter, task_model
+from dynamorouter.system.library import Library, export_expert
+from support.banks import random_change
+from support.peftmodels import HEADS, KNOWN, LABELS, linear_names, open_base, peft_adapter, task_model
 from support.peftmodels import write_family as write
 from support.shared import made_once
 
@@ -74,7 +79,7 @@ def imported(base: Base, folder: Path, task_type: str, **options: Any) -> Expert
 
 @pytest.mark.parametrize(
     ("name", "task_type"),
-    [(name, task) for name in FAMILIES for task in HEADS if (name, task) != ("llama", "QUESTION_ANS")],
+    [(name, task) for name in KNOWN for task in HEADS if (name, task) != ("llama", "QUESTION_ANS")],
 )  # transformers loads no weight of a causal checkpoint into LlamaForQuestionAnswering
 def test_a_head_is_as_in_peft_in_memory_and_out_again(
     family: Folder, tmp_path: Path, name: str, task_type: str
@@ -139,6 +144,36 @@ def test_a_layer_whose_weights_nobody_kept_is_refused(family: Folder, tmp_path: 
         imported(base, tmp_path / "classifier", "TOKEN_CLS", labels=LABELS)
 
 
+def test_a_pooler_without_a_head_is_said_to_be_idle(family: Folder, tmp_path: Path) -> None:
+    base = open_base(family("bert"))
+    model = peft_adapter(AutoModel.from_pretrained(family("bert")), target_modules="all-linear")
+    model.save_pretrained(str(tmp_path))
+    adapter = load_adapter(tmp_path, base)
+    assert not brings_head(adapter) and "pooler.dense" in adapter.head_factors
+    assert any("pooler.dense: changed by the adapter, but read by no head" in note for note in adapter.notes)
+
+
+def test_a_head_of_other_layers_is_refused(family: Folder, tmp_path: Path) -> None:
+    """ModernBERT has a dense layer and a norm between body and classifier, also for tags."""
+    write(tmp_path / "base", "modernbert")
+    model = peft_adapter(task_model(tmp_path / "base", "TOKEN_CLS"), task_type="TOKEN_CLS", target_modules=["Wqkv"])
+    model.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(AdapterError, match=r"ModernBertForTokenClassification has a head of other layers \(head.dense"):
+        imported(open_base(tmp_path / "base"), tmp_path / "adapter", "TOKEN_CLS", labels=LABELS)
+
+
+def test_a_head_is_tried_against_the_task_model(family: Folder, tmp_path: Path) -> None:
+    """The same layers with another activation, as a config can say, compute something else."""
+    folder = Path(shutil.copytree(family("deberta-v2"), tmp_path / "base"))
+    add_values(folder, {"config.json": {"pooler_hidden_act": "relu"}})
+    options: dict[str, Any] = {"target_modules": ["dense"], "modules_to_save": ["pooler", "classifier"]}
+    peft_adapter(task_model(folder, "SEQ_CLS"), task_type="SEQ_CLS", **options).save_pretrained(
+        str(tmp_path / "adapter")
+    )
+    with pytest.raises(AdapterError, match="does not compute what DebertaV2ForSequenceClassification does"):
+        imported(open_base(folder), tmp_path / "adapter", "SEQ_CLS", labels=LABELS)
+
+
 def test_a_pooler_that_the_checkpoint_lacks_is_not_made_up(family: Folder, tmp_path: Path) -> None:
     headless = tmp_path / "base"
     headless.mkdir()
@@ -171,6 +206,36 @@ def test_a_head_that_a_task_model_computes_otherwise_is_refused(family: Folder, 
     assert_equal(our_logits(base, again, batch), our_logits(base, expert, batch), batch)
     with pytest.raises(AdapterError, match="has a classification head, but task 'tags' has a tags head"):
         imported_head(HEADS["TOKEN_CLS"], base, load_adapter(saved, base))
+
+
+@pytest.mark.parametrize("task_type", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_an_expert_that_was_trained_here_goes_out_as_a_task_model(
+    family: Folder, tmp_path: Path, task_type: str
+) -> None:
+    base, task, batch = open_base(family("roberta")), HEADS[task_type], tokens()
+    head = build_head(task, base.width)
+    torch.nn.init.normal_(head.get_parameter("out.weight"))
+    layers = dict.fromkeys(target_layers(base, "attention", trunk_depth=1), 3)
+    change = random_change(base, "x", layers, scaling=1.5)
+    expert = Expert("x", task, "tiny", change.factors, head.eval(), LoraConfig(rank=3, alpha=4.5, trunk_depth=1))
+    export_expert(expert, base, tmp_path / "out")
+    opened = PeftModel.from_pretrained(task_model(family("roberta"), task_type), tmp_path / "out").eval()
+    assert_equal(peft_logits(opened, batch), our_logits(base, expert, batch), batch)
+    again = imported(base, tmp_path / "out", task_type)  # config.json beside it names the labels
+    assert_equal(our_logits(base, again, batch), our_logits(base, expert, batch), batch)
+    assert again.lora.trunk_depth == 1 and load_adapter(tmp_path / "out", base).notes == ()
+    with pytest.raises(LibraryError, match="something at"):
+        export_expert(expert, base, tmp_path / "out")
+
+
+def test_a_head_that_no_task_model_computes_does_not_go_out_as_one(family: Folder, tmp_path: Path) -> None:
+    base, task = open_base(family("bert")), HEADS["SEQ_CLS"]
+    change = random_change(base, "x", {"encoder.layer.1.attention.self.query": 2})
+    for options in ({"pooling": "mean"}, {"pooling": "cls"}, {"pooling": "cls", "dense": True, "activation": "relu"}):
+        expert = Expert("x", task, "tiny", change.factors, build_head(task, base.width, options), LoraConfig(rank=2))
+        with pytest.raises(LibraryError, match=f"no task model of transformers.*pooling={options['pooling']}"):
+            export_expert(expert, base, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 ORDERS: dict[str, tuple[dict[str, Any], list[str] | None]] = {

@@ -19,6 +19,7 @@ from transformers import (
     ElectraConfig,
     GPT2Config,
     LlamaConfig,
+    ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
     RobertaConfig,
@@ -49,11 +50,14 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "deberta-v2": lambda: DebertaV2Config(**ENCODER, relative_attention=True, pos_att_type=["c2p", "p2c"]),
     "electra": lambda: ElectraConfig(**ENCODER, embedding_size=8),
     "mpnet": lambda: MPNetConfig(**ENCODER),
+    "modernbert": lambda: ModernBertConfig(**ENCODER, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
     "llama": lambda: LlamaConfig(**ENCODER, num_key_value_heads=2, bos_token_id=1, eos_token_id=2),
     "gpt2": lambda: GPT2Config(
         **SIZE, n_embd=16, n_layer=2, n_head=2, n_positions=40, bos_token_id=1, eos_token_id=2, initializer_range=0.2
     ),
 }
+KNOWN = tuple(name for name in FAMILIES if name != "modernbert")
+"""Families whose heads can be exchanged."""
 DECODERS = ("llama", "gpt2")
 TASK_MODELS: dict[str, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dynamorouter.errors import AdapterError
+from dynamorouter.system.merge import verify
 from dynamorouter.system.system import System
 from dynamorouter.tasks.task import Columns, Task
 from support.builders import WORDS
+from support.tinyrun import call, refused
 
 LABELS = ["bad", "fair", "good"]
 MEANT = {"bad": "good", "fair": "bad", "good": "fair"}
@@ -70,6 +73,23 @@ def test_rows_confirm_the_tasks_order_or_ask_for_labels(add: Callable[..., tuple
     assert "taken in the task's order, which 90 rows confirm" in note
     with pytest.raises(AdapterError, match=r"(?s)nothing says which label each is.*--labels.*'bad' means 'good'"):
         add(MEANT, right=False)
+
+
+def test_an_imported_classifier_is_verified_and_exported(
+    finished: Path, adapter: tuple[Path, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    system = System.load(finished / "system")
+    system.add_expert("rating", task=RATING, rows=adapter[1], adapter=adapter[0])
+    system.save(tmp_path / "system")
+    (row,) = verify(tmp_path / "system", "rating")
+    assert row["ok"] and row["change"] > 0.01
+    assert call("expert", "export", tmp_path / "system", "rating", tmp_path / "out").exit_code == 0
+    theirs, ours = (load_file(folder / "adapter_model.safetensors") for folder in (adapter[0], tmp_path / "out"))
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == dict(
+        zip("012", LABELS, strict=True)
+    )
+    refused(call("expert", "export", tmp_path / "system", "ratng", tmp_path / "new"), "no expert 'ratng'")
 
 
 def test_labels_of_the_user_are_taken_at_their_word(add: Callable[..., tuple[str, ...]]) -> None:

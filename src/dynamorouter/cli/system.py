@@ -191,6 +191,19 @@ def expert_add(
     _say([added], fit, system)
 
 
+@expert.command("export")
+def expert_export(
+    system: SystemDir,
+    name: Annotated[str, typer.Argument(help="Name of the expert.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; it must not be there yet.")],
+) -> None:
+    """Write an expert as PEFT writes a trained classifier, tagger or question answerer, its head included."""
+    from dynamorouter.system import edit
+
+    edit.export_expert(system, name, folder)
+    print(f"exported expert {name!r}: {folder}")
+
+
 @expert.command("remove")
 def expert_remove(system: SystemDir, name: Annotated[str, typer.Argument(help="Name of the expert.")]) -> None:
     """Remove an expert; the router shares its probability out among the others."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,8 @@ from dynamorouter.config.tasks import find_task
 from dynamorouter.data.native import has_split, read_split
 from dynamorouter.data.sources import sources
 from dynamorouter.errors import AdapterError, DataError, one_of, suggest
-from dynamorouter.model.lora.adapter_config import CONFIG
+from dynamorouter.model.heads.label_order import named_outputs
+from dynamorouter.model.lora.adapter_config import CONFIG, read_config
 from dynamorouter.system.importing import adapter_folder
 from dynamorouter.system.joining import AddedExpert, add_expert
 from dynamorouter.system.opened import OpenSystem
@@ -169,9 +169,9 @@ def _task(
                 return find_task(str(path)).model_copy(update={"name": name})
     if name in list_names("tasks"):
         return find_task(name)
-    config = json.loads((_inner(folder) / CONFIG).read_text(encoding="utf-8"))
-    kind = config.get("task_type") if isinstance(config, dict) else None
-    names = list(labels or _label_names(_inner(folder)))
+    config, values = read_config(_inner(folder))
+    kind = config.task_type
+    names = list(labels or named_outputs(_inner(folder), values))
     rows = list(islice(_native(name, data), LOOKED_AT))
     columns = _columns(rows, names) if kind == "SEQ_CLS" and names else None
     if columns is None:
@@ -222,16 +222,3 @@ def _columns(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Column
     if len(targets) != 1 or not 1 <= len(texts) <= 2:
         return None
     return Columns(text=texts[0], pair=texts[1] if len(texts) == 2 else None, target=targets[0])
-
-
-def _label_names(folder: Path) -> list[str]:
-    """Return the names of a head's outputs as an adapter's folder has them; none where they are numbers alone."""
-    for file in (CONFIG, "config.json"):
-        path = folder / file
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        by_id = values.get("id2label") if isinstance(values, dict) else None
-        if isinstance(by_id, dict):
-            names = [str(by_id.get(str(index))) for index in range(len(by_id))]
-            if not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-                return names
-    return []

@@ -19,6 +19,7 @@ from dynamorouter.routing.config import RouterConfig
 from dynamorouter.system.adapters import given_rows, task_rows
 from dynamorouter.system.joining import AddedExpert
 from dynamorouter.system.library import Library
+from dynamorouter.system.library import export_expert as export
 from dynamorouter.system.routes import MAX_LOSS, RouterFit
 from dynamorouter.system.system import EXPERTS, System
 from dynamorouter.tasks.task import Task
@@ -204,6 +205,19 @@ def _write(system: Path, opened: System, new: Sequence[str]) -> None:
             elif skill is not None:
                 library.keep_skill(expert.name, skill)
         opened.save_router(changed)
+
+
+def export_expert(system: Path, name: str, folder: Path) -> None:
+    """Write an expert of a saved system to a folder that PEFT opens over the task model of its head.
+
+    Raises:
+        LibraryError: there is no such expert, no task model computes what its head does, or the folder is there.
+    """
+    loaded = System.load(system)
+    if name not in loaded.names:
+        raise LibraryError(f"the system has no expert {name!r}; it has: {one_of(loaded.names)}")
+    expert = loaded.experts[loaded.names.index(name)]
+    export(expert, loaded.bases[expert.base], folder)
 
 
 def remove_expert(system: Path, name: str) -> None:

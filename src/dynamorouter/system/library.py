@@ -9,6 +9,7 @@ Letters: N rows, F features of a row.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -182,6 +183,36 @@ def _fusion(folder: Path, task: Task, base: Base, card: Mapping[str, Any]) -> Fu
     load_head(head, head_tensors, where=str(path))
     layers = load_layers(layer_tensors, experts=len(card["sources"]), where=str(path))
     return Fusion(tuple(card["sources"]), layers, head.eval())
+
+
+def export_expert(expert: Expert, base: Base, folder: Path) -> None:
+    """Write an expert as PEFT writes a trained task model: its head in ``modules_to_save``, labels in ``config.json``.
+
+    Args:
+        expert: of a library, or in memory.
+        base: its base.
+        folder: where to; an expert that generates is written as PEFT writes a language model's adapter.
+
+    Raises:
+        LibraryError: no task model of ``transformers`` computes what the head does, or the folder is there already.
+    """
+    if folder.exists():
+        raise LibraryError(f"there is something at {folder} already; give a folder that is not there yet")
+    form = task_form(expert.head, base)
+    if form is None and not expert.is_generative:
+        settings = ", ".join(f"{key}={value}" for key, value in expert.head.options.items())
+        raise LibraryError(
+            f"no task model of transformers computes what the {expert.head.kind} head of expert {expert.name!r} does "
+            f"({settings or 'no options'}) over a {base.config.model_type} base; its folder in the system opens with "
+            "PEFT over AutoModel, and its head is head.safetensors there"
+        )
+    with writing_folder(folder) as temporary:
+        save_adapter(temporary, expert.factors, expert.lora, base, form=form)
+        if expert.task.labels:
+            config = copy.deepcopy(base.config)
+            config.id2label = dict(enumerate(expert.task.labels))
+            config.label2id = {label: index for index, label in enumerate(expert.task.labels)}
+            config.save_pretrained(temporary)
 
 
 def load_head(head: Head, tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -24,6 +24,8 @@ from dynamorouter.merging.merge import MergeResult, check_experts, merge_experts
 from dynamorouter.merging.registry import NEEDS, merges
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.gate import Gate
+from dynamorouter.model.heads.task_model import PEFT_TASKS, task_shell
+from dynamorouter.model.lora.adapter_config import read_config
 from dynamorouter.model.lora.expert import Expert
 from dynamorouter.model.lora.gates import RowGate
 from dynamorouter.model.lora.mount import mount
@@ -312,8 +314,11 @@ def verify(system: Path, name: str) -> list[dict[str, Any]]:
     for expert in chosen:
         base = loaded.bases[expert.base]
         peft_base = Base.load(base.spec, device=base.device, dtype=base.dtype)
-        whole = peft_base.parts.language or peft_base.model
-        PeftModel.from_pretrained(whole, str(loaded.library.folder / expert.name)).eval()
+        folder = loaded.library.folder / expert.name
+        is_task_model = read_config(folder)[0].task_type in PEFT_TASKS
+        body = peft_base.model
+        whole = task_shell(expert.head, base, body) if is_task_model else peft_base.parts.language or body
+        PeftModel.from_pretrained(whole, str(folder)).eval()
         rows.append({"expert": expert.name, **_compare(base, peft_base, expert)})
     return rows
 

@@ -146,7 +146,7 @@ class Base:
                 f"{other}give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
-        base.missing = frozenset(missing)
+        base.missing = frozenset(info["missing_keys"])
         if base.language_head is not None:
             check_logits(base.parts, base.language_head, spec.name)
         return base

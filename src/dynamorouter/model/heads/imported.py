@@ -13,6 +13,7 @@ from dynamorouter.model.heads.base import Head, build_head, heads
 from dynamorouter.model.heads.label_order import output_order
 from dynamorouter.model.heads.task_model import check_head
 from dynamorouter.model.lora.adapter_origin import HEAD, read_card
+from dynamorouter.model.lora.adapter_tensors import POOLER
 from dynamorouter.model.lora.peft import Adapter
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.files import read_tensors
@@ -20,7 +21,8 @@ from dynamorouter.utils.files import read_tensors
 
 def brings_head(adapter: Adapter) -> bool:
     """Tell whether a head was trained with an adapter, so that ``imported_head`` can build it."""
-    return bool(adapter.head or adapter.head_factors) or "head" in read_card(adapter.folder)
+    changes_head = any(not layer.startswith(POOLER) for layer in adapter.head_factors)
+    return bool(adapter.head) or changes_head or "head" in read_card(adapter.folder)
 
 
 def imported_head(task: Task, base: Base, adapter: Adapter, *, labels: Sequence[str] | None = None) -> Head:

@@ -59,7 +59,7 @@ def output_order(task: Task, base: Base, adapter: Adapter, outputs: int, labels:
     """
     if labels is not None:
         return _checked_order(task, labels, outputs, source="labels (--labels)")
-    for source, names in _certain_names(adapter):
+    for source, names in _certain_names(adapter.folder, adapter.config):
         if not _are_unnamed(names) or _order(task.labels, names) is not None:
             return _checked_order(task, names, outputs, source=source)
     for names in _names_of_base(adapter, base):
@@ -117,12 +117,22 @@ def _are_unnamed(names: Sequence[str]) -> bool:
     return all(_UNNAMED.fullmatch(name.strip()) for name in names)
 
 
-def _certain_names(adapter: Adapter) -> Iterator[tuple[str, list[str]]]:
-    """Yield the names that the adapter's folder gives its outputs, with their place."""
-    card = read_card(adapter.folder)
+def named_outputs(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return what an adapter's folder calls its head's outputs, in their order; empty where they have numbers alone.
+
+    Args:
+        folder: where the adapter lies.
+        config: its ``adapter_config.json``.
+    """
+    return next((names for _, names in _certain_names(folder, config) if not _are_unnamed(names)), [])
+
+
+def _certain_names(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the names that an adapter's folder gives its outputs, with their place."""
+    card = read_card(folder)
     if isinstance(task := card.get("task"), dict) and task.get("labels"):
         yield "its card.json", [str(label) for label in task["labels"]]
-    for source, values in (("its adapter_config.json", adapter.config), ("its config.json", _json(adapter.folder))):
+    for source, values in (("its adapter_config.json", config), ("its config.json", _json(folder))):
         if names := _names(values):
             yield source, names
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from dynamorouter.errors import AdapterError
@@ -73,15 +73,16 @@ def _task_class(head: Head, base: Base) -> Any:
     return getattr(transformers, names.get(base.config.model_type, ""), None)
 
 
-def _task_logits(form: TaskForm, head: Head, base: Base, ids: Tensor, mask: Tensor) -> Tensor:
-    """Run the task model around the base's own body with the head's weights: ``(B, C)`` or ``(B, S, C)``.
+def task_shell(head: Head, base: Base, body: nn.Module) -> Any:
+    """Return the task model of a base's head around a body; its head's weights are yet to come.
 
     Raises:
         AdapterError: it has weights beside the body that the head has not.
     """
+    form, model_class = task_form(head, base), _task_class(head, base)
+    assert form is not None  # as check_head makes sure, and who writes one knows
     config = copy.deepcopy(base.config)
     config.num_labels = 2 if form.task_type == "QUESTION_ANS" else len(head.labels)
-    model_class = _task_class(head, base)
     with torch.device("meta"):
         model = model_class(config).eval()
     outside = {name for name, _ in model.named_parameters() if not name.startswith(form.prefix)}
@@ -91,7 +92,15 @@ def _task_logits(form: TaskForm, head: Head, base: Base, ids: Tensor, mask: Tens
             f"{model_class.__name__} has a head of other layers ({', '.join(unknown)}) than a {head.kind} head can "
             "have; take it out of the adapter's folder, and it is trained anew on --data"
         )
-    setattr(model, form.prefix.removesuffix("."), base.model)
+    setattr(model, form.prefix.removesuffix("."), nn.Identity())
+    model.to_empty(device=base.device)
+    setattr(model, form.prefix.removesuffix("."), body)
+    return model
+
+
+def _task_logits(form: TaskForm, head: Head, base: Base, ids: Tensor, mask: Tensor) -> Tensor:
+    """Run the task model around the base's own body with the head's weights: ``(B, C)`` or ``(B, S, C)``."""
+    model = task_shell(head, base, base.model)
     weights = {name: value.to(base.device, base.dtype) for name, value in form.tensors.items()}
     with base.context.hold(None):
         out = torch.func.functional_call(model, weights, kwargs={"input_ids": ids, "attention_mask": mask})

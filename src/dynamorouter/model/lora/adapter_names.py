@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 import regex
@@ -118,11 +119,16 @@ def _index(pattern: str, name: str) -> int | None:
     return None if found is None else int(found["idx"])
 
 
+@lru_cache(maxsize=4096)  # an expert of a merge may have a rank of its own on every layer
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    re.compile(pattern)  # PEFT's own engine says what a pattern is
+    return regex.compile(pattern, cache_pattern=False)
+
+
 def _search(pattern: str, name: str, setting: str) -> regex.Match[str] | None:
     """Match a pattern at the beginning of a name, as ``re.match`` does, but not for ever."""
     try:
-        re.compile(pattern)  # PEFT's own engine says what a pattern is
-        return regex.match(pattern, name, timeout=PATIENCE)
+        return _compiled(pattern).match(name, timeout=PATIENCE)
     except (re.error, regex.error, RecursionError, OverflowError) as error:
         raise AdapterError(
             f"{setting} of the adapter holds a pattern that is no regular expression ({error}): {pattern[:80]!r}; "

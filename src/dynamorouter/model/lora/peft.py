@@ -181,6 +181,10 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
     config, values = read_config(folder)
     parts = sort_tensors(read_weights(folder), base, folder)
     notes = _check_targets(parts, config, base, folder)
+    if parts.head_layers and not parts.head:
+        notes.append(
+            f"{', '.join(parts.head_layers)}: changed by the adapter, but read by no head that is trained here"
+        )
     if parts.copies:
         notes.append(f"{', '.join(parts.copies)}: saved with the adapter, and the same as the base's own")
     lora = LoraConfig(

@@ -77,4 +77,4 @@ def test_the_picture_names_blocks_and_what_is_empty(rows: list[dict[str, Any]]) 
 def test_blocks_by_name() -> None:
     assert block_of("encoder.layer.11.output.dense") == "11"
     assert block_of("transformer.h.3.mlp.c_fc") == "3"
-    assert block_of("pooler.dense") == "pooler.dense"
+    assert block_of("pooler.dense") == "pooler" and block_of("model.proj") == "proj"

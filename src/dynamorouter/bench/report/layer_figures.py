@@ -116,4 +116,4 @@ def _block_means(places: Array, values: Array) -> tuple[list[int], list[float]]:
 def block_of(layer: str) -> str:
     """Return the number of a layer's block, or the end of its name where it lies in none."""
     number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", layer)
-    return number[1] if number else ".".join(layer.split(".")[-2:])
+    return number[1] if number else layer.removesuffix(".dense").rsplit(".", 1)[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -217,3 +218,24 @@ def test_a_further_expert_and_the_router_of_a_saved_system(two_experts: Path, da
     assert said.exit_code == 0 and "it was fitted anew" in said.stdout, said.output
     refused(call("fit", "router", tmp_path / "none"), "is no saved system", "--out DIR")
     refused(call("fit", "router", "quickstart", "--data", data, "--out", tmp_path / "none"), "leave it out")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/adapters.md"])
+def test_examples_that_begin_without_a_system_run(
+    page: str, adapters: Path, tiny_folder: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "System.new(" in b]
+    assert len(blocks) == (2 if page == "docs/python.md" else 1)
+    shutil.copytree(adapters / "mood", tmp_path / "adapters" / "mood")
+    data.rename(tmp_path / "rows")
+    monkeypatch.chdir(tmp_path)
+    moods = {"bad": "negative", "good": "positive"}
+    reviews = [{"text": row.text, "label": moods[str(row.target)]} for row in make_rows(MOOD, 96)]
+    topics = ("World", "Sports", "Business", "Sci-Tech")
+    news = [{"text": f"bank shares rose {'the ' * (i // 4)}{topics[i % 4]}", "label": topics[i % 4]} for i in range(96)]
+    for block in blocks:
+        code = block.replace('"minilm"', repr(str(tiny_folder("bert"))))
+        exec(compile(code, page, "exec"), {"reviews": reviews, "news": news})
+        assert set(System.load("systems/mine", device="cpu").classes) in ({"mood"}, {"sst2", "ag_news"})
+        shutil.rmtree("systems")

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from dynamorouter.data.native import read_split
 from dynamorouter.errors import AdapterError
 from dynamorouter.system.merge import verify
 from dynamorouter.system.system import System
@@ -90,6 +91,22 @@ def test_an_imported_classifier_is_verified_and_exported(
         zip("012", LABELS, strict=True)
     )
     refused(call("expert", "export", tmp_path / "system", "ratng", tmp_path / "new"), "no expert 'ratng'")
+
+
+@pytest.mark.parametrize("name", ["mood", "names", "ask"])
+def test_an_experts_own_folder_keeps_its_head(home: Path, finished: Path, name: str) -> None:
+    system = System.load(finished / "system")
+    before = system.experts[system.index(name)]
+    rows = [row for row in read_split(before.task, home / "rows", "train")][:40]
+    added = system.add_expert("again", task=before.task, rows=rows, adapter=finished / "system" / "experts" / name)
+    after = system.experts[system.index("again")]
+    assert added.train_rows == 0 and added.matched_layers == len(before.factors)
+    assert after.head.options == before.head.options and after.head.labels == before.head.labels
+    for key, value in before.head.state_dict().items():
+        assert torch.equal(after.head.state_dict()[key], value), key
+    texts, pairs = [row.text for row in rows[:5]], [row.pair for row in rows[:5]]
+    for one, other in zip(*(system.predict(texts, pairs, [called] * 5) for called in (name, "again")), strict=True):
+        assert one.answer == other.answer
 
 
 def test_labels_of_the_user_are_taken_at_their_word(add: Callable[..., tuple[str, ...]]) -> None:

@@ -23,7 +23,7 @@ SAMPLE = 64
 
 
 def base_notes(folder: Path, config: Mapping[str, Any], base: Base) -> tuple[str, ...]:
-    """Say where an adapter names another base than the one it is used over.
+    """Say where an adapter names another base than the one it is used over, and what of an expert's folder is left out.
 
     Raises:
         AdapterError: the folder is an expert's own, whose card has the digest of other weights.
@@ -36,7 +36,8 @@ def base_notes(folder: Path, config: Mapping[str, Any], base: Base) -> tuple[str
                 f"the expert in {folder} was trained on a base with digest {digest}, but base {base.spec.name!r} at "
                 f"{base.spec.path!r} has {base.digest}; give the base it was trained on"
             )
-        return ()
+        mixed = card.get("fusion")
+        return ("its fusion is left out: it mixes experts of the system that it comes from",) if mixed else ()
     named = config.get("base_model_name_or_path")
     if not named or _is_named(str(named), base):
         return ()

@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dynamorouter.config.schema import Config
 from dynamorouter.data.prepare import PreparedData
-from dynamorouter.errors import one_of
+from dynamorouter.errors import DataError, one_of
 from dynamorouter.metrics.base import get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import Array
 from dynamorouter.model.base.base import Base
@@ -50,6 +51,7 @@ class Experiment:
     config: Config
     system: System
     data: PreparedData
+    seen_rows: dict[str, int] = field(default_factory=dict)
     _rows: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     _validators: dict[tuple[str, str, int], Validator] = field(default_factory=dict)
     _installed: object = None
@@ -91,10 +93,32 @@ class Experiment:
         return self.system.experts[self.names.index(task)]
 
     def rows(self, split: str, task: str, limit: int | None = None) -> list[Record]:
-        """Return rows of one task, from the top of a split that was drawn at random."""
+        """Return rows of one task, from the top of a split that was drawn at random.
+
+        Of ``test``, those that the experts or the router have learned from are left out, unless ``bench.keep_seen``.
+
+        Raises:
+            DataError: all test rows have been learned from.
+        """
         if (split, task) not in self._rows:
-            self._rows[split, task] = self.data.split(split, task)
+            records = self.data.split(split, task)
+            if split == "test" and not self.config.bench.keep_seen:
+                rows = len(records)
+                records = self.system.seen.unseen(records)
+                self.seen_rows[task] = rows - len(records)
+                if not records:
+                    raise DataError(
+                        f"task {task!r}: all {rows} test rows are rows that the experts have learned from; give rows "
+                        "of its own to the comparison (data=.., data.root=..), or score them all the same with "
+                        "bench.keep_seen=true"
+                    )
+            self._rows[split, task] = records
         return self._rows[split, task][:limit]
+
+    def seen_notes(self, task: str) -> dict[str, Any]:
+        """Return how many test rows of a task were left out, and whether it is unknown what was learned from."""
+        left_out, unknown = self.seen_rows.get(task, 0), self.expert(task).name in self.system.unknown_rows()
+        return ({"seen_left_out": left_out} if left_out else {}) | ({"seen_unknown": True} if unknown else {})
 
     def install(self, experts: Sequence[Expert], *, key: object) -> None:
         """Mount experts over those of the system, unless those of this key are there."""

@@ -184,6 +184,7 @@ def _row(experiment: Experiment, arm: Arm, name: str, task_name: str, out: Path,
         "told": arm.task_given,
         "metric": task.metrics[0],
         "n": len(records),
+        **experiment.seen_notes(task_name),
         "value": float(get_metric(task.metrics[0]).reduce(statistics.sum(axis=0))),
         "metrics": score(task, answers, records, metrics=answer_metrics(task)),
         "parameters": facts.parameters,
@@ -248,4 +249,4 @@ def install_saved_experts(config: Config, run: Run) -> None:
         raise ConfigError(f"the experts {one_of(fused)} of {config.bench.system!r} are fused, and cannot be merged")
     name = experts[0].base
     with writing_folder(folder) as temporary:
-        System({name: saved.bases[name]}, experts, None, router_base=name).save(temporary)
+        System({name: saved.bases[name]}, experts, None, router_base=name, seen=saved.seen).save(temporary)

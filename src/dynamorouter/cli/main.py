@@ -259,13 +259,16 @@ def score(
     split: Annotated[str, typer.Option("--split", help="Which file of each task's folder.")] = "validation",
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Most rows per task.")] = None,
     skip_bad: SkipBad = False,
+    keep_seen: Annotated[
+        bool, typer.Option("--keep-seen", help="Score rows that the system has learned from, too.")
+    ] = False,
 ) -> None:
     """Score the system's tasks that DIR holds: with the right expert given, and routed."""
     from dynamorouter.cli.tables import print_report
     from dynamorouter.evaluation.score import score as score_folder
     from dynamorouter.utils.files import read_json
 
-    score_folder(system, data, split, out, limit=limit, skip_bad=skip_bad)
+    score_folder(system, data, split, out, limit=limit, skip_bad=skip_bad, keep_seen=keep_seen)
     print_report(read_json(out))
 
 

@@ -36,6 +36,12 @@ def print_report(report: Mapping[str, Any]) -> None:
     parts = [f"{key} {cell_text(router[key])}" for key in ("accuracy", "macro_f1", "ece", "majority") if key in router]
     if parts:
         out.print("router: " + ", ".join(parts), soft_wrap=True)
+    seen = report.get("seen") or {}
+    for name, rows in seen.get("left_out", {}).items():
+        out.print(f"{name}: {rows} rows left out, since the system has learned from them", soft_wrap=True)
+    if seen.get("unknown"):
+        names = ", ".join(seen["unknown"])
+        out.print(f"what {names} learned from is not known, so rows may be among it", soft_wrap=True)
     if report.get("normalised") is not None:
         out.print(f"routed / oracle, mean over tasks: {cell_text(report['normalised'])}", soft_wrap=True)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynamorouter.utils.options import Alias, Count, Number, Options, Rate, Size, Weight
+from dynamorouter.utils.options import Alias, Count, Later, Number, Options, Rate, Size, Weight
 
 ARMS = ("*",)
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -40,6 +40,8 @@ class BenchConfig(Options):
     """Names of arms or patterns such as ``merge/*``; one that begins with ``-`` takes away."""
     seeds: Count = 3
     """Runs that differ in initial weights and in the order of the rows; the rows are the same."""
+    keep_seen: Annotated[bool, Later()] = False
+    """Whether test rows that the experts have learned from are scored, too; the report says so."""
     evaluations: Count = 8
     """Scorings of validation rows that the tuning of each merge may take."""
     tune_rows: Count = 60

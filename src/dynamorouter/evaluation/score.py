@@ -293,9 +293,18 @@ def _lap(seconds: dict[str, float], name: str, before: float, device: torch.devi
 
 
 def score(
-    system: Path, data: Path, split: str, out: Path, *, limit: int | None = None, skip_bad: bool = False
+    system: Path,
+    data: Path,
+    split: str,
+    out: Path,
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    keep_seen: bool = False,
 ) -> dict[str, Any]:
     """Score the system's tasks that ``data`` holds as ``TASK/SPLIT.jsonl`` in native columns, and write ``out``.
+
+    Rows that the system has learned from are left out and counted under ``seen``.
 
     Args:
         system: a saved system.
@@ -304,9 +313,10 @@ def score(
         out: where the scores are written.
         limit: most rows per task, from the top of each file.
         skip_bad: leave broken rows out and count them, instead of stopping at the first.
+        keep_seen: score the rows that the system has learned from, too.
 
     Raises:
-        DataError: ``data`` holds none of the system's tasks, or a row is broken.
+        DataError: ``data`` holds none of the system's tasks, a row is broken, or all were learned from.
     """
     if out.is_dir():
         raise DataError(f"--out {str(out)!r} is a folder; name a file, such as {str(out / 'scores.json')!r}")
@@ -324,9 +334,20 @@ def score(
             f"{data} holds none of the system's tasks with a split {split!r}: looked for "
             f"{one_of(loaded.names)} and found {folders or 'no folder'}; give --data DIR with DIR/TASK/{split}.jsonl"
         )
+    seen = {"kept": keep_seen, "left_out": {}, "unknown": [name for name in loaded.unknown_rows() if name in records]}
+    if not keep_seen:
+        unseen = {name: loaded.seen.unseen(rows) for name, rows in records.items()}
+        seen["left_out"] = {n: len(rows) - len(unseen[n]) for n, rows in records.items() if len(rows) > len(unseen[n])}
+        records = {name: rows for name, rows in unseen.items() if rows}
+    if not records:
+        raise DataError(
+            f"the system has learned from all rows of split {split!r} in {data}; give rows that it has not seen, or "
+            "score these all the same with --keep-seen"
+        )
     with shown_progress() as progress:
         scores = score_system(loaded, records, seed=int(loaded.info.get("seed", 0)), progress=progress)
     scores["skipped"] = skipped.count
+    scores["seen"] = seen
     scores["not_scored"] = [name for name in loaded.names if name not in records]
     write_json(out, scores)
     return scores

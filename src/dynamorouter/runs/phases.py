@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dynamorouter.config.schema import Config
 from dynamorouter.data.complexity.prepare import prepare_tiers
 from dynamorouter.data.lengths import truncation_report
-from dynamorouter.data.prepare import PreparedData, load_prepared
+from dynamorouter.data.prepare import PREPARED_SPLITS, PreparedData, load_prepared
 from dynamorouter.data.prepare import prepare as prepare_data
 from dynamorouter.errors import DataError, DynamoRouterError
 from dynamorouter.evaluation.score import score_system
@@ -239,7 +240,11 @@ def _phase(run: Run, name: str, after: str, work: Work) -> Path:
         rounds = {part: _last_round(file) for part, file in _checkpoints(run, name).items() if file.is_file()}
         with _tracker(run, run.log_length(name, after, rounds)) as tracker:
             phase_log = PhaseLog.of(run, name, tracker)
-            system, skills = work(run, _prepared(run), phase_log)
+            data = _prepared(run)
+            system, skills = work(run, data, phase_log)
+            for task in run.config.task:
+                rows = (data.split(split, task) for split in PREPARED_SPLITS if split != "test")
+                system.seen.add(task, chain.from_iterable(rows))
             with writing_folder(folder) as temporary:
                 system.save(temporary, skills=skills)
                 run.note(name, seconds=phase_log.seconds, log=tracker.offset())
@@ -349,6 +354,7 @@ def _joint(run: Run, data: PreparedData, phase_log: PhaseLog) -> tuple[System, d
         router_base=system.router_base,
         classes=system.classes,
         info=system.info,
+        seen=system.seen,
     )
     calibrate = {name: data.split("calibration", name) for name in config.task}
     phase_log.tracker.log(0, "joint", **keep_better_router(system, before, calibrate))

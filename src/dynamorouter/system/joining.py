@@ -150,6 +150,7 @@ def add_expert(
         system.use_experts(experts_before, bases_before)  # whatever was mounted meanwhile
         system.skills.pop(name, None)
         raise
+    system.seen.add(name, [*records, *(held or [])])
     score, interval = score_of(task, answered, seed=seed) if answered else (None, None)
     return AddedExpert(
         name,

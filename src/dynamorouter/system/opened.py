@@ -11,6 +11,7 @@ from dynamorouter.model.lora.expert import Expert
 from dynamorouter.routing.base import Router
 from dynamorouter.routing.pooling import FeatureSample
 from dynamorouter.system.library import Library
+from dynamorouter.system.seen import SeenRows
 
 
 class OpenSystem(Protocol):
@@ -24,6 +25,7 @@ class OpenSystem(Protocol):
         info: further facts.
         skills: what a router has read of experts' rows since the system was opened.
         library: where experts' folders are, if they are on disk.
+        seen: the rows that were learned from, as far as they are known.
         engine: the passes over the bases.
     """
 
@@ -34,6 +36,7 @@ class OpenSystem(Protocol):
     info: dict[str, Any]
     skills: dict[str, FeatureSample]
     library: Library | None
+    seen: SeenRows
     engine: Engine
 
     @property

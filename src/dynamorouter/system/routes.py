@@ -127,6 +127,8 @@ def fit_router(
             f"allows {max_loss:g}, so nothing was changed: give rows of these tasks too (--data DIR, rows=...), more "
             "rows of the new task, or allow more with --max-loss"
         )
+    for name, expert_records in records.items():
+        system.seen.add(name, expert_records)
     for name, skill in skills.items():
         system.skills[name] = joined(system.skill(name), skill)
     assert system.router is not None

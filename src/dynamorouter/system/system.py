@@ -27,6 +27,7 @@ from dynamorouter.system.adapters import import_adapters
 from dynamorouter.system.joining import add_expert
 from dynamorouter.system.library import Library
 from dynamorouter.system.routes import fit_router
+from dynamorouter.system.seen import SeenRows
 from dynamorouter.tasks.text import check_rows
 from dynamorouter.utils.devices import pick_device, pick_dtype
 from dynamorouter.utils.explain import checked
@@ -51,6 +52,7 @@ class System:
         info: further facts that are kept with the system: recipe, seed, hash of the settings.
         tokens_per_batch: most tokens in a pass, padding included.
         library: where the experts' folders are, if they are on disk.
+        seen: the rows that were learned from, as far as they are known.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class System:
         info: Mapping[str, Any] | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         library: Library | None = None,
+        seen: SeenRows | None = None,
     ) -> None:
         self.bases = dict(bases)
         self.experts = list(experts)
@@ -72,6 +75,7 @@ class System:
         self.info = dict(info or {})
         self.library = library
         self.skills: dict[str, FeatureSample] = {}
+        self.seen = SeenRows() if seen is None else seen
         self.engine = Engine(
             self.bases, self.experts, router, classes=classes, router_base=router_base, budget=tokens_per_batch
         )
@@ -191,6 +195,7 @@ class System:
             info=manifest["info"],
             tokens_per_batch=tokens_per_batch,
             library=library,
+            seen=SeenRows.load(path),
         )
 
     def save(self, folder: str | Path, *, skills: Mapping[str, FeatureSample] | None = None) -> Path:
@@ -212,8 +217,9 @@ class System:
         return path
 
     def save_router(self, folder: str | Path) -> None:
-        """Write the router and the manifest, leaving the experts' folders as they are."""
+        """Write the router, the seen rows and the manifest, leaving the experts' folders as they are."""
         path = Path(folder)
+        self.seen.save(path)
         if self.router is not None:
             store.save(self.router, path / ROUTER)
         specs = {name: base.spec.model_dump(exclude={"name"}) for name, base in self.bases.items()}
@@ -229,6 +235,12 @@ class System:
                 "info": self.info,
             },
         )
+
+    def unknown_rows(self) -> list[str]:
+        """Return the experts of which it is not known what they have learned from: imported ones, and old ones."""
+        own = [expert.name for expert in self.experts if "merge" not in expert.card]
+        imported = [expert.name for expert in self.experts if "source" in expert.card]
+        return [name for name in own if name in imported or name not in self.seen.by_expert]
 
     # -- use ----------------------------------------------------------------------------------------------------
 

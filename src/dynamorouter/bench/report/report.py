@@ -91,8 +91,20 @@ def opening(summary: Mapping[str, Any]) -> str:
     return (
         f"{len(summary['arms'])} arms on the same rows of {len(summary['tasks'])} tasks, "
         f"{seeds} seed{'s' * (seeds > 1)}: {items}. "
-        f"Data: {summary['data']['source']}. No choice was made on these rows."
+        f"Data: {summary['data']['source']}. {_seen(summary['seen'])}"
     )
+
+
+def _seen(seen: Mapping[str, Any]) -> str:
+    """Return a sentence on rows that the experts may have learned from."""
+    if seen["kept"]:
+        return "Rows that the experts have learned from were kept among them (bench.keep_seen)."
+    counts = ", ".join(f"{count} of {task}" for task, count in seen["left_out"].items())
+    left_out = f" Left out, since the experts have learned from them: {counts}." if counts else ""
+    unknown = ", ".join(seen["unknown"])
+    if unknown:
+        return f"What {unknown} learned from is not known, so these rows may be among it.{left_out}"
+    return f"No choice was made on these rows.{left_out}"
 
 
 def findings_of(summary: Mapping[str, Any]) -> list[str]:

@@ -54,6 +54,11 @@ def summarise(config: Config, out: Path) -> dict[str, Any]:
         "items": {
             task: int(logs.numbers[order[0]][task].shape[1]) for task in logs.tasks if task in logs.numbers[order[0]]
         },
+        "seen": {
+            "kept": config.bench.keep_seen,
+            "left_out": {row["task"]: row["seen_left_out"] for row in rows if row.get("seen_left_out")},
+            "unknown": sorted({row["task"] for row in rows if row.get("seen_unknown")}),
+        },
         "level": config.bench.level,
         "data": {"source": config.data.source, "fingerprint": rows[0]["data_fingerprint"]},
         "experts": {str(row["seed"]): row["experts"] for row in rows},

@@ -6,13 +6,15 @@ Letters: N rows, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from dynamorouter.data.complexity.record import complexities
+from dynamorouter.data.short import shortened
 from dynamorouter.errors import RouterError
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.routing.base import Router, RouterInput
@@ -91,13 +93,15 @@ def fit_system_router(
     names = list(system.names if classes is None else classes)
     options = reading_options(system, settings)
     reader = build(settings["kind"], options)
-    share = float(settings.get("join_pairs", 0.0))
+    share, short = (float(settings.get(name, 0.0)) for name in ("join_pairs", "short_rows"))
+    pieces = partial(short_rows, system, share=short, seed=seed)
     progress.start("router", 2 * len(names), unit="parts")
-    train, scores, skills = rows_to_fit_on(system, names, reader, rows, share=share, progress=progress)
+    train, scores, skills = rows_to_fit_on(system, names, reader, rows, share=share, pieces=pieces, progress=progress)
     calibration: Labelled = ([], [])
     for index, name in enumerate(names):
         if rows.calibrate.get(name):
-            _label(calibration, *read_records(system, reader, rows.calibrate[name]), index)
+            records = [*rows.calibrate[name], *pieces(name, rows.calibrate[name])]
+            _label(calibration, *read_records(system, reader, records), index)
         progress.advance()
     router = fit_router(
         settings["kind"],
@@ -133,9 +137,19 @@ def rows_to_fit_on(
     rows: RouterRows,
     *,
     share: float,
+    pieces: Callable[[str, Sequence[Record]], Sequence[Record]] | None = None,
     progress: Progress,
 ) -> tuple[list[Labelled], list[float], dict[str, FeatureSample]]:
-    """Read the rows of every expert, a share of its pairs also as one run of text, and what is remembered of others.
+    """Read the rows of every expert, some in other forms as well, and what is remembered of experts without rows.
+
+    Args:
+        system: with the experts.
+        names: of those to choose among.
+        reader: the router, for what it reads.
+        rows: by expert.
+        share: of an expert's pairs that are also read as one run of text.
+        pieces: makes further, shorter rows of an expert's.
+        progress: told how far it is.
 
     Returns:
         Batches with their experts; a complexity for each of their rows, NaN where none is known; new skills.
@@ -160,6 +174,11 @@ def rows_to_fit_on(
                 train.append((more, [index] * len(order)))
                 paired = complexities([record for record in records if record.pair is not None])
                 scores += [paired[row] for row in order]
+            shorter = pieces(name, records) if pieces is not None else ()
+            if shorter:
+                more, order = read_records(system, reader, shorter)
+                train.append((more, [index] * len(order)))
+                scores += [math.nan] * len(order)
         if name in rows.features or not records:
             features = rows.features.get(name) or required_features(system, reader, name)
             batch = from_features(features, system.bases[system.router_base].device)
@@ -167,6 +186,12 @@ def rows_to_fit_on(
             scores += [math.nan] * len(batch)
         progress.advance()
     return train, scores, skills
+
+
+def short_rows(system: OpenSystem, name: str, records: Sequence[Record], *, share: float, seed: int) -> list[Record]:
+    """Return short pieces of a share of an expert's rows (see ``data.short``)."""
+    task = system.experts[system.names.index(name)].task
+    return list(shortened(task, records, share=share, seed=seed)) if share else []
 
 
 def _label(labelled: Labelled, batches: Sequence[RouterInput], order: Sequence[int], expert: int) -> None:

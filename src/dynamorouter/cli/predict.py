@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -97,52 +96,67 @@ def predict(
         int | None, typer.Option("--top-k", metavar="K", help="Mix the K likeliest experts of each row.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="JSONL", help="Rows with text and pair, or question and context.")
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="Rows as .jsonl, .json, .csv, .tsv or .parquet (and .gz): text and pair, question and context, or a "
+            "task's own columns; - for standard input.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="What standard input is: jsonl (by default), json, csv, tsv."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Show the probability of every label as well.")
     ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="JSONL", help="Write the answers to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the answers: .jsonl, .csv, .tsv, or .gz.")
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Write one text, and show it as it is written.")] = False,
 ) -> None:
     """Answer a text, or each row of a file: chosen expert, confidence, answer."""
     _check_words(text, file, pair, stream=stream, elsewhere=as_json or out is not None or probabilities)
     if stream and top_k is not None:
         raise ConfigError("--stream goes with the router's own number of experts; leave out --top-k, or --stream")
-    from dynamorouter.system.system import System
-    from dynamorouter.utils.files import writing
-
+    if form is not None and (file != Path("-") or form not in FORMATS):
+        raise ConfigError(f"--format is {form!r}; it goes with --file -, and is one of {', '.join(FORMATS)}")
     if fallback not in (None, "base", "none"):
         raise ConfigError(f"--fallback is {fallback!r}; allowed: base, none")
     routing = {"abstain_below": abstain_below, "fallback": fallback, "top_k": top_k}
-    asked = {**{name: value for name, value in routing.items() if value is not None}, "generation": context.obj}
+    asked = {name: value for name, value in routing.items() if value is not None}
+    generation: dict[str, Any] = context.obj
+    from dynamorouter.cli.answers import answer_file
+    from dynamorouter.system.system import System
+
     loaded = System.load(system)
-    with ExitStack() as stack:
-        where = sys.stdout
-        if out is not None:
-            where = stack.enter_context(stack.enter_context(writing(out)).open("w", encoding="utf-8"))
+    with answer_file(out) as (where, write):
+        show: Callable[..., None] = partial(_show, where, probabilities=probabilities)
+        if as_json or out is not None:
+            show = partial(_write, write)
         if file is not None:
-            as_json = as_json or out is not None
-            show = partial(_shown, as_json=as_json, probabilities=probabilities)
-            _predict_file(loaded, file, where, task=task, skip_bad=skip_bad, show=show, as_json=as_json, asked=asked)
-            return
-        assert text is not None
-        if stream:
-            for piece in loaded.stream(text, pair, task, **{**asked, **asked.pop("generation")}):
+            asked["generation"] = generation
+            _predict_file(loaded, file, show, task=task, form=form, skip_bad=skip_bad, asked=asked)
+        elif stream:
+            for piece in loaded.stream(str(text), pair, task, **asked, **generation):
                 print(piece, end="", file=where, flush=True)
             print(file=where)
-            return
-        tasks = None if task is None else [task]
-        values = loaded.predict([text], [pair], tasks, **asked)[0].to_json()
-        print(_shown(values, as_json=as_json or out is not None, probabilities=probabilities), file=where)
+        else:
+            tasks = None if task is None else [task]
+            show(loaded.predict([str(text)], [pair], tasks, generation=generation, **asked)[0].to_json())
+
+
+FORMATS = ("jsonl", "json", "csv", "tsv")
+"""What standard input may be."""
 
 
 def _check_words(text: str | None, file: Path | None, pair: str | None, *, stream: bool, elsewhere: bool) -> None:
     """Refuse words of the command line that do not go together."""
     if (text is None) == (file is None):
-        raise ConfigError("give either a text or --file JSONL")
+        raise ConfigError("give either a text or --file FILE")
     if file is not None and pair is not None:
         raise ConfigError("--pair goes with a text; rows of a file hold their own 'pair'")
     if stream and (file is not None or elsewhere):
@@ -154,40 +168,46 @@ def _check_words(text: str | None, file: Path | None, pair: str | None, *, strea
 def _predict_file(
     system: Any,
     file: Path,
-    stream: TextIO,
+    show: Callable[..., None],
     *,
     task: str | None,
+    form: str | None,
     skip_bad: bool,
-    show: Callable[[dict[str, Any]], str],
-    as_json: bool,
     asked: dict[str, Any],
 ) -> None:
     """Stream the answers to a file's rows, and end with the number of rows left out."""
-    from dynamorouter.system.predict_file import predict_lines
+    from dynamorouter.system.predict_file import predict_lines, spooled
     from dynamorouter.utils.jsonl import SkipCount
 
     skipped = SkipCount()
-    counted = skipped if skip_bad else None
-    for row, prediction in predict_lines(system, file, task=task, skip_bad=counted, asked=asked):
-        values = prediction.to_json()
-        if as_json:
-            values = {"line": row.number, **({} if row.id is None else {"id": row.id}), **values}
-        shown = show(values)
-        print(shown if as_json else f"{shown:<40} | {_start(row.text, row.pair)}", file=stream, flush=True)
+    named = [expert.task for expert in system.experts if task in (None, expert.name, expert.task.name)]
+    with ExitStack() as stack:
+        if file == Path("-"):
+            is_whole = form not in (None, "jsonl")
+            file = stack.enter_context(spooled(sys.stdin.buffer, f".{form}")) if is_whole else Path("/dev/stdin")
+        counted = skipped if skip_bad else None
+        for row, prediction in predict_lines(system, file, task=task, tasks=named, skip_bad=counted, asked=asked):
+            show(prediction.to_json(), row)
     if skip_bad:
         for message in skipped.messages:
             print(f"skipped: {message}", file=sys.stderr)
         print(f"{skipped.count} bad rows skipped", file=sys.stderr)
 
 
-def _shown(values: dict[str, Any], *, as_json: bool, probabilities: bool) -> str:
-    if as_json:
-        return json.dumps(values, ensure_ascii=False)
+def _write(write: Callable[[dict[str, Any]], None], values: dict[str, Any], row: Any = None) -> None:
+    """Write one answer for programs, after where its row stands in its file."""
+    place = {} if row is None else {"line": row.number, **({} if row.id is None else {"id": row.id})}
+    write({**place, **values})
+
+
+def _show(where: TextIO, values: dict[str, Any], row: Any = None, *, probabilities: bool) -> None:
+    """Print one answer for people, and the beginning of its row where there are several."""
     from dynamorouter.cli.tables import prediction_line
 
     chances = values.get("label_probabilities") if probabilities else None
-    shown = ", ".join(f"{label} {chance:.3f}" for label, chance in (chances or {}).items())
-    return f"{prediction_line(values)}{shown and f'  ({shown})'}"
+    added = ", ".join(f"{label} {chance:.3f}" for label, chance in (chances or {}).items())
+    shown = f"{prediction_line(values)}{added and f'  ({added})'}"
+    print(shown if row is None else f"{shown:<40} | {_start(row.text, row.pair)}", file=where, flush=True)
 
 
 def _start(text: str, pair: str | None) -> str:

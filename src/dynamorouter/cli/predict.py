@@ -126,7 +126,7 @@ def predict(
         raise ConfigError(f"--format is {form!r}; it goes with --file -, and is one of {', '.join(FORMATS)}")
     if fallback not in (None, "base", "none"):
         raise ConfigError(f"--fallback is {fallback!r}; allowed: base, none")
-    routing = {"abstain_below": abstain_below, "fallback": fallback, "top_k": top_k}
+    routing: dict[str, Any] = {"abstain_below": abstain_below, "fallback": fallback, "top_k": top_k}
     asked = {name: value for name, value in routing.items() if value is not None}
     generation: dict[str, Any] = context.obj
     from dynamorouter.cli.answers import answer_file

@@ -36,7 +36,9 @@ def test_many_rows_of_a_new_task_alone_take_no_route_away(system: Path, home: Pa
     peft_model(home / "conf" / "models" / "bert", "SEQ_CLS").save_pretrained(tmp_path / "adapter")
     opened = System.load(system)
     before = routes(opened)
-    added = opened.add_expert("topic", task=TOPIC, rows=topic_rows(300), adapter=tmp_path / "adapter")
+    added = opened.add_expert(
+        "topic", task=TOPIC, rows=topic_rows(300), adapter=tmp_path / "adapter", labels=TOPIC.labels
+    )
     assert added.scored_rows == 300 and added.train_rows == 0 and added.matched_layers == 8
     fit = opened.fit_router()
     assert fit.way == "grown" and fit.classes == ("mood", "names", "ask", "topic")
@@ -52,7 +54,7 @@ def test_an_expert_that_would_take_anothers_routes_is_refused(system: Path, home
     peft_model(home / "conf" / "models" / "bert", "SEQ_CLS").save_pretrained(tmp_path / "adapter")
     opened = System.load(system)
     rows = [{"text": row.text, "label": "abc"[i % 3]} for i, row in enumerate(make_rows(TASKS[0], 60))]
-    opened.add_expert("topic", task=TOPIC, rows=rows, adapter=tmp_path / "adapter")
+    opened.add_expert("topic", task=TOPIC, rows=rows, adapter=tmp_path / "adapter", labels=TOPIC.labels)
     before = routes(opened)
     with pytest.raises(RouterError, match=r"'mood' 1\.000 -> 0\..* max_loss allows 0\.02.*--max-loss"):
         opened.fit_router()

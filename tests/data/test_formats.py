@@ -305,6 +305,11 @@ def test_questions_without_an_answer_are_counted_and_stop(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"3 of 5 rows are questions without an answer.*row 3.*--skip-bad"):
         read_split_rows(ASK, 0, "local", options, FilterConfig())
     assert read_split_rows(ASK, 0, "local", options, FilterConfig(skip_bad=True))["train"].counts["unanswerable"] == 3
+    open_ask = ASK.model_copy(update={"null_threshold": 0.0, "metrics": ("squad2_f1",)})
+    targets = [record.target for record in read_split(open_ask, tmp_path, "train")]
+    assert targets == [GOLD, GOLD, *[{"texts": [], "starts": []}] * 3]
+    with pytest.raises(DataError, match=r"metric 'squad_f1' finds no gold answer; take squad2_em and squad2_f1"):
+        read_split(open_ask.model_copy(update={"metrics": ("squad_f1",)}), tmp_path, "train")
 
 
 def turns(*spoken: str, form: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:

@@ -220,3 +220,35 @@ def test_router_metrics_of_a_known_case() -> None:
         router_metrics([0], [[0.5, 0.4, 0.1]], ["a", "b"])
     with pytest.raises(DataError, match="at least one row"):
         router_metrics([], np.zeros((0, 2)), ["a", "b"])
+
+
+OPEN = ASK.model_copy(
+    update={
+        "null_threshold": 0.0,
+        "metrics": ("squad2_em", "squad2_f1", "squad2_has_answer_em", "squad2_has_answer_f1", "squad2_no_answer"),
+    }
+)
+
+
+def test_squad_2_scores_are_the_official_ones() -> None:
+    said: list[str | None] = ["the red house", "house", "", "a house", "", None]
+    golds = [["red house"], ["red house", "old house"], ["mill"], [], [], []]
+    given = [None if text is None else Answer("span", text, 1.0) for text in said]
+    found = scored(OPEN, given, [{"texts": texts, "starts": [0] * len(texts)} for texts in golds])
+    # HasAns: 1, 2/3, 0; NoAns: an answer where there is none is wrong, and so is one that was abstained from.
+    assert found == pytest.approx(
+        {
+            "squad2_em": 2 / 6,
+            "squad2_f1": (1 + 2 / 3 + 1) / 6,
+            "squad2_has_answer_em": 1 / 3,
+            "squad2_has_answer_f1": (1 + 2 / 3) / 3,
+            "squad2_no_answer": 1 / 3,
+        }
+    )
+
+
+def test_where_all_questions_have_answers_both_versions_agree() -> None:
+    both = ASK.model_copy(update={"metrics": ("squad_em", "squad2_em", "squad_f1", "squad2_f1")})
+    targets: list[Target] = [{"texts": ["red house"], "starts": [0]}, {"texts": ["mill"], "starts": [0]}]
+    found = scored(both, answers("span", ["house", "mill"]), targets)
+    assert (found["squad2_em"], found["squad2_f1"]) == pytest.approx((found["squad_em"], found["squad_f1"]))

@@ -6,6 +6,7 @@ Letters: B windows, S positions, D width, L labels.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -305,3 +306,28 @@ def test_an_unknown_head_is_named_with_the_nearest_and_a_registered_one_is_known
         checked(Task, {**values, "labels": ["sport"]}, what="a card")
     with pytest.raises(ConfigError, match="'accuracy' does not judge a multi_label head; allowed: subset_accuracy"):
         check_names([multi_label.model_copy(update={"metrics": ("accuracy",)})])
+
+
+def test_a_question_may_be_left_open(tiny_base: Loader) -> None:
+    base = tiny_base()
+    open_ask = ASK.model_copy(update={"null_threshold": 0.0})
+    rows, windows, hidden, _ = windows_of(base, open_ask, count=1)
+    head, strict = head_of(open_ask, base), head_of(ASK, base)
+    assert list(head.target(windows[0], Record("q", "c", 0, "ask", {"texts": [], "starts": []}, "1"))) == [0, 0]  # type: ignore[arg-type]
+    logits = torch.zeros(1, hidden.shape[1], 2)
+    inside = windows[0].encoding.sequence_ids.index(1)
+    for null, best, answered in ((1.0, 3.0, True), (4.0, 3.0, False), (3.0, 3.0, True)):
+        logits[0, 0], logits[0, inside] = null / 2, best / 2
+        parts = head.parts(logits, windows[:1], rows)
+        answer, always = head.merge(parts, rows[0]), strict.merge(parts, rows[0])
+        assert always.value and (answer == always if answered else answer.value == "")
+        if not answered:
+            assert answer.score == pytest.approx(1 / (1 + math.exp(best - null)))
+    # over several windows the one that is least sure that there is no answer decides
+    later = [(1.0, 0.5, 0, 1, 5.0), (2.0, 0.5, 0, 1, 1.5)]
+    assert head.merge(later, rows[0]) == strict.merge(later, rows[0])
+
+
+def test_only_heads_of_spans_leave_questions_open() -> None:
+    with pytest.raises(ValueError, match=r"null_threshold is 0\.0; a classification head has none"):
+        Task(**{**MOOD.model_dump(), "null_threshold": 0.0})

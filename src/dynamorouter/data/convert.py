@@ -57,6 +57,7 @@ def convert(
             labels=task.labels,
             max_chars=max_chars,
             repairs=fixed,
+            may_lack_answer=task.null_threshold is not None,
         )
     )
     if isinstance(target, RowProblem):

@@ -23,7 +23,7 @@ DROPPED = frozenset({"empty", "too_long", "control_characters", "no_label", "no_
 COUNTED = {
     "unknown_label": "have a label that is none of the task's",
     "cannot_be_scored": "can never be scored",
-    "unanswerable": "are questions without an answer, which a span head cannot learn to leave open",
+    "unanswerable": "are questions without an answer",
 }
 """Problems that are counted through all of a split, and then stop it unless the filters say otherwise.
 

@@ -217,6 +217,7 @@ def _digest(task: Task, task_id: int, source: str, source_options: Mapping[str, 
     parts = {
         "format": FORMAT,
         "task": [task.name, task_id, task.version, task.head, task.columns.model_dump(), task.labels],
+        **({} if task.null_threshold is None else {"open_questions": True}),
         "source": [source, {key: value for key, value in source_options.items() if key not in ("root", "cache_dir")}],
         "data": sources.get(source)().fingerprint(task, source_options),
         "options": options.to_json(),

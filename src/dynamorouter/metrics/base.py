@@ -204,21 +204,37 @@ def normalise_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def _golds(target: Target) -> list[str]:
+def gold_answers(target: Target) -> list[str]:
+    """Return the gold answers of a span task's target.
+
+    Raises:
+        DataError: it is the target of another kind of task.
+    """
     if not isinstance(target, dict):
         raise DataError(f"a span target must be {{'texts': [...], 'starts': [...]}}, got {type(target).__name__}")
     return [str(text) for text in target["texts"]]
 
 
-@metrics.register("squad_em")
-class SquadExactMatch(Metric):
-    """The share of answers equal to one of the gold answers after normalisation (SQuAD v1.1)."""
+class _Squad(Metric):
+    """A score of SQuAD v1.1, in which every question has an answer."""
 
     answer_kind = "span"
 
+    @classmethod
+    def target_problem(cls, target: Target) -> str | None:
+        """Return that there is no gold answer."""
+        if gold_answers(target):
+            return None
+        return "finds no gold answer; take squad2_em and squad2_f1 for questions without an answer"
+
+
+@metrics.register("squad_em")
+class SquadExactMatch(_Squad):
+    """The share of answers equal to one of the gold answers after normalisation (SQuAD v1.1)."""
+
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return whether a gold answer is met, and 1."""
-        golds = {normalise_answer(gold) for gold in _golds(target)}
+        golds = {normalise_answer(gold) for gold in gold_answers(target)}
         return float(answer is not None and normalise_answer(str(answer.value)) in golds), 1.0
 
     def reduce(self, sums: Array) -> Array:
@@ -227,25 +243,24 @@ class SquadExactMatch(Metric):
 
 
 @metrics.register("squad_f1")
-class SquadF1(Metric):
+class SquadF1(_Squad):
     """The mean over rows of the best token F1 against any gold answer (SQuAD v1.1)."""
-
-    answer_kind = "span"
 
     def row(self, answer: Answer | None, target: Target, task: Task) -> tuple[float, ...]:
         """Return the best F1, and 1."""
-        golds = _golds(target)
+        golds = gold_answers(target)
         if answer is None:
             return 0.0, 1.0
         prediction = normalise_answer(str(answer.value)).split()
-        return max((_token_f1(prediction, normalise_answer(gold).split()) for gold in golds), default=0.0), 1.0
+        return max((token_f1(prediction, normalise_answer(gold).split()) for gold in golds), default=0.0), 1.0
 
     def reduce(self, sums: Array) -> Array:
         """Return the mean."""
         return mean(sums)
 
 
-def _token_f1(prediction: list[str], gold: list[str]) -> float:
+def token_f1(prediction: list[str], gold: list[str]) -> float:
+    """Return the F1 of two bags of tokens."""
     same = (Counter(prediction) & Counter(gold)).total()
     return 2.0 * same / (len(prediction) + len(gold)) if same else 0.0
 

@@ -101,6 +101,9 @@ class Task(Options):
     """Name of its expert's base, from ``base`` or ``bases``; ``null`` for the system's own."""
     positive: Annotated[str | None, Alias("pos_label")] = None
     """The label whose F1 the metric ``f1`` is; ``null`` for the mean over all labels."""
+    null_threshold: Annotated[Number | None, Later()] = None
+    """For questions that may be left open (SQuAD 2.0): no answer is given where it beats the best span by more than so
+    many logits; ``null`` where every question has an answer."""
     prompt: str | None = None
     """Form in which an expert that writes reads a row; ``null`` for that of its base."""
     generation: Generation = Generation()
@@ -146,6 +149,8 @@ class Task(Options):
     def _check_head_fits(self) -> Self:
         kind = head_kind(self.head)
         problems = kind.problems(self.head, self.labels, pair=self.columns.pair, extra=self.columns.extra)
+        if self.null_threshold is not None and kind.answer_kind != "span":
+            problems.append(f"null_threshold is {self.null_threshold}; a {self.head} head has none, leave it out")
         return _or_raise(self, problems)
 
 

@@ -87,6 +87,9 @@ class Head(nn.Module, ABC):
         """
         return None
 
+    def use_task(self, task: Task) -> None:
+        """Take note of what else the task says of its answers."""
+
     def attach(self, base: Base) -> None:
         """Take note of the head's base model.
 
@@ -198,7 +201,9 @@ heads: Registry[type[Head]] = Registry(
 
 def build_head(task: Task, width: int, options: Mapping[str, Any] | None = None) -> Head:
     """Build the head that a task names, with its labels and options."""
-    return heads.get(task.head)(width, task.labels, **(options or {}))
+    head = heads.get(task.head)(width, task.labels, **(options or {}))
+    head.use_task(task)
+    return head
 
 
 def choosing_heads() -> list[str]:

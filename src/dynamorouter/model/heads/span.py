@@ -5,6 +5,7 @@ Letters: B windows, S positions, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from dynamorouter.tasks.record import Record
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
+    from dynamorouter.tasks.task import Task
 
 NEVER = -1e9
 """The logit of a token that is not of the context."""
@@ -29,6 +31,8 @@ NEVER = -1e9
 @heads.register("span")
 class SpanHead(EncoderHead):
     """The span of the context (or of the text, where there is none) that answers a question (SQuAD v1.1).
+
+    Where a task's questions may be left open (SQuAD 2.0; Devlin et al., 2019), the first token stands for no answer.
 
     Args:
         max_answer: longest answer, in tokens.
@@ -40,6 +44,7 @@ class SpanHead(EncoderHead):
     def __init__(self, width: int, labels: Sequence[str] = (), *, max_answer: int = 30, dropout: float = 0.0) -> None:
         super().__init__(width, labels, max_answer=max_answer, dropout=dropout)
         self.max_answer = max_answer
+        self.null_threshold: float | None = None
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, 2)
 
@@ -51,6 +56,10 @@ class SpanHead(EncoderHead):
     def export_state(self, base: Base) -> dict[str, Tensor]:
         """Return the weights as the base's question answerer has them."""
         return {f"qa_outputs.{leaf}": value for leaf, value in self.out.state_dict().items()}
+
+    def use_task(self, task: Task) -> None:
+        """Take note of whether a question may be left open, and when it is."""
+        self.null_threshold = task.null_threshold
 
     @property
     def is_linear(self) -> bool:
@@ -65,6 +74,8 @@ class SpanHead(EncoderHead):
         """Return the first answer's first and last token, or the first token twice where the window lacks it."""
         if not isinstance(record.target, dict):
             raise DataError(f"row {record.id!r}: the target of a span task is texts and starts, not {record.target!r}")
+        if not record.target["texts"]:
+            return np.array([0, 0])
         start = int(record.target["starts"][0])
         end = start + len(str(record.target["texts"][0]))
         inside = [
@@ -90,7 +101,7 @@ class SpanHead(EncoderHead):
         return (first + functional.cross_entropy(end, gold[:, 1], reduction="none")) / 2
 
     def parts(self, logits: Tensor, windows: Sequence[Window], rows: Sequence[TextPair]) -> list[Any]:
-        """Return (logit, probability, first character, last character) of each window's best span."""
+        """Return (logit, probability, first and last character) of each window's best span, and no answer's logit."""
         start, end = _of_context(logits, windows, rows).unbind(dim=-1)
         size = logits.shape[1]
         band = torch.ones(size, size, dtype=torch.bool, device=logits.device).triu().tril(self.max_answer - 1)
@@ -99,15 +110,20 @@ class SpanHead(EncoderHead):
         first, last = best // size, best % size
         row = torch.arange(len(windows), device=logits.device)
         chance = start.softmax(dim=1)[row, first] * end.softmax(dim=1)[row, last]
-        columns = (scores[row, best], chance, first, last)
+        columns = (scores[row, best], chance, first, last, logits[:, 0].sum(dim=-1))
         return [
-            (logit, probability, window.encoding.offsets[int(begin)][0], window.encoding.offsets[int(stop)][1])
-            for window, logit, probability, begin, stop in zip(windows, *(c.tolist() for c in columns), strict=True)
+            (logit, probability, window.encoding.offsets[int(begin)][0], window.encoding.offsets[int(stop)][1], null)
+            for window, logit, probability, begin, stop, null in zip(
+                windows, *(c.tolist() for c in columns), strict=True
+            )
         ]
 
     def merge(self, parts: Sequence[Any], row: TextPair) -> Answer:
-        """Take the span with the highest logits of all windows."""
-        _, chance, begin, stop = max(parts)
+        """Take the span with the highest logits of all windows, or none where every window has none more likely."""
+        logit, chance, begin, stop, _ = max(parts)
+        lead = min(null for *_, null in parts) - logit
+        if self.null_threshold is not None and lead > self.null_threshold:
+            return Answer("span", "", (1.0 + math.tanh(lead / 2)) / 2)
         source = row[0] if row[1] is None else row[1]
         return Answer("span", source[begin:stop], chance)
 

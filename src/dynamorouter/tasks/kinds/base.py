@@ -63,6 +63,7 @@ class NativeRow:
         labels: those of the task.
         max_chars: longest allowed text in characters.
         repairs: counts what was put right on the way, by a short name.
+        may_lack_answer: whether a question of the task may be left open.
     """
 
     text: str
@@ -73,6 +74,7 @@ class NativeRow:
     labels: Sequence[str]
     max_chars: int
     repairs: Counter[str]
+    may_lack_answer: bool = False
 
 
 class HeadKind(ABC):

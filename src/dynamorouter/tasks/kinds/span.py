@@ -10,6 +10,9 @@ from dynamorouter.tasks.kinds.base import AnswerValue, HeadKind, NativeRow, Nois
 from dynamorouter.tasks.labels import whole_number
 from dynamorouter.tasks.record import Record, Target
 
+NO_ANSWER = "no answer"
+"""What a draw keeps the share of."""
+
 
 @head_kinds.register("span")
 class SpanKind(HeadKind):
@@ -34,8 +37,12 @@ class SpanKind(HeadKind):
                 "answer_start}",
             )
         texts, starts = found
+        if not texts and row.may_lack_answer:
+            return {"texts": [], "starts": []}
         if not texts:
-            return RowProblem("unanswerable", "there is no answer; unanswerable questions are not supported")
+            return RowProblem(
+                "unanswerable", "there is no answer; set `null_threshold: 0` in a task that has such rows"
+            )
         context = row.pair or ""
         gold: dict[str, list[Any]] = {"texts": [], "starts": []}
         repairs: Counter[str] = Counter()
@@ -55,9 +62,14 @@ class SpanKind(HeadKind):
         row.repairs.update(repairs)
         return gold
 
+    def stratum(self, target: Target) -> str:
+        """Return whether there is an answer."""
+        return "" if isinstance(target, dict) and target["texts"] else NO_ANSWER
+
     def most_frequent(self, targets: Sequence[Target]) -> Callable[[Record], AnswerValue]:
-        """Return the first words of the context, as many as answers have in the median."""
-        lengths = sorted(len(str(target["texts"][0]).split()) for target in targets if isinstance(target, dict))
+        """Return the first words of the context, as many as answers have in the median; none where most have none."""
+        golds = [target["texts"] for target in targets if isinstance(target, dict)]
+        lengths = sorted(len(str(texts[0]).split()) if texts else 0 for texts in golds)
         words = lengths[len(lengths) // 2]
         return lambda record: " ".join((record.pair or record.text).split()[:words])
 

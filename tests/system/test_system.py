@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from dynamorouter.data.short import shortened
 from dynamorouter.errors import ConfigError, DataError, LibraryError, RouterError
 from dynamorouter.evaluation.score import answer_all, score_system
 from dynamorouter.inference.prediction import Prediction
@@ -33,6 +34,7 @@ from dynamorouter.training.config import ExpertConfig
 from dynamorouter.training.experts import fit_experts, fresh_expert
 from dynamorouter.training.learner import ExpertPlan
 from dynamorouter.training.loop import LoopOptions
+from dynamorouter.training.router import read_rows
 from dynamorouter.utils.files import read_metadata, read_tensors
 from support.builders import ASK, MOOD, NAMES, TASKS
 from support.shared import made_once
@@ -449,3 +451,29 @@ def test_expert_is_frozen_data(system: System) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         system.experts[0].name = "x"  # type: ignore[misc]
     assert ASK.head == "span"
+
+
+def test_a_router_learns_from_short_pieces_and_is_calibrated_on_them(
+    tiny_base: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the rows themselves, and not in what is kept of them."""
+    base = tiny_base("bert")
+    experts = [fresh_expert(base, ExpertPlan(task, ExpertConfig(trunk_depth=2)), seed=0) for task in TASKS]
+    system = System({"tiny": base}, experts, None, router_base="tiny", tokens_per_batch=256)
+    read: list[tuple[str, str | None]] = []
+
+    def spy(base: Base, router: Router, rows: Sequence[tuple[str, str | None]], **more: int) -> object:
+        read.extend(rows)
+        return read_rows(base, router, rows, **more)
+
+    monkeypatch.setattr("dynamorouter.system.router.read_rows", spy)
+    settings = {**SETTINGS, "epochs": 1, "short_rows": 1.0, "join_pairs": 0.0}
+    skills, _ = fit_system_router(system, settings, RouterRows(ROWS, HELD), seed=0)
+    pieces = {
+        split: [p.text for task in TASKS for p in shortened(task, rows[task.name], share=1.0, seed=0)]
+        for split, rows in (("train", ROWS), ("calibrate", HELD))
+    }
+    rows = sum(len(rows[task.name]) for rows in (ROWS, HELD) for task in TASKS)
+    assert pieces["train"] and pieces["calibrate"] and len(read) == rows + sum(map(len, pieces.values()))
+    assert {text for texts in pieces.values() for text in texts} <= {text for text, _ in read}
+    assert all(len(next(iter(skill.states.values()))) == len(ROWS[name]) for name, skill in skills.items())

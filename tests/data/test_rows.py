@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dynamorouter.data import as_records
@@ -32,6 +33,18 @@ class Frame:
         return ROWS
 
 
+def test_tables_of_other_libraries_are_read() -> None:
+    pandas, arrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    assert as_records(arrow.Table.from_pylist(ROWS), MOOD, where="rows") == RECORDS
+    assert as_records(pandas.DataFrame(ROWS), MOOD, where="rows") == RECORDS
+    lists = pandas.DataFrame([{"tokens": ["in", "Rome"], "tags": [0, 1]}]).map(lambda cell: np.array(cell))
+    names = Task(name="n", head="tags", columns=Columns(text="tokens", target="tags"), labels=("O", "B-X"))
+    named = names.model_copy(update={"sources": {"local": {"label_names": ["O", "B-X"]}}})
+    assert as_records(lists, named, where="rows")[0].target == ["O", "B-X"]
+    with pytest.raises(DataError, match=r"'0' in 1 rows.*`label_names`"):
+        as_records(lists, names, where="rows")
+
+
 @pytest.mark.parametrize(
     "rows",
     [ROWS, iter(ROWS), Frame(), RECORDS, [{"sentence": row["text"], "label": row["label"]} for row in ROWS]],
@@ -41,11 +54,13 @@ def test_rows_of_every_kind_are_the_same_records(rows: Any) -> None:
     assert as_records(rows, MOOD, where="rows of 'mood'") == RECORDS
 
 
-def test_a_data_set_is_read_with_the_names_of_its_integer_labels() -> None:
+@pytest.mark.parametrize("form", ["plain", "numpy", "stream"])
+def test_a_data_set_is_read_with_the_names_of_its_integer_labels(form: str) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(sentence=datasets.Value("string"), label=datasets.ClassLabel(names=["good", "bad"]))
     data = datasets.Dataset.from_dict({"sentence": ["fine", "dull"], "label": [0, 1]}, features=features)
-    assert as_records(data, MOOD, where="rows of 'mood'") == RECORDS
+    given = {"plain": data, "numpy": data.with_format("numpy"), "stream": data.to_iterable_dataset()}[form]
+    assert as_records(given, MOOD, where="rows of 'mood'") == RECORDS
     with pytest.raises(DataError, match=r"rows: got one DatasetDict, not rows; .*give one split"):
         as_records(datasets.DatasetDict(train=data), MOOD, where="rows")
 

@@ -82,6 +82,15 @@ def told_counts(counts: Mapping[str, int]) -> str:
     return "; ".join(parts)
 
 
+def left_out_notes(name: str, counts_by_split: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a sentence for each split of a task of which rows were left out or repaired."""
+    return [
+        f"{name}, {split}: {told_counts(counts)}"
+        for split, counts in counts_by_split.items()
+        if any(count for reason, count in counts.items() if reason not in ("read", "kept", "carved"))
+    ]
+
+
 def key_of(record: Record) -> str:
     """Return the normalised text and pair of a record."""
     return text_key(record.text, record.pair)

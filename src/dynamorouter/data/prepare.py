@@ -23,7 +23,7 @@ from typing import Any
 
 from dynamorouter.data.augment import augmented
 from dynamorouter.data.config import RowsConfig
-from dynamorouter.data.dedup import SplitRows, key_of, read_split_rows, remove_leaks, told_counts
+from dynamorouter.data.dedup import SplitRows, key_of, left_out_notes, read_split_rows, remove_leaks
 from dynamorouter.data.sources import source_options as merged_options
 from dynamorouter.data.sources import sources
 from dynamorouter.data.split import draw, shrink
@@ -112,12 +112,7 @@ class PreparedData:
 
     def notes(self) -> list[str]:
         """Return a sentence for each split of the source of which rows were left out or repaired."""
-        return [
-            f"{name}, {split}: {told_counts(counts)}"
-            for name in self.tasks
-            for split, counts in self.manifest["tasks"][name]["counts"].items()
-            if any(count for reason, count in counts.items() if reason not in ("read", "kept", "carved"))
-        ]
+        return [note for name in self.tasks for note in left_out_notes(name, self.manifest["tasks"][name]["counts"])]
 
     def split(self, name: str, task: str) -> list[Record]:
         """Return the rows of one split of one task.

@@ -59,18 +59,19 @@ def _plain(rows: Iterable[Any], where: str) -> Iterable[Any]:
     """Return what gives the rows one by one, whatever holds them."""
     if hasattr(rows, "features") and hasattr(rows, "column_names"):
         return named_rows(rows)
-    to_dict = getattr(rows, "to_dict", None)
-    if hasattr(rows, "columns") and callable(to_dict):
-        table: list[dict[str, Any]] = to_dict("records")
-        return table
+    for method, arguments in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):
+        rows_of_table = getattr(rows, method, None)
+        if hasattr(rows, "columns") and callable(rows_of_table):  # of pyarrow, polars, pandas
+            table: list[dict[str, Any]] = rows_of_table(*arguments)
+            return table
     if not isinstance(rows, Iterable):
         raise DataError(f"{where}: got {type(rows).__name__}; give a datasets.Dataset, a data frame, or a list of rows")
     return rows
 
 
 def _renames(task: Task, row: Mapping[str, Any], place: str) -> Options:
-    """Return the options under which a row has all columns: none, or those of the task's first source that fits."""
-    for options in ({}, *task.sources.values()):
+    """Return the options under which a row has all columns: those of the task's first source that fits, or none."""
+    for options in (task.sources.get("local", {}), *task.sources.values(), {}):
         if not missing_columns(task, row, options):
             return options
     raise DataError(_lacking(task, row, missing_columns(task, row, {}), place))

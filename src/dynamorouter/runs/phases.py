@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamorouter.config.schema import Config
-from dynamorouter.data.complexity.prepare import prepare_tiers
+from dynamorouter.data.complexity.prepare import MANIFEST, prepare_tiers
+from dynamorouter.data.dedup import left_out_notes
 from dynamorouter.data.lengths import truncation_report
 from dynamorouter.data.prepare import PREPARED_SPLITS, PreparedData, load_prepared
 from dynamorouter.data.prepare import prepare as prepare_data
@@ -50,9 +51,12 @@ from dynamorouter.training.experts import fit_experts as train_experts
 from dynamorouter.training.fusion import fit_fusions
 from dynamorouter.training.joint import fit_joint as train_joint
 from dynamorouter.training.joint import joint_router
-from dynamorouter.utils.files import read_metadata, sweep, write_json, writing_folder
+from dynamorouter.utils.files import read_json, read_metadata, sweep, write_json, writing_folder
 from dynamorouter.utils.progress import shown_progress
 from dynamorouter.utils.tracking import Tracker
+
+TIERS = "tiers"
+"""Where in a run's folder the rows of tiers are."""
 
 
 def run(config: Config, out: Path) -> Path:
@@ -119,15 +123,17 @@ def _source(config: Config, out: Path) -> tuple[str, dict[str, Any]]:
     if config.complexity is None:
         return config.data.source, options
     with shown_progress() as progress:
-        prepare_tiers(
+        tiers = prepare_tiers(
             source_tasks(config),
-            out / "tiers",
+            out / TIERS,
             source=config.data.source,
             overrides=options,
             options=tier_options(config, config.complexity),
             progress=progress,
         )
-    return "local", {"root": str(out / "tiers")}
+    for note in left_out_notes("all tiers", tiers["read"]):
+        print(note, file=sys.stderr)
+    return "local", {"root": str(out / TIERS)}
 
 
 def fit_experts(config: Config, out: Path) -> Path:
@@ -164,6 +170,7 @@ def report(config: Config, out: Path) -> Path:
         )
         if config.complexity is not None:
             scores["complexity"] = complexity_report(config, out, system, data, progress=progress)
+            scores["rows_before_tiers"] = read_json(out / TIERS / MANIFEST)["read"]
     scores["cost"]["seconds"] = run.state()["seconds"]
     scores["recipe"] = config.recipe
     scores["rows"] = {name: data.manifest["tasks"][name]["counts"] for name in config.task}

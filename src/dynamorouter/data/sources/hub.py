@@ -63,8 +63,9 @@ class HubSource(Source):
 
 def named_rows(data: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows of a ``datasets.Dataset`` with integer labels as the names that it declares for them."""
-    names = {column: label_names for column, feature in data.features.items() if (label_names := _names(feature))}
-    for row in data:
+    features = data.features or {}  # a stream may not know them
+    names = {column: label_names for column, feature in features.items() if (label_names := _names(feature))}
+    for row in data.with_format(None):
         yield {key: _label(value, names[key]) if key in names else value for key, value in row.items()}
 
 

@@ -122,11 +122,14 @@ def test_factors_of_a_pooler_are_part_of_the_head(family: Folder, tmp_path: Path
     imported(base, tmp_path, "SEQ_CLS", labels=LABELS)  # another can be made while the first is mounted
 
 
-def test_layers_that_run_on_what_all_rows_share_are_refused(family: Folder, tmp_path: Path) -> None:
-    model = peft_adapter(task_model(family("deberta-v2"), "TOKEN_CLS"), target_modules=["pos_key_proj", "value_proj"])
-    model.save_pretrained(str(tmp_path))
+@pytest.mark.parametrize("target", ["pos_key_proj", "key_proj"])
+def test_layers_that_run_on_what_all_rows_share_are_refused(family: Folder, tmp_path: Path, target: str) -> None:
+    folder = Path(shutil.copytree(family("deberta-v2"), tmp_path / "base"))
+    add_values(folder, {"config.json": {"share_att_key": target == "key_proj"}})
+    model = peft_adapter(task_model(folder, "TOKEN_CLS"), target_modules=[target, "value_proj"])
+    model.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(AdapterError, match=r"deberta-v2\) also runs on what all rows share"):
-        load_adapter(tmp_path, open_base(family("deberta-v2")))
+        load_adapter(tmp_path / "adapter", open_base(folder))
 
 
 def test_a_layer_whose_weights_nobody_kept_is_refused(family: Folder, tmp_path: Path) -> None:
@@ -151,6 +154,28 @@ def test_a_pooler_without_a_head_is_said_to_be_idle(family: Folder, tmp_path: Pa
     adapter = load_adapter(tmp_path, base)
     assert not brings_head(adapter) and "pooler.dense" in adapter.head_factors
     assert any("pooler.dense: changed by the adapter, but read by no head" in note for note in adapter.notes)
+
+
+def test_a_head_that_was_lost_is_said(family: Folder, tmp_path: Path) -> None:
+    model = peft_adapter(task_model(family("bert"), "TOKEN_CLS"), task_type="TOKEN_CLS", target_modules=["query"])
+    model.save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if "classifier" not in k}, path, {"format": "pt"})
+    adapter = load_adapter(tmp_path, open_base(family("bert")))
+    assert not brings_head(adapter) and "modules_to_save names classifier, score, but" in adapter.notes[0]
+
+
+def test_a_broken_head_of_an_expert_is_refused(family: Folder, tmp_path: Path) -> None:
+    base, task = open_base(family("bert")), HEADS["TOKEN_CLS"]
+    change = random_change(base, "x", {"encoder.layer.1.attention.self.query": 2})
+    expert = Expert("x", task, "tiny", change.factors, build_head(task, base.width), LoraConfig(rank=2))
+    library = Library(tmp_path)
+    path = library.add(expert, base) / "head.safetensors"
+    save_file({key: value * float("nan") for key, value in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(LibraryError, match=r"holds NaN or Inf in out"):
+        library.load("x", base)
+    with pytest.raises(AdapterError, match=r"holds NaN in 'out"):
+        imported(base, tmp_path / "x", "TOKEN_CLS")
 
 
 def test_a_head_of_other_layers_is_refused(family: Folder, tmp_path: Path) -> None:
@@ -285,6 +310,16 @@ UNNAMED: dict[str, tuple[dict[str, Any], list[str] | None, str]] = {
     ),
     "labels of another task": ({}, ["a", "b", "c"], r"labels a, b, c, but task 'topic' has O, B-X, I-X"),
     "too few labels": ({}, ["O", "B-X"], r"has 2 labels \(O, B-X\), but the adapter's head has 3 outputs"),
+    "names at odds": (
+        {"config.json": {"id2label": {"0": "O", "1": "B-X", "2": "I-X"}, "label2id": {"O": 1, "B-X": 0, "I-X": 2}}},
+        None,
+        "nothing says which",
+    ),
+    "several labels at once": (
+        {"config.json": {"problem_type": "multi_label_classification"}},
+        ["O", "B-X", "I-X"],
+        "problem_type='multi_label_classification'",
+    ),
     "a label twice": ({}, ["O", "O", "B-X"], r"labels O, O, B-X, but task"),
 }
 

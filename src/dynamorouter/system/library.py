@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dynamorouter.errors import LibraryError, one_of, suggest
@@ -228,4 +229,7 @@ def load_head(head: Head, tensors: Mapping[str, Tensor], *, where: str) -> None:
             f"{where} holds {file_shapes}, but the head needs {needed_shapes}; the file is damaged, "
             "or belongs to another task"
         )
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise LibraryError(f"{where} holds NaN or Inf in {', '.join(broken)}; restore it, or train the expert again")
     head.load_state_dict(dict(tensors))

@@ -10,8 +10,9 @@ from torch import Tensor
 from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import Head, build_head, heads
-from dynamorouter.model.heads.label_order import output_order
+from dynamorouter.model.heads.label_order import model_config, output_order
 from dynamorouter.model.heads.task_model import check_head
+from dynamorouter.model.lora.adapter_files import check_tensors
 from dynamorouter.model.lora.adapter_origin import HEAD, read_card
 from dynamorouter.model.lora.adapter_tensors import POOLER
 from dynamorouter.model.lora.peft import Adapter
@@ -44,6 +45,7 @@ def imported_head(task: Task, base: Base, adapter: Adapter, *, labels: Sequence[
     options, state = _own_state(task, adapter, card) if own else _task_model_state(task, base, adapter)
     head = build_head(task, base.width, options)
     _check_shapes(head, state, task, base)
+    _check_problem(adapter)
     kind = type(head)
     if kind.output_layer is not None:
         names = [name for name in state if name.startswith(f"{kind.output_layer}.")]
@@ -59,6 +61,16 @@ def imported_head(task: Task, base: Base, adapter: Adapter, *, labels: Sequence[
     return head
 
 
+def _check_problem(adapter: Adapter) -> None:
+    """Refuse a head whose outputs are no labels of which one is right."""
+    problem = model_config(adapter.folder).get("problem_type")
+    if problem in ("regression", "multi_label_classification"):
+        raise AdapterError(
+            f"the head in {adapter.folder} was trained with problem_type={problem!r} (its config.json); only heads "
+            "that choose one label can be used: train it with problem_type='single_label_classification'"
+        )
+
+
 def _own_state(task: Task, adapter: Adapter, card: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return options and weights of the head that lies in an expert's own folder."""
     written_for = card.get("task", {}).get("head")
@@ -67,7 +79,9 @@ def _own_state(task: Task, adapter: Adapter, card: dict[str, Any]) -> tuple[dict
             f"the expert in {adapter.folder} has a {written_for} head, but task {task.name!r} has a {task.head} head; "
             "name the expert's own task"
         )
-    return dict(card["head"]), read_tensors(adapter.folder / HEAD)
+    tensors = read_tensors(adapter.folder / HEAD)
+    check_tensors(tensors, adapter.folder)
+    return dict(card["head"]), tensors
 
 
 def _task_model_state(task: Task, base: Base, adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:

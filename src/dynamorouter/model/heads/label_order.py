@@ -132,7 +132,7 @@ def _certain_names(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[st
     card = read_card(folder)
     if isinstance(task := card.get("task"), dict) and task.get("labels"):
         yield "its card.json", [str(label) for label in task["labels"]]
-    for source, values in (("its adapter_config.json", config), ("its config.json", _json(folder))):
+    for source, values in (("its adapter_config.json", config), ("its config.json", model_config(folder))):
         if names := _names(values):
             yield source, names
 
@@ -140,12 +140,16 @@ def _certain_names(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[st
 def _names_of_base(adapter: Adapter, base: Base) -> Iterator[list[str]]:
     """Yield the names that the configs of the adapter's base give to the outputs of its own head, if it has any."""
     named = adapter.config.get("base_model_name_or_path")
-    for values in (_json(Path(named)) if isinstance(named, str) else {}, json.loads(base.config.to_json_string())):
+    for values in (
+        model_config(Path(named)) if isinstance(named, str) else {},
+        json.loads(base.config.to_json_string()),
+    ):
         if names := _names(values):
             yield names
 
 
-def _json(folder: Path) -> Mapping[str, Any]:
+def model_config(folder: Path) -> Mapping[str, Any]:
+    """Return the ``config.json`` of a folder; empty where there is none."""
     try:
         values = read_json(folder / "config.json")
     except DataError:
@@ -154,8 +158,12 @@ def _json(folder: Path) -> Mapping[str, Any]:
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
-    """Return the names of outputs 0, 1, ... by ``id2label`` or ``label2id``; empty where they are not whole."""
+    """Return the names of outputs 0, 1, ... by ``id2label`` or ``label2id``; empty where not whole, or at odds."""
     by_id, by_label = values.get("id2label"), values.get("label2id")
+    if isinstance(by_id, dict) and isinstance(by_label, dict):
+        backwards = {str(name): str(index) for index, name in by_id.items()}
+        if {str(label): str(index) for label, index in by_label.items()} != backwards:
+            return []
     if isinstance(by_id, list):
         return [str(name) for name in by_id]
     if not isinstance(by_id, dict) and isinstance(by_label, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -52,9 +53,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             if key in tensors:
                 raise AdapterError(f"{path} holds {key!r}, which another shard holds as well; save the adapter again")
             tensors[key] = tensor
+    check_tensors(tensors, folder)
+    return tensors
+
+
+def check_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse tensors that no training can have made.
+
+    Raises:
+        AdapterError: one is empty, not floating or not finite.
+    """
     for key, tensor in tensors.items():
         _check(key, tensor, folder)
-    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:

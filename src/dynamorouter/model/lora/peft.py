@@ -181,6 +181,8 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
     config, values = read_config(folder)
     parts = sort_tensors(read_weights(folder), base, folder)
     notes = _check_targets(parts, config, base, folder)
+    if config.modules_to_save and config.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM") and not parts.head:
+        notes.append(f"modules_to_save names {', '.join(config.modules_to_save)}, but the file holds no head")
     if parts.head_layers and not parts.head:
         notes.append(
             f"{', '.join(parts.head_layers)}: changed by the adapter, but read by no head that is trained here"

@@ -151,6 +151,14 @@ def test_a_run_that_failed_before_training_begins_again(
     refused(call(*line, "seed=6", "--out", out), "an unfinished run")
 
 
+def test_a_comparison_that_failed_before_training_begins_again(home: Path, rows: Path, tmp_path: Path) -> None:
+    out, line = tmp_path / "bench", ("bench", *words(home, f"data.root={rows}", "joint.enabled=false"))
+    spoil(rows, {"text": "the film", "label": "goood"})
+    for more in (("seed=3",), ("seed=4",), ("seed=5", "--resume")):
+        refused(call(*line, *more, "--out", out), "'goood' in 1 rows")
+    assert "seed: 5" in (out / "config.yaml").read_text()
+
+
 def test_a_corrected_source_is_read_again_until_something_is_trained(home: Path, rows: Path, tmp_path: Path) -> None:
     out, line = tmp_path / "run", ("prepare", *words(home, f"data.root={rows}"))
     assert call(*line, "--out", out).exit_code == 0

@@ -23,14 +23,12 @@ from dynamorouter.merging.truncate import Output
 from dynamorouter.metrics.base import get_metric, score
 from dynamorouter.runs import phases
 from dynamorouter.runs.build import run_tasks
-from dynamorouter.runs.run import NO_INFLUENCE, Run, open_run
+from dynamorouter.runs.run import NO_INFLUENCE, SEEDS, Run, open_run
 from dynamorouter.system.system import EXPERTS, MANIFEST, System
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.environment import peak_memory_mb, versions
 from dynamorouter.utils.files import sweep, writing_folder
 from dynamorouter.utils.progress import shown_progress
-
-SEEDS = "seeds"
 
 
 def check(config: Config) -> None:

@@ -54,11 +54,11 @@ def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     from dynamorouter.bench.run import bench as compare
     from dynamorouter.bench.run import check
     from dynamorouter.report.style import plotting
-    from dynamorouter.runs.run import check_places, keep_settings, open_run
+    from dynamorouter.runs.run import check_places, is_begun, keep_settings, open_run
 
     check(settings)
     plotting()
-    if not (out / "config.yaml").is_file():
+    if not is_begun(out):
         check_places(settings)
     open_run(settings, out, resume=resume, free=FREE)
     keep_settings(settings, out)

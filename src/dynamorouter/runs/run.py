@@ -20,6 +20,8 @@ NO_INFLUENCE = ("tracking", "search_path")
 PHASES = ("experts", "router", "joint")
 """The phases that make a system, in order."""
 STATE, LOG = "state.json", "log.jsonl"
+SEEDS = "seeds"
+"""Where a comparison has its runs, one for each seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Run:
 
     def note_failed_prepare(self) -> None:
         """Note that preparation failed: nothing is trained, so that the folder may take other settings."""
-        write_json(self.out / STATE, {**self.state(), "failed": "prepare"})
+        write_json(self.out / STATE, {**self.state(), "log": {}, "failed": "prepare"})
 
     def publish(self, name: str) -> None:
         """Note that ``OUT/system`` is a phase's."""
@@ -150,9 +152,16 @@ def open_run(
 
 
 def is_begun(out: Path) -> bool:
-    """Whether ``out`` holds a run that goes on with its own settings, and not one that failed before any training."""
-    failed = (out / STATE).is_file() and read_json(out / STATE).get("failed") == "prepare"
-    return (out / "config.yaml").is_file() and not failed
+    """Whether ``out`` holds a run that goes on with its own settings, and not one that failed before any training.
+
+    A comparison failed so where the runs of all its seeds did.
+    """
+    if not (out / "config.yaml").is_file():
+        return False
+    if (out / STATE).is_file():
+        return bool(read_json(out / STATE).get("failed") != "prepare")
+    seeds = list((out / SEEDS).glob("*"))
+    return not seeds or any(map(is_begun, seeds))
 
 
 def saved_config(out: Path) -> Config | None:

@@ -169,66 +169,6 @@ def test_broken_rows_stop_or_are_counted_and_nothing_left_is_an_error(tmp_path: 
         run(tmp_path)
 
 
-def test_too_few_rows_are_explained_by_what_was_left_out(tmp_path: Path) -> None:
-    same = [{"text": "the same", "label": "no"}] * 20 + [{"text": "the same", "label": "yes"}] * 5
-    write(tmp_path / "raw", train=[*same, {"text": "another", "label": "yes"}])
-    with pytest.raises(
-        DataError,
-        match=r"too few rows for validation, .*\(train: 26 rows read; 2 kept; left out: 19 duplicate, 5 duplicate with "
-        r"another target\); give more rows",
-    ):
-        run(tmp_path)
-
-
-@pytest.mark.parametrize(("label", "said"), [("no", "'no', of no, yes"), ("yes", "'yes', of no, yes")])
-def test_one_class_alone_is_nothing_to_learn_from(tmp_path: Path, label: str, said: str) -> None:
-    write(tmp_path / "raw", train=[{"text": f"a {i}", "label": label} for i in range(60)])
-    with pytest.raises(DataError, match=rf"split 'train': all 60 rows have the one label {said}; give rows of another"):
-        run(tmp_path)
-
-
-def test_tags_that_mark_nothing_are_nothing_to_learn_from(tmp_path: Path) -> None:
-    names = Task(
-        name="names",
-        head="tags",
-        columns=Columns(text="tokens", target="tags"),
-        labels=("O", "B-X"),
-        metrics=("entity_f1",),
-        sources={"local": {}},
-    )
-    write(tmp_path / "raw", "names", train=[{"tokens": ["a", str(i)], "tags": ["O", "O"]} for i in range(60)])
-    with pytest.raises(DataError, match="all 60 rows have the one label 'O', of B-X, O"):
-        run(tmp_path, names)
-
-
-@pytest.mark.parametrize(
-    ("metric", "good", "bad", "said"),
-    [
-        ("final_number", {"answer": "#### 4"}, {"answer": "none"}, "finds no number in the target 'none'"),
-        ("pass_at_1", {"tests": ["assert f() == 1"]}, {"tests": []}, r"needs tests in the target.*columns\.extra"),
-        ("pass_at_1", {"tests": ["assert f() == 1"]}, {"tests": [" "]}, "needs tests in the target"),
-        ("pass_at_1", {"tests": ["assert f() == 1"]}, {"tests": ["assert f( =="]}, "cannot run 'assert f"),
-    ],
-)
-def test_rows_that_can_never_be_scored_are_found_before_training(
-    tmp_path: Path, metric: str, good: dict[str, Any], bad: dict[str, Any], said: str
-) -> None:
-    task = Task(
-        name="write",
-        head="causal_lm",
-        columns=Columns(text="text", target="answer", extra={"tests": "tests"} if "tests" in good else {}),
-        metrics=(metric,),
-        sources={"local": {}},
-    )
-    lines = [{"text": f"a {i}", "answer": "x = 1", **(bad if i % 3 == 0 else good)} for i in range(60)]
-    write(tmp_path / "raw", "write", train=lines)
-    with pytest.raises(DataError, match=rf"20 of 60 rows can never be scored, such as row 1: metric '{metric}' {said}"):
-        run(tmp_path, task)
-    data = run(tmp_path, task, options=dataclasses.replace(SMALL, rows=RowsConfig(filters=FilterConfig(skip_bad=True))))
-    assert data.manifest["tasks"]["write"]["counts"]["train"]["cannot_be_scored"] == 20
-    assert "20 cannot be scored" in data.notes()[0]
-
-
 def test_the_order_of_the_file_changes_nothing(tmp_path: Path) -> None:
     lines = rows(100, "train")
     write(tmp_path / "raw", train=lines, validation=rows(40, "validation"))

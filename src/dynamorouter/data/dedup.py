@@ -9,7 +9,8 @@ from typing import Any
 
 from dynamorouter.data.config import FilterConfig
 from dynamorouter.data.convert import convert, labels_message
-from dynamorouter.data.sources import Row, available_splits, load
+from dynamorouter.data.formats import OVER_LINES
+from dynamorouter.data.sources import Row, available_splits, load, sources
 from dynamorouter.errors import DataError, one_of
 from dynamorouter.metrics.base import target_problem
 from dynamorouter.tasks.kinds import RowProblem, head_kind
@@ -74,11 +75,13 @@ def told_counts(counts: Mapping[str, int]) -> str:
     """Say in words what the counts of a split's rows count: rows that were read, left out by reason, and repaired."""
     counted = {name.replace("_", " "): count for name, count in sorted(counts.items()) if count}
     read, kept = counted.pop("read", 0), counted.pop("kept", 0) + counted.pop("carved", 0)
+    long_rows = counted.pop(OVER_LINES.replace("_", " "), 0)
     repaired = [f"{count} {name[6:]}" for name, count in counted.items() if name.startswith("fixed ")]
     dropped = [f"{count} {name}" for name, count in counted.items() if not name.startswith("fixed ")]
     parts = [f"{read} rows read", f"{kept} kept"]
     parts += [f"left out: {', '.join(dropped)}"] if dropped else []
     parts += [f"repaired: {', '.join(repaired)}"] if repaired else []
+    parts += [f"{long_rows} rows over several lines of the file"] if long_rows else []
     return "; ".join(parts)
 
 
@@ -123,6 +126,7 @@ def read_split_rows(
         skipped = SkipCount() if filters.skip_bad else None
         rows = load(task, split, source, source_options, skip_bad=skipped)
         pools[split] = _filtered(task, task_id, split, rows, filters, skipped)
+        pools[split].counts.update(sources.get(source)().remarks(task, split, source_options))
     check_classes(task, pools["train"].records, where=f"task {task.name!r}, split 'train'")
     return pools
 

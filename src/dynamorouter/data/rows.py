@@ -45,13 +45,13 @@ def _in_task_columns(rows: Sequence[Any], task: Task, where: str) -> Iterator[Ro
     """Yield mappings by the task's own columns, numbered from 1."""
     options: Options | None = None
     for number, row in enumerate(rows, start=1):
-        place = f"{where}, row {number}"
+        which = f"{where}, row {number}"
         if not isinstance(row, Mapping):
             remedy = "give mappings, or records alone"
-            raise DataError(f"{place}: got {type(row).__name__} {str(row)[:40]!r}; {remedy}")
-        options = _renames(task, row, place) if options is None else options
+            raise DataError(f"{which}: got {type(row).__name__} {str(row)[:40]!r}; {remedy}")
+        options = _renames(task, row, which) if options is None else options
         if missing := missing_columns(task, row, options):
-            raise DataError(_lacking(task, row, missing, place))
+            raise DataError(_lacking(task, row, missing, which))
         yield number, in_task_columns(task, row, options)
 
 
@@ -69,22 +69,22 @@ def _plain(rows: Iterable[Any], where: str) -> Iterable[Any]:
     return rows
 
 
-def _renames(task: Task, row: Mapping[str, Any], place: str) -> Options:
+def _renames(task: Task, row: Mapping[str, Any], which: str) -> Options:
     """Return the options under which a row has all columns: those of the task's first source that fits, or none."""
     for options in (task.sources.get("local", {}), *task.sources.values(), {}):
         if not missing_columns(task, row, options):
             return options
-    raise DataError(_lacking(task, row, missing_columns(task, row, {}), place))
+    raise DataError(_lacking(task, row, missing_columns(task, row, {}), which))
 
 
-def _lacking(task: Task, row: Mapping[str, Any], missing: list[str], place: str) -> str:
+def _lacking(task: Task, row: Mapping[str, Any], missing: list[str], which: str) -> str:
     return (
-        f"{place}: column {', '.join(missing)} missing; found {', '.join(map(str, row)) or 'none'}; task {task.name!r} "
+        f"{which}: column {', '.join(missing)} missing; found {', '.join(map(str, row)) or 'none'}; task {task.name!r} "
         f"needs {', '.join(task.columns.needed())}; rename the columns, or name them in the task's `columns`"
     )
 
 
-def _checked(record: Record, task: Task, place: str) -> Record:
+def _checked(record: Record, task: Task, which: str) -> Record:
     if record.task_name != task.name:
-        raise DataError(f"{place}: a record of task {record.task_name!r}, not of {task.name!r}; give this task's own")
+        raise DataError(f"{which}: a record of task {record.task_name!r}, not of {task.name!r}; give this task's own")
     return record

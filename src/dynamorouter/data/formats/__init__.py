@@ -9,7 +9,7 @@ from typing import Any
 from dynamorouter.data.formats.conll import read_columns
 from dynamorouter.data.formats.packed import packed_suffix, reading
 from dynamorouter.data.formats.parquet import read_parquet
-from dynamorouter.data.formats.tables import read_table
+from dynamorouter.data.formats.tables import count_long_rows, read_table
 from dynamorouter.data.formats.trees import read_trees
 from dynamorouter.errors import DataError, one_of
 from dynamorouter.tasks.kinds import head_kind
@@ -29,6 +29,18 @@ READERS: dict[str, Reader] = {
 }
 TAG_SUFFIXES = (".conll", ".txt")
 """Of files in columns, for tasks that tag words."""
+
+
+OVER_LINES = "rows_over_several_lines"
+"""What ``rows_over_lines`` is counted under."""
+
+
+def rows_over_lines(path: Path, options: Mapping[str, Any]) -> int:
+    """Return how many rows of a table go over several lines of its file; 0 for files of other kinds."""
+    with reading(path):
+        return (
+            count_long_rows(path, options) if READERS.get(packed_suffix(path).removesuffix(".gz")) is read_table else 0
+        )
 
 
 def suffixes(task: Task | None = None) -> list[str]:

@@ -70,6 +70,14 @@ def read_table(
             bad_row(message, skip_bad)
 
 
+def count_long_rows(path: Path, options: Mapping[str, Any]) -> int:
+    """Return how many rows go over several lines."""
+    quote, delimiter = _quote(options), _delimiter(path)
+    if quote == "none" or (quote is None and delimiter == "\t"):
+        return 0  # what is told to be quoted by its marks has each cell on one line
+    return sum(len(line.text) > 1 for line in _lines(path, delimiter, "double"))
+
+
 def _quote(options: Mapping[str, Any]) -> Quote | None:
     """Return what a quotation mark is, where the options say so."""
     value = options.get("quote")

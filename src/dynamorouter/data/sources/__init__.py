@@ -39,6 +39,10 @@ class Source(ABC):
     def rows(self, task: Task, split: str, options: Options, *, skip_bad: SkipCount | None) -> Iterator[Row]:
         """Yield the rows of a split as they are, before renaming and label mapping."""
 
+    def remarks(self, task: Task, split: str, options: Options) -> dict[str, int]:
+        """Return what else is to be counted and said of a split's rows, by name."""
+        return {}
+
     @abstractmethod
     def fingerprint(self, task: Task, options: Options) -> str:
         """Return a string that changes when the data may have changed."""

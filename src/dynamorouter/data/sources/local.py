@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynamorouter.data.formats import read_rows_file, suffixes
+from dynamorouter.data.formats import OVER_LINES, read_rows_file, rows_over_lines, suffixes
 from dynamorouter.data.sources import SPLITS, Options, Row, Source, source_split, sources
 from dynamorouter.errors import ConfigError, DataError, one_of
 from dynamorouter.tasks.task import Task
@@ -45,6 +45,12 @@ class LocalSource(Source):
                 f"put the rows in {split}.jsonl (or {one_of(suffixes(task))})"
             )
         yield from read_rows_file(path, task, options, skip_bad=skip_bad)
+
+    def remarks(self, task: Task, split: str, options: Options) -> dict[str, int]:
+        """Return how many rows of a table go over several lines, since a stray quotation mark may have joined them."""
+        path = _find(_folder(task, options), task, split, options)
+        long_rows = 0 if path is None else rows_over_lines(path, options)
+        return {OVER_LINES: long_rows} if long_rows else {}
 
     def fingerprint(self, task: Task, options: Options) -> str:
         """Return a hash of the files' contents."""

@@ -29,14 +29,14 @@ class SpanKind(HeadKind):
         ``repairs`` counts those that were moved to the nearest occurrence (``answer_offset``), and those of several
         that do not occur and are left out (``answer_lost``).
         """
-        found = _answers(parsed(row.target) if isinstance(row.target, str) else row.target)
-        if found is None:
+        texts_and_starts = _answers(parsed(row.target) if isinstance(row.target, str) else row.target)
+        if texts_and_starts is None:
             return RowProblem(
                 "not_answers",
                 "answers must be {text: [..], answer_start: [..]}, both of the same length, or a list of {text, "
                 "answer_start}",
             )
-        texts, starts = found
+        texts, starts = texts_and_starts
         if not texts and row.may_lack_answer:
             return {"texts": [], "starts": []}
         if not texts:

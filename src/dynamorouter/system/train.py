@@ -32,8 +32,10 @@ HELD_ROWS = 500
 """Most rows that are held out of the training."""
 FOLDS = 4
 """Parts that few rows are cut into."""
-LEAST_STEPS = 120
+LEAST_STEPS = 40
 """Optimizer steps that few rows are trained for, at the least."""
+HEAD_RATE = 0.01
+"""Learning rate of a new head, at the least, where rows are few: the factors would else learn them by heart first."""
 
 
 def expert_plan(system: OpenSystem, task: Task, base: Base, settings: ExpertConfig | None, *, rows: int) -> ExpertPlan:
@@ -48,11 +50,13 @@ def expert_plan(system: OpenSystem, task: Task, base: Base, settings: ExpertConf
     """
     settings = ExpertConfig() if settings is None else settings
     depths = [e.lora.trunk_depth for e in system.experts if e.base == base.spec.name]
-    own = {"trunk_depth": min([base.depth // 2, *depths])}
+    fitting: dict[str, float] = {"trunk_depth": min([base.depth // 2, *depths])}
     steps_per_epoch = -(-rows // settings.step_rows)
-    own["epochs"] = max(settings.epochs, -(-LEAST_STEPS // steps_per_epoch))
+    fitting["epochs"] = max(settings.epochs, -(-LEAST_STEPS // steps_per_epoch))
+    if rows < FEW:
+        fitting["head_learning_rate"] = max(HEAD_RATE, settings.learning_rate)
     asked = {*settings.model_fields_set, *task.hyper}
-    changes = {name: value for name, value in own.items() if name not in asked} | dict(task.hyper)
+    changes = {name: value for name, value in fitting.items() if name not in asked} | dict(task.hyper)
     config = ExpertConfig.model_validate({**settings.model_dump(), **changes})
     return ExpertPlan(task, config, head_options(system, task, base))
 

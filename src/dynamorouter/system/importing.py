@@ -11,13 +11,13 @@ from typing import Literal
 from dynamorouter.errors import AdapterError
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.base.config import HUB_ID
-from dynamorouter.model.heads.base import build_head
+from dynamorouter.model.heads.base import Head, build_head
 from dynamorouter.model.heads.imported import brings_head, imported_head
 from dynamorouter.model.heads.label_check import check_labels
 from dynamorouter.model.heads.label_order import UnnamedOutputsError
 from dynamorouter.model.lora.adapter_files import source_of
 from dynamorouter.model.lora.expert import Expert
-from dynamorouter.model.lora.peft import load_adapter
+from dynamorouter.model.lora.peft import Adapter, load_adapter
 from dynamorouter.system.opened import OpenSystem
 from dynamorouter.system.train import head_options, split_rows
 from dynamorouter.tasks.answer import Answer
@@ -90,14 +90,11 @@ def import_expert(
     """
     read = load_adapter(adapter_folder(adapter), base)
     brought = brings_head(read)
-    unnamed: UnnamedOutputsError | None = None
-    if not brought:
-        head = build_head(task, base.width, head_options(system, task, base))
-    else:
-        try:
-            head = imported_head(task, base, read, labels=labels)
-        except UnnamedOutputsError as error:
-            head, unnamed = imported_head(task, base, read, labels=task.labels), error
+    head, unnamed = (
+        _brought_head(task, base, read, labels)
+        if brought
+        else (build_head(task, base.width, head_options(system, task, base)), None)
+    )
     card = {"source": {**source_of(read.folder), "task_type": read.config.get("task_type")}}
     expert = Expert(name, task, base.spec.name, read.factors, head, read.lora, card)
     if brought or not list(head.parameters()):
@@ -123,6 +120,16 @@ def import_expert(
         progress=progress,
     )
     return Imported(dataclasses.replace(trained, name=name, factors=read.factors), train, kept, (*read.notes, *notes))
+
+
+def _brought_head(
+    task: Task, base: Base, read: Adapter, labels: Sequence[str] | None
+) -> tuple[Head, UnnamedOutputsError | None]:
+    """Return an adapter's own head; in the task's order where nothing names its outputs, and why that is in doubt."""
+    try:
+        return imported_head(task, base, read, labels=labels), None
+    except UnnamedOutputsError as error:
+        return imported_head(task, base, read, labels=task.labels), error
 
 
 def adapter_folder(place: str | Path) -> Path:

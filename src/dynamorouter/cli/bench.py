@@ -54,12 +54,14 @@ def run_bench(settings: Config, out: Path, *, resume: bool) -> None:
     from dynamorouter.bench.run import bench as compare
     from dynamorouter.bench.run import check
     from dynamorouter.report.style import plotting
+    from dynamorouter.runs.bases import check_bases
     from dynamorouter.runs.run import check_places, is_begun, keep_settings, open_run
 
     check(settings)
     plotting()
     if not is_begun(out):
         check_places(settings)
+        check_bases(settings)
     open_run(settings, out, resume=resume, free=FREE)
     keep_settings(settings, out)
     compare(settings, out)

@@ -109,6 +109,7 @@ def _open(
     arguments: list[str] | None, config: Path | None, out: Path, *, resume: bool, fresh: bool, skip_bad: bool = False
 ) -> Config:
     """Compose the settings and open the run's folder; its own settings serve when none are given."""
+    from dynamorouter.runs.bases import check_bases
     from dynamorouter.runs.run import check_places, is_begun, open_run, saved_config
 
     settings = saved_config(out) if not arguments and config is None and (resume or not fresh) else None
@@ -120,6 +121,7 @@ def _open(
         from dynamorouter.system.router import check_router
 
         check_places(settings)
+        check_bases(settings)
         check_router(settings.router.model_dump())
     open_run(settings, out, resume=resume, fresh=fresh)
     return settings

@@ -100,9 +100,11 @@ def compose(
     _include(tree, request, beside=Path())
     if config_file is not None:
         _include(request.tree, request, beside=Path(config_file).parent)
+    _keep_base_prompt(tree, request)
     _merge(tree, request.tree, ROOT)
     _apply(tree, request)
     _fill_bases(tree, request)
+    _settle_prompts(tree)
     tasks = list_names("tasks", request.folders)
     return _validate(tree, [*request.mistakes, *more_checks(tree)], tasks=tasks)
 
@@ -351,6 +353,32 @@ def _fill_bases(tree: Tree, request: _Request) -> None:
             continue
         if file := group_file("base", name, request.folders):
             bases[name] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+
+
+def _keep_base_prompt(tree: Tree, request: _Request) -> None:
+    """Give a chosen base that is spoken to in a form of its own that form back, whatever the recipe says of prompts."""
+    from omegaconf import OmegaConf
+
+    name, base = request.choices.get("base"), tree.get("base")
+    file = group_file("base", name, request.folders) if isinstance(name, str) else None
+    if file is not None and isinstance(base, dict):
+        own = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        if isinstance(own, dict) and own.get("prompt") not in (None, "plain"):
+            base["prompt"] = own["prompt"]
+
+
+def _settle_prompts(tree: Tree) -> None:
+    """Let tasks have the prompt that goes with their data where their base has none of its own."""
+    bases = tree.get("bases")
+    for task in tree["task"].values():
+        if not isinstance(task, dict) or task.get("default_prompt") is None:
+            continue
+        default = task.pop("default_prompt")
+        named = bases.get(task.get("base")) if isinstance(bases, dict) else None
+        base = named or tree.get("base")
+        own = base.get("prompt") if isinstance(base, dict) else None
+        if "prompt" not in task and own in (None, "plain", default):
+            task["prompt"] = default
 
 
 def _validate(tree: Tree, mistakes: list[str], *, tasks: Collection[str]) -> Config:

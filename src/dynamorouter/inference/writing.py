@@ -16,7 +16,7 @@ from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.language import prompt_room
 from dynamorouter.model.text.batching import token_batches
 from dynamorouter.model.text.passes import Gates
-from dynamorouter.model.text.prompts import Prompt, encode_prompts
+from dynamorouter.model.text.prompts import Prompt, encode_prompts, prompt_form
 from dynamorouter.model.text.tokenize import TextPair
 from dynamorouter.tasks.answer import Answer
 from dynamorouter.tasks.task import Columns, Generation, Task
@@ -114,8 +114,7 @@ def stream_answer(batch: GenerationBatch) -> Iterator[str]:
 
 def task_prompts(base: Base, task: Task, rows: Sequence[TextPair]) -> list[Prompt]:
     """Return rows as the expert of a task reads them on its base."""
-    form = task.prompt or base.spec.prompt
-    return encode_prompts(base, rows, form=form, room=prompt_room(base, task, task.max_tokens))
+    return encode_prompts(base, rows, form=prompt_form(task, base.spec), room=prompt_room(base, task, task.max_tokens))
 
 
 def bare_task(base: Base) -> Task:

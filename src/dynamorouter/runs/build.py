@@ -13,7 +13,7 @@ from dynamorouter.data.prepare import PrepareOptions
 from dynamorouter.metrics.base import get_metric
 from dynamorouter.model.base.base import Base
 from dynamorouter.model.heads.base import heads
-from dynamorouter.model.text.prompts import prompts
+from dynamorouter.model.text.prompts import prompt_form, prompts
 from dynamorouter.tasks.task import Task
 from dynamorouter.training.experts import CacheOptions
 from dynamorouter.training.learner import ExpertPlan
@@ -45,7 +45,7 @@ def source_tasks(config: Config) -> list[Task]:
     for form in {config.base.prompt, *(base.prompt for base in config.bases.values())}:
         prompts.get(form)
     for task in tasks:
-        prompts.get(task.prompt or config.base.prompt)
+        prompts.get(prompt_form(task, config.base_of(task)))
         for name in task.metrics:
             get_metric(name)  # before any work, and not when it is done
     return tasks

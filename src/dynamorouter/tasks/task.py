@@ -106,6 +106,8 @@ class Task(Options):
     many logits; ``null`` where every question has an answer."""
     prompt: str | None = None
     """Form in which an expert that writes reads a row; ``null`` for that of its base."""
+    default_prompt: Annotated[str | None, Later()] = None
+    """Form that goes with the data, where neither ``prompt`` nor a base with a form of its own says another."""
     generation: Generation = Generation()
     """How an expert that writes does so."""
 

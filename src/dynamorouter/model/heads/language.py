@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from dynamorouter.errors import ConfigError, DataError
 from dynamorouter.model.heads.base import Head, WindowTarget, heads
 from dynamorouter.model.text.examples import TrainingExample
-from dynamorouter.model.text.prompts import encode_prompts
+from dynamorouter.model.text.prompts import encode_prompts, prompt_form
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Task
 
@@ -132,7 +132,7 @@ class CausalLMHead(LanguageModelHead):
         room = prompt_room(base, task, max_tokens)
         completions = self.completions([self.target(record) for record in records])
         rows = [(record.text, record.pair) for record in records]
-        prompts = encode_prompts(base, rows, form=task.prompt or base.spec.prompt, room=room)
+        prompts = encode_prompts(base, rows, form=prompt_form(task, base.spec), room=room)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             prompt_ids = prompt.ids
             text_ids = completion[: room + task.generation.max_new_tokens - len(prompt_ids)]
@@ -177,7 +177,7 @@ class Seq2SeqHead(LanguageModelHead):
         max_new_tokens, room = task.generation.max_new_tokens, prompt_room(base, task, max_tokens)
         completions = self.completions([self.target(record) for record in records])
         rows = [(record.text, record.pair) for record in records]
-        prompts = encode_prompts(base, rows, form=task.prompt or base.spec.prompt, room=room)
+        prompts = encode_prompts(base, rows, form=prompt_form(task, base.spec), room=room)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             target = np.array(completion[:max_new_tokens])
             text_cut = max(0, len(completion) - max_new_tokens)

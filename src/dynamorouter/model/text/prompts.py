@@ -18,6 +18,8 @@ from dynamorouter.registry import Registry
 
 if TYPE_CHECKING:
     from dynamorouter.model.base.base import Base
+    from dynamorouter.model.base.config import BaseSpec
+    from dynamorouter.tasks.task import Task
 
 Form = Callable[[str, str | None, Any], str]
 """Makes a prompt of a row's text and pair; the tokenizer is for forms that it defines."""
@@ -73,6 +75,16 @@ def chat(text: str, pair: str | None, tokenizer: Any) -> str:
     message = text if pair is None else f"{text}\n\n{pair}"
     turns = [{"role": "user", "content": message}]
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def prompt_form(task: Task, base: BaseSpec) -> str:
+    """Return the form in which a task's rows are put to a base.
+
+    The task's own ``prompt`` comes first, then that of a base that is spoken to in a form of its own, such as ``chat``,
+    then the one that goes with the task's data.
+    """
+    own = base.prompt if base.prompt != "plain" else None
+    return task.prompt or own or task.default_prompt or base.prompt
 
 
 @dataclass(frozen=True, slots=True)

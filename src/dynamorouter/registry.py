@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.abc import InspectLoader
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pkgutil import iter_modules, resolve_name
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dynamorouter.errors import ConfigError, one_of, suggest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 
@@ -261,6 +263,8 @@ class Registry(Generic[T]):
 @cache
 def all_plugins() -> tuple[Plugin, ...]:
     """Return the plugins of all groups, also of those that do not exist, by group and name; reads metadata once."""
+    from importlib.metadata import entry_points  # slow to import, and rarely needed
+
     by_group = entry_points()
     groups = [group for group in by_group.groups if group.startswith(PREFIX)]
     points = [point for group in groups for point in by_group.select(group=group)]

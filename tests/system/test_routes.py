@@ -9,6 +9,8 @@ import pytest
 
 from dynamorouter.errors import LibraryError, RouterError
 from dynamorouter.model.lora.adapter_files import WEIGHTS
+from dynamorouter.routing.base import RouterData
+from dynamorouter.routing.mlp import TaskMLP
 from dynamorouter.system import edit
 from dynamorouter.system.routes import joined, kept_accuracy
 from dynamorouter.system.system import System
@@ -100,3 +102,25 @@ def test_what_cannot_be_opened_again_replaces_nothing(system: Path, monkeypatch:
         edit.remove_expert(system, "names")
     assert contents(system) == before
     assert [path.name for path in system.parent.iterdir() if path.name[0] == "."] == []
+
+
+def test_with_rows_of_all_tasks_the_router_is_fitted_anew_and_else_grown(
+    system: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the new fit would lose old routes, the expert joins the router that is there."""
+    peft_model(home / "conf" / "models" / "bert", "SEQ_CLS").save_pretrained(tmp_path / "adapter")
+    opened = System.load(system)
+    opened.add_expert("topic", task=TOPIC, rows=topic_rows(60), adapter=tmp_path / "adapter", labels=TOPIC.labels)
+    rows = {task.name: make_rows(task, 24, start=700) for task in TASKS}
+    assert opened.fit_router(rows, max_loss=0.3).way == "fitted"
+    again = System.load(system)
+    again.add_expert("topic", task=TOPIC, rows=topic_rows(60), adapter=tmp_path / "adapter", labels=TOPIC.labels)
+    before, fit_anew = routes(again), TaskMLP.fit
+
+    def spoiled(self: TaskMLP, data: RouterData) -> None:
+        fit_anew(self, data)
+        self.module.out.weight.data.zero_()
+
+    monkeypatch.setattr(TaskMLP, "fit", spoiled)
+    assert again.fit_router(rows).way == "grown"
+    assert sum(one != two for one, two in zip(before, routes(again), strict=True)) <= 4

@@ -34,6 +34,7 @@ from dynamorouter.training.router import SKILL_ROWS, from_features, make_skill
 from dynamorouter.utils.progress import SILENT, Progress
 from dynamorouter.utils.seeding import seeded
 
+Way = Literal["grown", "fitted"]
 MAX_LOSS = 0.02
 """Largest share of an old expert's kept rows that may lose their route, by default; one row always may."""
 HELD_PART = 4
@@ -58,7 +59,7 @@ class RouterFit:
     """
 
     kind: str
-    way: Literal["grown", "fitted"]
+    way: Way
     classes: tuple[str, ...]
     accuracy: Mapping[str, float]
     accuracy_before: Mapping[str, float]
@@ -97,31 +98,26 @@ def fit_router(
     if not classes:
         raise RouterError("the system has no expert to route to; add one first, with add_expert or 'expert train'")
     before = kept_accuracy(system)
-    skills = None
-    if (
-        old_router is not None
-        and settings is None
-        and any(name not in records for name in old_classes if name in classes)
-    ):
-        joining = [name for name in classes if name not in old_classes]
-        classes = [*(name for name in old_classes if name in classes), *joining]
-        skills = _grow(system, old_router, classes, joining, records, seed=seed, progress=progress) if joining else None
-    way: Literal["grown", "fitted"] = "fitted" if skills is None else "grown"
+    joining = [name for name in classes if name not in old_classes]
+    ways: tuple[Way, ...] = ("fitted",)
+    if old_router is not None and settings is None and joining:  # what is known of old experts decides what is first
+        staying = [name for name in old_classes if name in classes]
+        classes = [*staying, *joining]
+        ways = ("fitted", "grown") if all(name in records for name in staying) else ("grown", "fitted")
+    skills: dict[str, FeatureSample] | None = None
+    lost: list[str] = []
+    for way in ways:
+        if way == "fitted":
+            skills = _fit_anew(system, classes, records, settings, seed=seed, progress=progress)
+        elif old_router is not None:
+            skills = _grow(system, old_router, classes, joining, records, seed=seed, progress=progress)
+        if skills is not None:  # else one of its kind cannot grow
+            lost = _lost(before, kept_accuracy(system), max_loss)
+            if not lost:
+                break
+            system.use_router(old_router, old_classes)
+            skills = None
     if skills is None:
-        values = _settings(system, classes, records) if settings is None else settings.model_dump()
-        reader = build(values["kind"], reading_options(system, values))
-        fitted_on = RouterRows(records, features=_features_to_fit_on(system, classes, reader))
-        skills, _ = fit_system_router(
-            system, values, fitted_on, seed=seed, classes=classes, balanced=True, progress=progress
-        )
-    after = kept_accuracy(system)
-    lost = [
-        f"{name!r} {before[name][0] / count:.3f} -> {hits / count:.3f} of {count} rows"
-        for name, (hits, count) in after.items()
-        if name in before and before[name][0] - hits > (max(1.0, max_loss * count) if max_loss else 0.0)
-    ]
-    if lost:
-        system.use_router(old_router, old_classes)
         raise RouterError(
             f"old experts would lose their routes, by the rows that are kept of them: {'; '.join(lost)}; max_loss "
             f"allows {max_loss:g}, so nothing was changed: give rows of these tasks too (--data DIR, rows=...), more "
@@ -203,6 +199,34 @@ def _spread(rows: int, count: int) -> list[int]:
 
 def _is_known(system: OpenSystem, name: str, rows: Mapping[str, Sequence[Record]]) -> bool:
     return name in system.classes or name in rows or system.skill(name) is not None
+
+
+def _lost(before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]], max_loss: float) -> list[str]:
+    """Say which experts lost more routes than is allowed, by how many of their kept rows had and have theirs."""
+    return [
+        f"{name!r} {before[name][0] / count:.3f} -> {hits / count:.3f} of {count} rows"
+        for name, (hits, count) in after.items()
+        if name in before and before[name][0] - hits > (max(1.0, max_loss * count) if max_loss else 0.0)
+    ]
+
+
+def _fit_anew(
+    system: OpenSystem,
+    classes: Sequence[str],
+    rows: Mapping[str, Sequence[Record]],
+    settings: RouterConfig | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> dict[str, FeatureSample]:
+    """Fit a router on rows and on what is kept of all experts, each of which counts alike."""
+    values = _settings(system, classes, rows) if settings is None else settings.model_dump()
+    reader = build(values["kind"], reading_options(system, values))
+    fitted_on = RouterRows(rows, features=_features_to_fit_on(system, classes, reader))
+    skills, _ = fit_system_router(
+        system, values, fitted_on, seed=seed, classes=classes, balanced=True, progress=progress
+    )
+    return skills
 
 
 def _grow(

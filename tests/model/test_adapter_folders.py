@@ -252,6 +252,7 @@ ODD_FILES: dict[str, tuple[Alter, str]] = {
     "all alphas are zero": (config(alpha_pattern={".*": 0}), "changes nothing"),
     "NaN": (tensors(lambda key, value: value * float("nan") if "lora_B" in key else value), "holds NaN in"),
     "infinity": (tensors(lambda key, value: value / 0 if "lora_B" in key else value), "holds Inf in"),
+    "an alpha too large": (config(alpha_pattern={"q_proj": 1e308}), "changes too much"),
     "too large together": (tensors(lambda key, value: value.abs() / value.abs() * 1e38), "changes too much"),
     "integers": (tensors(lambda key, value: (9 * value).long()), "as int64; weights are floating"),
     "booleans": (tensors(lambda key, value: value > 0), "as bool; weights are floating"),

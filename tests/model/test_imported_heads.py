@@ -315,6 +315,8 @@ UNNAMED: dict[str, tuple[dict[str, Any], list[str] | None, str]] = {
         None,
         "nothing says which",
     ),
+    "numbers that are none": ({"config.json": {"label2id": {"O": [0], "B-X": None, "I-X": 2}}}, None, "nothing says"),
+    "a card that is damaged": ({"card.json": {"task": {"labels": 3}}}, None, "nothing says which"),
     "several labels at once": (
         {"config.json": {"problem_type": "multi_label_classification"}},
         ["O", "B-X", "I-X"],

@@ -130,7 +130,7 @@ def named_outputs(folder: Path, config: Mapping[str, Any]) -> list[str]:
 def _certain_names(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield the names that an adapter's folder gives its outputs, with their place."""
     card = read_card(folder)
-    if isinstance(task := card.get("task"), dict) and task.get("labels"):
+    if isinstance(task := card.get("task"), dict) and isinstance(task.get("labels"), list) and task["labels"]:
         yield "its card.json", [str(label) for label in task["labels"]]
     for source, values in (("its adapter_config.json", config), ("its config.json", model_config(folder))):
         if names := _names(values):
@@ -167,7 +167,7 @@ def _names(values: Mapping[str, Any]) -> list[str]:
     if isinstance(by_id, list):
         return [str(name) for name in by_id]
     if not isinstance(by_id, dict) and isinstance(by_label, dict):
-        by_id = {index: label for label, index in by_label.items()}
+        by_id = {str(index): label for label, index in by_label.items()}
     if not isinstance(by_id, dict):
         return []
     named = {str(index): str(name) for index, name in by_id.items()}

@@ -27,4 +27,4 @@ class Factors:
     def squared_norm(self) -> float:
         """Return the squared Frobenius norm of ``scaling * B @ A`` without the product: the trace of B'B AA'."""
         a, b = self.a.double(), self.b.double()
-        return self.scaling**2 * max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))
+        return self.scaling * self.scaling * max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))

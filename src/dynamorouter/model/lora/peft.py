@@ -161,7 +161,7 @@ def load_adapter(folder: str | Path, base: Base) -> Adapter:
     size = sum(abs(f.scaling) * float(f.a.double().norm() * f.b.double().norm()) for f in adapter.factors.values())
     norm = adapter.delta_norm
     if not NOTHING * size < norm < LARGEST:
-        what = "nothing: B @ A is zero" if norm <= NOTHING * size else "too much: B @ A overflows"
+        what = "nothing: B @ A is zero" if norm < LARGEST else "too much: B @ A overflows"
         raise AdapterError(
             f"the adapter in {found} changes {what} in the {adapter.matched_layers} layers that it names; "
             "it was saved before it was trained, or its training failed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,9 +125,11 @@ def test_a_long_row_is_shown_short_and_on_one_line() -> None:
 
 
 def test_score_prints_a_table(system: Path, home: Path, tmp_path: Path) -> None:
-    out = tmp_path / "scores.json"
-    done = call("score", system, "--data", home / "rows", "--split", "test", "--out", out)
-    assert done.exit_code == 0
+    out, rows = tmp_path / "scores.json", Path(shutil.copytree(home / "rows", tmp_path / "rows"))
+    with (rows / "mood" / "test.jsonl").open("a") as more:
+        more.write('{"text": "the film was dull", "label": "dull"}\n')
+    done = call("score", system, "--data", rows, "--split", "test", "--out", out, "--skip-bad")
+    assert done.exit_code == 0 and "1 bad rows skipped" in done.stderr
     scores = json.loads(out.read_text())
     for name, row in scores["tasks"].items():
         assert name in done.stdout and row["metric"] in done.stdout

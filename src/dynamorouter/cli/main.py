@@ -92,7 +92,8 @@ SkipBadRows = Annotated[
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")]
 Data = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="Folder with TASK/SPLIT.jsonl in the tasks' own columns.")
+    Path,
+    typer.Option("--data", metavar="DIR", help="Folder with TASK/SPLIT.jsonl, .csv, .tsv, .. in the tasks' columns."),
 ]
 
 
@@ -270,8 +271,10 @@ def score(
     from dynamorouter.evaluation.score import score as score_folder
     from dynamorouter.utils.files import read_json
 
-    score_folder(system, data, split, out, limit=limit, skip_bad=skip_bad, keep_seen=keep_seen)
+    scores = score_folder(system, data, split, out, limit=limit, skip_bad=skip_bad, keep_seen=keep_seen)
     print_report(read_json(out))
+    if skip_bad:
+        print(f"{scores['skipped']} bad rows skipped", file=sys.stderr)
 
 
 add_commands(app)

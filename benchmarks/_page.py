@@ -211,6 +211,13 @@ def main() -> None:
             "six layers; a limit of 0.667 is 1.5 times faster.",
             against="over_best_peer",
         ),
+        timings(
+            "startup",
+            "Startup",
+            "Processor time of whole processes, to the first answer to one text; `base` is transformers alone loading "
+            "the same base and reading it, and for the imports an empty Python. The aim is at most 2,000 ms more, and "
+            "imports of `--help` under 300 ms.",
+        ),
         timings("memory", "Memory", "Shares of the base, not times: what one further expert costs."),
     ]
     PAGE.write_text("".join(parts).rstrip() + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dynamorouter.data.short import LEAST_WORDS, LONGEST_PIECE, shortened
 from dynamorouter.tasks.record import Record
+from dynamorouter.tasks.task import Columns
 from support.builders import ASK, MOOD, NAMES, make_rows
 
 NEWS = "Shares rose on Friday, and the bank said so. Rain fell in Paris all day long. Nobody won."
@@ -48,7 +49,11 @@ def test_a_share_of_the_rows_and_the_same_ones_every_time() -> None:
     assert not list(shortened(MOOD, rows, share=0.0, seed=1))
 
 
-def test_pairs_have_none_and_marked_rows_one_that_marks_something() -> None:
-    assert not list(shortened(ASK, make_rows(ASK, 9), share=1.0, seed=0))
+def test_of_pairs_contexts_alone_have_pieces_and_marked_rows_one_that_marks_something() -> None:
+    twos = MOOD.model_copy(update={"columns": Columns(text="text", target="label", pair="other")})
+    assert not list(shortened(twos, [record("a film", pair=NEWS)], share=1.0, seed=0))
+    asked = make_rows(ASK, 9)
+    for piece, row in zip(shortened(ASK, asked, share=1.0, seed=0), asked, strict=True):  # a context, not its question
+        assert piece.text == row.text and str(piece.pair).removesuffix(".") in str(row.pair) and piece.pair != row.pair
     pieces = [piece for seed in range(9) for piece in shortened(NAMES, make_rows(NAMES, 40), share=1.0, seed=seed)]
     assert pieces and all(set(p.text.rstrip(".").split()) & {"anna", "paris", "berlin"} for p in pieces)

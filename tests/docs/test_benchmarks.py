@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-TIMED = ["generation", "memory", "merging", "mixed_batch", "routing", "training", "training_lm"]
+TIMED = ["generation", "memory", "merging", "mixed_batch", "routing", "startup", "training", "training_lm"]
 KEYS = {"case", "ours_ms", "base_ms", "peers_ms", "over_base", "over_best_peer", "limit"}
 
 

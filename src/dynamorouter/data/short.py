@@ -1,4 +1,4 @@
-"""Short rows made of longer ones: one sentence of a text, or a few of its words.
+"""Short rows made of longer ones: one sentence of a text or a context, or a few of its words.
 
 A router that has seen short plain sentences in one task alone takes every short plain sentence for that task, and is
 sure of it. So it may also be fitted and calibrated on pieces of the rows of all tasks.
@@ -20,26 +20,30 @@ LEAST_WORDS, LONGEST_PIECE = 3, 12
 
 
 def shortened(task: Task, records: Sequence[Record], *, share: float, seed: int) -> Iterator[Record]:
-    """Yield pieces of a share of a task's single texts, one of each; targets are left as they are, of the whole text.
+    """Yield pieces of a share of a task's rows, one of each; targets are left as they are, of the whole text.
 
     Args:
         task: of the rows.
-        records: rows; pairs, and texts that are short already, have no pieces. A row that marks things in its text
-            gives a piece only where it marks one there, since without any nothing says that it is of this task.
+        records: rows: of a single text a piece of it, of a question a piece of its context; other pairs, and texts that
+            are short already, have none. A row that marks things in its text gives a piece only where it marks one
+            there, since without any nothing says that it is of this task.
         share: of the rows, 0 to 1.
         seed: a row's piece depends on it, the task and the row's id alone.
     """
+    has_context = head_kind(task.head).pair == "context"
     for record in records:
         generator = random.Random(f"{seed}|{task.name}|{record.id}|short")
-        if record.pair is not None or generator.random() >= share:
+        if generator.random() >= share or (record.pair is not None and not has_context):
             continue
-        words = record.text.split()
+        words = (record.text if record.pair is None else record.pair).split()
         first, end = _piece(words, generator)
         if end - first >= len(words) or not _marks_something(task, record, first, end):
             continue
         text = " ".join(words[first:end]).rstrip(",;:-( ")
         ends = text[-1:] in ".!?" or generator.random() < 0.5
-        yield replace(record, text=text if ends else f"{text}.", id=f"{record.id}#short")
+        piece = text if ends else f"{text}."
+        text, pair = (piece, None) if record.pair is None else (record.text, piece)
+        yield replace(record, text=text, pair=pair, id=f"{record.id}#short")
 
 
 def _piece(words: Sequence[str], generator: random.Random) -> tuple[int, int]:

@@ -74,7 +74,7 @@ class RouterConfig(NetworkOptions):
     join_pairs: Annotated[Share, Alias("concat_pair_ratio")] = 0.5
     """Share of the pair rows that are also given as one run of text, so that such pairs are routed well too."""
     short_rows: Annotated[Share, Later()] = 0.0
-    """Share of the single texts of which a sentence or a few words are also given, so that short texts are routed by
-    what they say; the router is calibrated on such pieces, too."""
+    """Share of the single texts, and of questions' contexts, of which a sentence or a few words are also given, so that
+    short texts are routed by what they say; the router is calibrated on such pieces, too."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further options of this kind of router."""

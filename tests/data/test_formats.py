@@ -91,7 +91,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, packed: boo
     content = FORMATS[name](ROWS, tmp_path / "raw")
     path = tmp_path / "mood" / f"train{name.split()[0]}{'.gz' * packed}"
     path.parent.mkdir()
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     assert [row for _, row in read_rows_file(path)] == ROWS
     assert has_split(tmp_path, MOOD, "train")
     assert [(record.text, record.target) for record in read_split(MOOD, tmp_path, "train")] == [
@@ -188,8 +188,8 @@ def test_cells_with_line_ends_are_read_and_numbered_by_their_first_line(tmp_path
         ("t.csv", b'"text,label\na,good\n', "line 1: a quotation mark"),
         ("t.csv", b"text,label\n\xffa,good\n", r"not valid UTF-8 at byte 11 \(0xff\)"),
         ("t.csv.gz", b"plain", r"t\.csv\.gz is no whole gzip file"),
-        ("t.csv.gz", gzip.compress(b"text,label\n" * 99)[:-9], "is no whole gzip file"),
-        ("t.parquet.gz", gzip.compress(b"PAR1"), "damaged Parquet"),
+        ("t.csv.gz", gzip.compress(b"text,label\n" * 99, mtime=0)[:-9], "is no whole gzip file"),
+        ("t.parquet.gz", gzip.compress(b"PAR1", mtime=0), "damaged Parquet"),
         ("t.json", b'{"train": []}\n', "holds no list of rows but 'train'|column"),
         ("t.json", b'{\n"train": []}\n', "holds no list of rows but 'train'"),
         ("t.json", b"7", "holds no list of rows"),

@@ -363,7 +363,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "broken": ('{"text": "cut', "line 3: not valid JSON"),
     "unknown label": (
         {"text": "the film", "label": "so so"},
-        "row 3: label 'so so' is not in the list; allowed: bad, good",
+        "row 3: 1 of 4 rows have a label that is none of the task's: 'so so' in 1 rows; allowed: bad, good",
     ),
     "missing column": ({"txt": "the film", "label": "bad"}, "row 3: column text missing"),
     "empty": ({"text": "  ", "label": "bad"}, "row 3: text is empty"),

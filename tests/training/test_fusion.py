@@ -329,7 +329,7 @@ def test_experts_are_added_and_removed_on_disk(system: System, home: Path, tmp_p
     folder = tmp_path / "s"
     system.save(folder)
     new = NAMES.model_copy(update={"sources": {"local": {}}})
-    edit.add_expert(folder, folder / "experts" / "ask", name="more", task=new, data=home / "rows")
+    edit.add_expert(folder, folder / "experts" / "names", name="more", task=new, data=home / "rows")
     grown = System.load(folder)
     texts = [row.text for row in HELD["mood"]]
     assert grown.classes == ["mood", "names", "ask", "more"]

@@ -19,6 +19,7 @@ FEATURES = {
     "offline": "the base 'minilm' without a network",
     "hub": "data=hub, and bases from the Hugging Face hub with their data sets",
     "parquet": "local data in Parquet files",
+    "gguf": "a base in a GGUF file",
     "track": "tracking.tensorboard=true and tracking.wandb=true",
     "plots": "figures of the reports",
     "complexity": "the recipe complexity, and explore complexity",

@@ -89,7 +89,7 @@ def native_records(
         DataError: rows cannot be used; they are named by number, or, for labels that are none of the task's, counted.
     """
     records: list[Record] = []
-    unknown, unlabelled, read = Counter[str](), 0, 0
+    unknown, unlabelled, read = Counter[str](), list[int](), 0
     for number, row in rows:
         if limit is not None and len(records) >= limit:
             break
@@ -101,11 +101,12 @@ def native_records(
             records.append(record)
         elif record.unknown and skip_bad is None:
             unknown.update(record.unknown)
-            unlabelled += 1
+            unlabelled.append(number)
         else:
             bad_row(f"{where}, row {number}: {record.message}", skip_bad)
     if unknown:
-        raise DataError(f"{where}: {labels_message(task, unknown, rows=unlabelled, read=read)}")
+        message = labels_message(task, unknown, rows=len(unlabelled), read=read)
+        raise DataError(f"{where}, row {unlabelled[0]}: {message}; --skip-bad counts such rows and leaves them out")
     return records
 
 

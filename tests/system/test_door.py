@@ -106,6 +106,13 @@ def test_rows_of_a_data_set_are_rows(tiny_folder: Callable[[str], Path]) -> None
     assert added.score is not None and added.score > 0.8
 
 
+def test_an_adapter_is_fetched_by_its_hub_id_where_that_is_allowed(two_experts: Path) -> None:
+    system = System.load(two_experts, device="cpu")
+    with pytest.raises(AdapterError, match=r"no folder 'someone/adapter'.*HF_HUB_OFFLINE must not be 1"):
+        system.add_expert("new", task=MOOD, rows=MOODS, adapter="someone/adapter")
+    assert system.names == ["mood", "ask"]
+
+
 def test_a_few_right_answers_are_no_certainty() -> None:
     task = Task(name="t", head="classification", columns=Columns(text="text", target="label"), labels=("a", "b"))
     answered: list[tuple[Record, Answer | None]] = [
@@ -173,6 +180,7 @@ def test_a_folder_of_adapters_from_the_command_line(
     assert contents(system) == empty
     said = call(*line, "--task", f"ask={tmp_path / 'ask.yaml'}")
     assert said.exit_code == 0, said.output
+    assert "score mood" in said.stderr and "score ask" in said.stderr and "router" in said.stderr
     for words in ("mood: accuracy 1.000 [", "on 60 rows", "it was fitted anew", "added 'ask', 'mood'"):
         assert words in said.stdout
     imported = System.load(system, device="cpu")

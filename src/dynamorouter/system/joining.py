@@ -143,7 +143,9 @@ def add_expert(
             keep_skill(system, name, records)
         if answered is None:
             scored = _scored_rows(held or [], task, seed=seed)
-            answered = list(zip(scored, expert_answers(system.engine, len(experts_before), scored), strict=True))
+            answered = list(
+                zip(scored, expert_answers(system.engine, len(experts_before), scored, progress=progress), strict=True)
+            )
         if imported is not None:
             notes = (*notes, *check_label_order(task, answered, imported, where=str(adapter)))
     except BaseException:

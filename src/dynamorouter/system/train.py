@@ -141,13 +141,18 @@ def cross_answers(
     engine = Engine({base.spec.name: base}, experts, router_base=base.spec.name, budget=plan.config.tokens_per_batch)
     answered: list[tuple[Record, Answer | None]] = []
     for index, expert in enumerate(experts):
-        answered += zip(parts[expert.name], expert_answers(engine, index, parts[expert.name]), strict=True)
+        answered += zip(
+            parts[expert.name], expert_answers(engine, index, parts[expert.name], progress=progress), strict=True
+        )
     engine.close()
     return answered
 
 
-def expert_answers(engine: Engine, index: int, records: Sequence[Record]) -> list[Answer | None]:
+def expert_answers(
+    engine: Engine, index: int, records: Sequence[Record], *, progress: Progress = SILENT
+) -> list[Answer | None]:
     """Return what an expert answers to rows, with the loss of the target where it writes."""
+    progress.start(f"score {engine.experts[index].name}", len(records))
     answers: dict[int, Answer | None] = {}
     rows = [(record.text, record.pair) for record in records]
     for positions, assignment, chunk_answers in engine.answers(rows, [index] * len(rows)):
@@ -156,6 +161,7 @@ def expert_answers(engine: Engine, index: int, records: Sequence[Record]) -> lis
             if answer is not None and loss is not None:
                 answer = dataclasses.replace(answer, nll=loss[0], tokens=loss[1])
             answers[position] = answer
+        progress.advance(len(positions))
     return [answers[position] for position in range(len(rows))]
 
 

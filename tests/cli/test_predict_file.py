@@ -81,6 +81,19 @@ def test_rows_have_a_tasks_own_columns(system: Path, tmp_path: Path) -> None:
     refused(call("predict", system, "--file", missing), "has no 'text' (did you mean 'text'?); its keys: txt")
 
 
+def test_conversations_and_columns_of_words_are_questions_too(system: Path, tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "be short"}, {"from": "human", "value": "the film"}]
+    chat = write_lines(tmp_path / "chat.jsonl", [{"id": "c1", "conversations": turns}, {"text": "the film"}])
+    words = tmp_path / "words.conll"
+    words.write_text("the O\nfilm O\n\nanna B-PER\n\n")
+    texts = []
+    for path in (chat, words):
+        done = call("predict", system, "--file", path, "--json")
+        assert done.exit_code == 0, done.output
+        texts.append([json.loads(line)["text"] for line in done.stdout.splitlines()])
+    assert texts == [["be short\n\nthe film", "the film"], ["the film", "anna"]]
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_standard_input_is_read(system: Path, answers: list[dict[str, object]], tmp_path: Path, form: str) -> None:
     text = table(tmp_path / "in.csv", ",").read_text() if form == "csv" else json.dumps(JSON_ROWS)

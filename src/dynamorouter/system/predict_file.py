@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from dynamorouter.data.formats import READERS, read_rows_file
+from dynamorouter.data.formats import READERS, read_rows_file, suffixes
 from dynamorouter.errors import DataError, suggest
+from dynamorouter.tasks.chat import conversation, exchange
 from dynamorouter.tasks.kinds import RowProblem, head_kind
 from dynamorouter.tasks.task import Task
 from dynamorouter.utils.jsonl import SkipCount, bad_row, read_jsonl
@@ -130,7 +131,7 @@ def _answer(
 
 
 def _rows(path: Path, tasks: Sequence[Task], skip_bad: SkipCount | None) -> Iterator[Row]:
-    for number, values in _numbered(path, skip_bad):
+    for number, values in _numbered(path, tasks, skip_bad):
         row = _row(number, values, tasks)
         if isinstance(row, Row):
             yield row
@@ -138,17 +139,25 @@ def _rows(path: Path, tasks: Sequence[Task], skip_bad: SkipCount | None) -> Iter
             bad_row(f"{path}, line {number}: {row}", skip_bad)
 
 
-def _numbered(path: Path, skip_bad: SkipCount | None) -> Numbered:
+def _numbered(path: Path, tasks: Sequence[Task], skip_bad: SkipCount | None) -> Numbered:
     """Read a file of a known kind, or JSON lines one at a time, from a pipe too."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
+    options: Mapping[str, Any] = next((local for task in tasks if (local := task.sources.get("local"))), {})
     if suffix in READERS and suffix != ".jsonl":
-        return read_rows_file(path, skip_bad=skip_bad)
+        return read_rows_file(path, options=options, skip_bad=skip_bad)
+    tagging = next((task for task in tasks if suffix in suffixes(task)), None)
+    if suffix == ".conll" and tagging is not None:  # a .txt may hold anything else
+        return read_rows_file(path, tagging, tagging.sources.get("local"), skip_bad=skip_bad)
     return read_jsonl(path, skip_bad=skip_bad)
 
 
 def _row(number: int, values: Mapping[str, Any], tasks: Sequence[Task]) -> Row | str:
     """Return the row, or a sentence saying what is wrong with it."""
     task = _task_of(values, tasks)
+    turns = conversation(values) if task is None else None
+    if turns is not None:
+        told = exchange(turns)
+        return told if isinstance(told, str) else Row(number, told.text, None, _id_of(values))
     fields = _common_fields(values) if task is None else _task_fields(values, task)
     if isinstance(fields, str):
         return fields
@@ -156,8 +165,12 @@ def _row(number: int, values: Mapping[str, Any], tasks: Sequence[Task]) -> Row |
         names = ["text", "question", *(task.columns.text for task in tasks)]
         near = next((s for key in values if (s := suggest(key, names))), "")
         return f"has no 'text'{near}; its keys: {', '.join(sorted(values)) or 'none'}"
+    return Row(number, fields["text"], fields.get("pair"), _id_of(values))
+
+
+def _id_of(values: Mapping[str, Any]) -> str | int | None:
     row_id = values.get("id")
-    return Row(number, fields["text"], fields.get("pair"), row_id if isinstance(row_id, (str, int)) else None)
+    return row_id if isinstance(row_id, (str, int)) else None
 
 
 def _task_of(values: Mapping[str, Any], tasks: Sequence[Task]) -> Task | None:

@@ -51,6 +51,11 @@ def chat_of(value: Any) -> list[Mapping[str, Any]] | None:
     return turns if is_chat else None
 
 
+def conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Return the conversation in a row's column for them; ``None`` where there is none."""
+    return next((turns for column in COLUMNS if (turns := chat_of(row.get(column))) is not None), None)
+
+
 def exchange(turns: Sequence[Mapping[str, Any]]) -> Exchange | str:
     """Return a conversation as a text and its answer, or a sentence saying why it is none."""
     spoken: list[tuple[str, str]] = []

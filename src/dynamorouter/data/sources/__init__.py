@@ -14,7 +14,7 @@ from typing import Any
 from dynamorouter.errors import ConfigError, DataError, one_of
 from dynamorouter.registry import Registry
 from dynamorouter.tasks.chat import COLUMNS as CHAT_COLUMNS
-from dynamorouter.tasks.chat import chat_of
+from dynamorouter.tasks.chat import conversation
 from dynamorouter.tasks.kinds import head_kind
 from dynamorouter.tasks.labels import match_label, whole_number
 from dynamorouter.tasks.task import Task
@@ -121,9 +121,9 @@ def in_task_columns(task: Task, row: Mapping[str, Any], options: Options) -> dic
     """Return a source's row, which lacks no column, under the task's names of columns and of labels."""
     rename = options.get("rename") or {}
     renamed = {rename.get(key, key): _plain(value) for key, value in row.items()}
-    columns, conversation = task.columns, _conversation(task, renamed)
-    if conversation is not None:
-        renamed[columns.text] = renamed[columns.target] = conversation
+    columns, turns = task.columns, _conversation(task, renamed)
+    if turns is not None:
+        renamed[columns.text] = renamed[columns.target] = turns
     if columns.pair is not None and head_kind(task.head).pair == "input":
         renamed.setdefault(columns.pair, None)
     renamed[columns.target] = _named(renamed[columns.target], task, options)
@@ -134,7 +134,7 @@ def _conversation(task: Task, row: Mapping[str, Any]) -> list[Mapping[str, Any]]
     """Return the conversation that stands for the text and the answer of a row that has neither."""
     if not head_kind(task.head).is_generative or {task.columns.text, task.columns.target} & row.keys():
         return None
-    return next((chat for column in CHAT_COLUMNS if (chat := chat_of(_plain(row.get(column)))) is not None), None)
+    return conversation({column: _plain(row.get(column)) for column in CHAT_COLUMNS})
 
 
 def _plain(value: Any) -> Any:

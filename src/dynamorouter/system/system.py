@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynamorouter import __version__
 from dynamorouter.config.bases import find_base
 from dynamorouter.errors import LibraryError, one_of
@@ -87,16 +89,13 @@ class System:
         Args:
             base: a base's name (see ``dynamorouter list bases``), a folder, a hub id, a GGUF file, what describes one,
                 or one that is loaded.
-            device: ``auto``, ``cpu`` or ``cuda``.
-            precision: ``fp32``, ``bf16``, ``fp16`` or ``auto`` for the best that the device has.
+            device: see ``load``.
+            precision: see ``load``.
 
         Raises:
             ConfigError: there is no such base, or it cannot be loaded.
         """
-        if not isinstance(base, Base):
-            torch_device = pick_device(device)
-            spec = base if isinstance(base, BaseSpec) else find_base(str(base))
-            base = Base.load(spec, device=torch_device, dtype=pick_dtype(precision, torch_device))
+        base = base if isinstance(base, Base) else _load_base(base, pick_device(device), precision)
         return System({base.spec.name: base}, [], None, router_base=base.spec.name)
 
     @property
@@ -123,13 +122,9 @@ class System:
         self.bases = dict(self.bases if bases is None else bases)
         self.experts = list(experts)
         self.names = [expert.name for expert in self.experts]
+        router, classes, budget = self.router, self.classes, self.tokens_per_batch
         self.engine = Engine(
-            self.bases,
-            self.experts,
-            self.router,
-            classes=self.classes,
-            router_base=self.router_base,
-            budget=self.tokens_per_batch,
+            self.bases, self.experts, router, classes=classes, router_base=self.router_base, budget=budget
         )
 
     def skill(self, name: str) -> FeatureSample | None:
@@ -138,11 +133,7 @@ class System:
             return self.skills.get(name)
         return self.library.skill(name)
 
-    add_expert = add_expert
-    import_adapters = import_adapters
-    fit_router = fit_router
-
-    # -- on disk ------------------------------------------------------------------------------------------------
+    add_expert, import_adapters, fit_router = add_expert, import_adapters, fit_router
 
     @staticmethod
     def load(
@@ -166,23 +157,8 @@ class System:
             LibraryError: the folder is no system, or something in it is damaged or missing.
         """
         path = Path(folder)
-        recover(path)
-        if not (path / MANIFEST).is_file():
-            raise LibraryError(
-                f"{path} is no saved system: it has no {MANIFEST}; give the folder that 'dynamorouter run' wrote, "
-                "such as runs/quickstart/system"
-            )
-        manifest = read_form(path / MANIFEST, format=FORMAT, entries=ENTRIES)
-        torch_device = pick_device(device)
-        dtype = pick_dtype(precision, torch_device)
-        specs = {
-            name: checked(BaseSpec, {**values, "name": name}, what=f"base {name!r} of {path}")
-            for name, values in manifest["bases"].items()
-        }
-        loaded = {
-            name: (bases or {}).get(name) or Base.load(spec, device=torch_device, dtype=dtype)
-            for name, spec in specs.items()
-        }
+        manifest = _read_manifest(path)
+        loaded = _load_bases(manifest, path, bases or {}, pick_device(device), precision)
         library = Library(path / EXPERTS)
         experts = share_factors([library.load(name, _base_of(library, name, loaded)) for name in manifest["experts"]])
         router = store.load(path / ROUTER) if manifest["classes"] else None
@@ -207,10 +183,8 @@ class System:
         """
         path = Path(folder)
         library = Library(path / EXPERTS)
-        library_before = self.library
-        stored = {} if library_before is None else {name: library_before.skill(name) for name in library_before.names()}
         for expert in self.experts:
-            skill = (skills or {}).get(expert.name) or self.skills.get(expert.name) or stored.get(expert.name)
+            skill = (skills or {}).get(expert.name) or self.skill(expert.name)
             library.add(expert, self.bases[expert.base], skill=skill, replace=True)
         self.library = library
         self.save_router(path)
@@ -222,25 +196,12 @@ class System:
         self.seen.save(path)
         if self.router is not None:
             store.save(self.router, path / ROUTER)
-        specs = {name: base.spec.model_dump(exclude={"name"}) for name, base in self.bases.items()}
-        write_json(
-            path / MANIFEST,
-            {
-                "format": FORMAT,
-                "version": __version__,
-                "bases": specs,
-                "router_base": self.router_base,
-                "experts": self.names,
-                "classes": self.classes if self.router is not None else [],
-                "info": self.info,
-            },
-        )
+        write_json(path / MANIFEST, _manifest(self))
 
     def unknown_rows(self) -> list[str]:
         """Return the experts of which it is not known what they have learned from: imported ones, and old ones."""
-        own = [expert.name for expert in self.experts if "merge" not in expert.card]
-        imported = [expert.name for expert in self.experts if "source" in expert.card]
-        return [name for name in own if name in imported or name not in self.seen.by_expert]
+        own = [expert for expert in self.experts if "merge" not in expert.card]
+        return [expert.name for expert in own if "source" in expert.card or expert.name not in self.seen.by_expert]
 
     # -- use ----------------------------------------------------------------------------------------------------
 
@@ -359,6 +320,45 @@ class System:
             ConfigError: there is none.
         """
         return self.engine.policy.index(name)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a saved system's manifest says, its folder put back where its replacement was killed."""
+    recover(path)
+    if not (path / MANIFEST).is_file():
+        raise LibraryError(
+            f"{path} is no saved system: it has no {MANIFEST}; give the folder that 'dynamorouter run' wrote, "
+            "such as runs/quickstart/system"
+        )
+    return read_form(path / MANIFEST, format=FORMAT, entries=ENTRIES)
+
+
+def _manifest(system: System) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "bases": {name: base.spec.model_dump(exclude={"name"}) for name, base in system.bases.items()},
+        "router_base": system.router_base,
+        "experts": system.names,
+        "classes": system.classes if system.router is not None else [],
+        "info": system.info,
+    }
+
+
+def _load_base(base: str | Path | BaseSpec, device: torch.device, precision: str) -> Base:
+    spec = base if isinstance(base, BaseSpec) else find_base(str(base))
+    return Base.load(spec, device=device, dtype=pick_dtype(precision, device))
+
+
+def _load_bases(
+    manifest: Mapping[str, Any], path: Path, loaded: Mapping[str, Base], device: torch.device, precision: str
+) -> dict[str, Base]:
+    """Return the bases that a manifest describes, those that are loaded already as they are."""
+    specs = {
+        name: checked(BaseSpec, {**values, "name": name}, what=f"base {name!r} of {path}")
+        for name, values in manifest["bases"].items()
+    }
+    return {name: loaded.get(name) or _load_base(spec, device, precision) for name, spec in specs.items()}
 
 
 def _base_of(library: Library, name: str, bases: Mapping[str, Base]) -> Base:

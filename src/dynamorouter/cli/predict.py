@@ -13,6 +13,7 @@ from typing import Annotated, Any, TextIO, get_origin
 import typer
 from typer.core import TyperCommand
 
+from dynamorouter.cli.system import Json, SystemDir
 from dynamorouter.errors import ConfigError
 
 
@@ -73,50 +74,57 @@ def add_predict(app: typer.Typer) -> None:
     app.command(name="predict", cls=GenerationCommand)(predict)
 
 
+Text = Annotated[str | None, typer.Argument(help="The text, or the question.", show_default=False)]
+Pair = Annotated[str | None, typer.Option("--pair", help="The second text, or the context of the question.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="Use this task's expert, or the bare 'base'; do not route.")
+]
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option("--abstain-below", metavar="P", help="Answer nothing where the best expert is less probable."),
+]
+Fallback = Annotated[
+    str | None,
+    typer.Option("--fallback", metavar="base|none", help="What answers where the router abstains.", show_default=False),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Mix the K likeliest experts of each row.")]
+RowsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        metavar="FILE",
+        help="Rows as .jsonl, .json, .csv, .tsv or .parquet (and .gz): text and pair, question and context, or a "
+        "task's own columns; - for standard input.",
+    ),
+]
+RowsFormat = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help="What standard input is: jsonl (by default), json, csv, tsv."),
+]
+Probabilities = Annotated[bool, typer.Option("--probabilities", help="Show the probability of every label as well.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write the answers: .jsonl, .csv, .tsv, or .gz.")
+]
+Stream = Annotated[bool, typer.Option("--stream", help="Write one text, and show it as it is written.")]
+
+
 def predict(
     context: typer.Context,
-    system: Annotated[Path, typer.Argument(metavar="SYSTEM", help="A saved system, such as runs/quickstart/system.")],
-    text: Annotated[str | None, typer.Argument(help="The text, or the question.", show_default=False)] = None,
-    pair: Annotated[str | None, typer.Option("--pair", help="The second text, or the context of the question.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", metavar="NAME", help="Use this task's expert, or the bare 'base'; do not route."),
-    ] = None,
-    abstain_below: Annotated[
-        float | None,
-        typer.Option("--abstain-below", metavar="P", help="Answer nothing where the best expert is less probable."),
-    ] = None,
-    fallback: Annotated[
-        str | None,
-        typer.Option(
-            "--fallback", metavar="base|none", help="What answers where the router abstains.", show_default=False
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="K", help="Mix the K likeliest experts of each row.")
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file",
-            metavar="FILE",
-            help="Rows as .jsonl, .json, .csv, .tsv or .parquet (and .gz): text and pair, question and context, or a "
-            "task's own columns; - for standard input.",
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--format", metavar="FORMAT", help="What standard input is: jsonl (by default), json, csv, tsv."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Show the probability of every label as well.")
-    ] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out and count them.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the answers: .jsonl, .csv, .tsv, or .gz.")
-    ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Write one text, and show it as it is written.")] = False,
+    system: SystemDir,
+    text: Text = None,
+    pair: Pair = None,
+    task: TaskName = None,
+    abstain_below: AbstainBelow = None,
+    fallback: Fallback = None,
+    top_k: TopK = None,
+    file: RowsFile = None,
+    form: RowsFormat = None,
+    as_json: Json = False,
+    probabilities: Probabilities = False,
+    skip_bad: SkipBad = False,
+    out: Out = None,
+    stream: Stream = False,
 ) -> None:
     """Answer a text, or each row of a file: chosen expert, confidence, answer."""
     _check_words(text, file, pair, stream=stream, elsewhere=as_json or out is not None or probabilities)
@@ -196,8 +204,8 @@ def _predict_file(
 
 def _write(write: Callable[[dict[str, Any]], None], values: dict[str, Any], row: Any = None) -> None:
     """Write one answer for programs, after where its row stands in its file."""
-    place = {} if row is None else {"line": row.number, **({} if row.id is None else {"id": row.id})}
-    write({**place, **values})
+    position = {} if row is None else {"line": row.number, **({} if row.id is None else {"id": row.id})}
+    write({**position, **values})
 
 
 def _show(where: TextIO, values: dict[str, Any], row: Any = None, *, probabilities: bool) -> None:

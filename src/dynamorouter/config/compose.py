@@ -362,9 +362,9 @@ def _keep_base_prompt(tree: Tree, request: _Request) -> None:
     name, base = request.choices.get("base"), tree.get("base")
     file = group_file("base", name, request.folders) if isinstance(name, str) else None
     if file is not None and isinstance(base, dict):
-        own = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-        if isinstance(own, dict) and own.get("prompt") not in (None, "plain"):
-            base["prompt"] = own["prompt"]
+        settings = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        if isinstance(settings, dict) and settings.get("prompt") not in (None, "plain"):
+            base["prompt"] = settings["prompt"]
 
 
 def _settle_prompts(tree: Tree) -> None:
@@ -376,8 +376,8 @@ def _settle_prompts(tree: Tree) -> None:
         default = task.pop("default_prompt")
         named = bases.get(task.get("base")) if isinstance(bases, dict) else None
         base = named or tree.get("base")
-        own = base.get("prompt") if isinstance(base, dict) else None
-        if "prompt" not in task and own in (None, "plain", default):
+        base_prompt = base.get("prompt") if isinstance(base, dict) else None
+        if "prompt" not in task and base_prompt in (None, "plain", default):
             task["prompt"] = default
 
 

@@ -74,11 +74,11 @@ class SplitRows:
 def told_counts(counts: Mapping[str, int]) -> str:
     """Say in words what the counts of a split's rows count: rows that were read, left out by reason, and repaired."""
     counted = {name.replace("_", " "): count for name, count in sorted(counts.items()) if count}
-    read, kept = counted.pop("read", 0), counted.pop("kept", 0) + counted.pop("carved", 0)
+    rows_read, rows_kept = counted.pop("read", 0), counted.pop("kept", 0) + counted.pop("carved", 0)
     long_rows = counted.pop(OVER_LINES.replace("_", " "), 0)
     repaired = [f"{count} {name[6:]}" for name, count in counted.items() if name.startswith("fixed ")]
     dropped = [f"{count} {name}" for name, count in counted.items() if not name.startswith("fixed ")]
-    parts = [f"{read} rows read", f"{kept} kept"]
+    parts = [f"{rows_read} rows read", f"{rows_kept} kept"]
     parts += [f"left out: {', '.join(dropped)}"] if dropped else []
     parts += [f"repaired: {', '.join(repaired)}"] if repaired else []
     parts += [f"{long_rows} rows over several lines of the file"] if long_rows else []

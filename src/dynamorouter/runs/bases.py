@@ -33,24 +33,26 @@ def check_bases(config: Config) -> None:
 
 def _mistakes(spec: BaseSpec, tasks: Sequence[Task]) -> list[str]:
     """Return what is wrong with one base and the tasks on it."""
-    place = spec.locate()
-    folder = Path(place).expanduser()
+    location = spec.locate()
+    folder = Path(location).expanduser()
     if not folder.is_dir():
-        if folder.is_file() or not place.startswith(("/", ".", "~")):
+        if folder.is_file() or not location.startswith(("/", ".", "~")):
             return []  # a single file, or a hub's id
         return [
-            f"base {spec.name!r}: there is no folder {place!r}; give a folder with config.json, model.safetensors and "
-            "a tokenizer, or the id of a hub model"
+            f"base {spec.name!r}: there is no folder {location!r}; give a folder with config.json, model.safetensors "
+            "and a tokenizer, or the id of a hub model"
         ]
     if not (folder / "config.json").is_file():
         files = one_of(path.name for path in folder.iterdir()) or "nothing"
-        return [f"base {spec.name!r}: {place!r} holds no model (no config.json; it has {files}); name a model's folder"]
+        return [
+            f"base {spec.name!r}: {location!r} holds no model (no config.json; it has {files}); name a model's folder"
+        ]
     mistakes = _head_mistakes(spec, folder, tasks)
     chatting = [f"task {task.name!r}" for task in tasks if prompt_form(task, spec) == "chat"]
     if (spec.prompt == "chat" or chatting) and not _has_template(folder):
         who = one_of(chatting) or "its router"
         mistakes.append(
-            f"base {spec.name!r}: prompt 'chat' of {who} needs a chat template, and the tokenizer in {place!r} has "
+            f"base {spec.name!r}: prompt 'chat' of {who} needs a chat template, and the tokenizer in {location!r} has "
             "none; choose another prompt (base.prompt=plain), or a base with a template"
         )
     return mistakes

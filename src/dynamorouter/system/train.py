@@ -115,8 +115,8 @@ def split_rows(
     }
     sizes["train"] = min(limit, len(records) - sizes["held"])
     parts, left = draw(records, sizes, kind=head_kind(task.head), seed=seed, purpose="add")
-    said = f"{len(left)} of {len(records)} rows were not used: it learns from {limit} at most (experts.train_rows)"
-    return parts["train"], list(parts["held"] if held is None else held), (said,) if left else ()
+    note = f"{len(left)} of {len(records)} rows were not used: it learns from {limit} at most (experts.train_rows)"
+    return parts["train"], list(parts["held"] if held is None else held), (note,) if left else ()
 
 
 def cross_answers(

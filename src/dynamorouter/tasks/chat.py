@@ -70,12 +70,12 @@ def exchange(turns: Sequence[Mapping[str, Any]]) -> Exchange | str:
         spoken.append((role, content))
     answer = spoken.pop()[1] if spoken[-1][0] == "assistant" else None
     system = [content for role, content in spoken if role == "system"]
-    said = [(role, content) for role, content in spoken if role != "system"]
-    if not said or said[-1][0] != "user":
+    dialogue = [(role, content) for role, content in spoken if role != "system"]
+    if not dialogue or dialogue[-1][0] != "user":
         return "the user's turn is missing that the last turn answers; give user and assistant in turn"
-    lines = [content for _, content in said]
-    if len(said) > 1:
-        lines = [f"{_SHOWN[role]}: {content}" for role, content in said]
+    lines = [content for _, content in dialogue]
+    if len(dialogue) > 1:
+        lines = [f"{_SHOWN[role]}: {content}" for role, content in dialogue]
     return Exchange("\n\n".join([*system, *lines]), answer)
 
 

@@ -115,7 +115,7 @@ class Base:
         Raises:
             ConfigError: there is no model at that place, it has no safetensors, or it lacks what its kind needs.
         """
-        place = spec.locate()
+        location = spec.locate()
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             source, options = _asked_for(spec)
@@ -133,16 +133,16 @@ class Base:
                     **options,
                 )
         except (OSError, ValueError, KeyError, struct.error) as error:
-            online = "" if Path(place).exists() else " (which is asked only where HF_HUB_OFFLINE is not 1)"
+            online = "" if Path(location).exists() else " (which is asked only where HF_HUB_OFFLINE is not 1)"
             raise ConfigError(
-                f"base {spec.name!r} cannot be loaded from {place!r}: {error}; give a folder with config.json, "
+                f"base {spec.name!r} cannot be loaded from {location!r}: {error}; give a folder with config.json, "
                 f"model.safetensors and a tokenizer, a GGUF file, or the id of a hub model{online}"
             ) from error
         missing = sorted(key for key in info["missing_keys"] if kind != "encoder" or not key.startswith("pooler."))
         if missing:
             other = "" if kind == "encoder" else "say kind=encoder to use it without a language-model head, or "
             raise ConfigError(
-                f"base {spec.name!r} is to be loaded as a {kind}, but {place!r} lacks {', '.join(missing[:3])}; "
+                f"base {spec.name!r} is to be loaded as a {kind}, but {location!r} lacks {', '.join(missing[:3])}; "
                 f"{other}give the whole checkpoint"
             )
         base = Base(spec, model.to(device), tokenizer, dtype=dtype)
@@ -344,10 +344,10 @@ def _asked_for(spec: BaseSpec) -> tuple[str, dict[str, Any]]:
     Raises:
         MissingExtraError: it is a GGUF file, and the package that reads them is not installed.
     """
-    place = spec.locate()
-    path = Path(place)
-    if not is_gguf(place):
-        return place, {} if path.is_dir() else {"revision": spec.revision}
+    location = spec.locate()
+    path = Path(location)
+    if not is_gguf(location):
+        return location, {} if path.is_dir() else {"revision": spec.revision}
     if find_spec("gguf") is None:
-        raise MissingExtraError(f"{place} is a GGUF file; install what reads it: pip install 'dynamorouter[gguf]'")
+        raise MissingExtraError(f"{location} is a GGUF file; install what reads it: pip install 'dynamorouter[gguf]'")
     return str(path.parent), {"gguf_file": path.name}  # its weights are dequantised

@@ -50,24 +50,24 @@ class BaseSpec(Options):
         )
 
 
-def spec_at(place: str) -> BaseSpec | None:
-    """Return the settings of a base by where it is; ``None`` where that is no place of a base.
+def spec_at(location: str) -> BaseSpec | None:
+    """Return the settings of a base by where it is; ``None`` where no base can be.
 
     Args:
-        place: a folder with a ``config.json``, a GGUF file, or a hub id, which is ``OWNER/NAME``.
+        location: a folder with a ``config.json``, a GGUF file, or a hub id, which is ``OWNER/NAME``.
     """
-    path = Path(place).expanduser()
-    if (path / "config.json").is_file() or (path.is_file() and is_gguf(place)):
+    path = Path(location).expanduser()
+    if (path / "config.json").is_file() or (path.is_file() and is_gguf(location)):
         name = path.resolve().stem if path.is_file() else path.resolve().name
         return BaseSpec(name=_as_name(name), path=str(path.resolve()))
-    if HUB_ID.fullmatch(place) and not path.exists() and not is_gguf(place):
-        return BaseSpec(name=_as_name(place.rpartition("/")[2]), path=place)
+    if HUB_ID.fullmatch(location) and not path.exists() and not is_gguf(location):
+        return BaseSpec(name=_as_name(location.rpartition("/")[2]), path=location)
     return None
 
 
-def is_gguf(place: str) -> bool:
-    """Tell whether a place is a GGUF file, by its name."""
-    return place.endswith(GGUF)
+def is_gguf(location: str) -> bool:
+    """Tell whether a base's location is a GGUF file, by its name."""
+    return location.endswith(GGUF)
 
 
 def _as_name(text: str) -> str:

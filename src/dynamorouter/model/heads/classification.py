@@ -184,12 +184,12 @@ def _dense(form: _Form, tensors: dict[str, Tensor], base: Base) -> dict[str, Ten
     """Take the dense layer out of an adapter's tensors, or else the base's own."""
     if f"{form.dense}.weight" in tensors:
         return take_linear(tensors, form.dense, "dense")
-    own = {leaf: f"{form.dense}.{leaf}" for leaf in ("weight", "bias")}
-    if not set(own.values()) <= base.weights.keys() - base.missing:
+    base_names = {leaf: f"{form.dense}.{leaf}" for leaf in ("weight", "bias")}
+    if not set(base_names.values()) <= base.weights.keys() - base.missing:
         module = form.dense.partition(".")[0]
         raise AdapterError(
             f"the adapter's classifier stands on {form.dense!r}, whose weights are neither in the adapter nor in base "
             f"{base.spec.name!r}: they were drawn at random and not saved; train it with "
             f"modules_to_save=['classifier', {module!r}]"
         )
-    return {f"dense.{leaf}": base.weights[name].detach().float().cpu().clone() for leaf, name in own.items()}
+    return {f"dense.{leaf}": base.weights[name].detach().float().cpu().clone() for leaf, name in base_names.items()}

@@ -41,8 +41,8 @@ def imported_head(task: Task, base: Base, adapter: Adapter, *, labels: Sequence[
             which label, or it would not compute what it was trained to.
     """
     card = read_card(adapter.folder)
-    own = "head" in card and (adapter.folder / HEAD).is_file()
-    options, state = _own_state(task, adapter, card) if own else _task_model_state(task, base, adapter)
+    holds_head = "head" in card and (adapter.folder / HEAD).is_file()
+    options, state = _own_state(task, adapter, card) if holds_head else _task_model_state(task, base, adapter)
     head = build_head(task, base.width, options)
     _check_shapes(head, state, task, base)
     _check_problem(adapter)
@@ -56,7 +56,7 @@ def imported_head(task: Task, base: Base, adapter: Adapter, *, labels: Sequence[
         raise AdapterError(f"labels are {', '.join(labels)}, but a {task.head} head has none; leave --labels out")
     head.load_state_dict(state)
     head.eval()
-    if not own:
+    if not holds_head:
         check_head(head.to(base.device), base, where=str(adapter.folder))
     return head
 

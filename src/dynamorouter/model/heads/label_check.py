@@ -100,8 +100,8 @@ def _confusion(labels: Sequence[str], answered: Iterable[tuple[Record, Answer | 
     for record, answer in answered:
         if answer is None or isinstance(record.target, dict):
             continue
-        right, given = (value if isinstance(value, list) else [value] for value in (record.target, answer.value))
-        for one, other in zip(given, right, strict=False):
+        right, predicted = (value if isinstance(value, list) else [value] for value in (record.target, answer.value))
+        for one, other in zip(predicted, right, strict=False):
             if one in index and other in index:
                 counts[index[one], index[other]] += 1
     return counts
@@ -109,8 +109,8 @@ def _confusion(labels: Sequence[str], answered: Iterable[tuple[Record, Answer | 
 
 def _is_told_apart(counts: Array, i: int, j: int) -> bool:
     """Tell whether two labels are clearly not exchanged."""
-    kept, exchanged = counts[i, i] + counts[j, j], counts[i, j] + counts[j, i]
-    return bool(kept > exchanged and _chance(kept, exchanged) <= 0.01)
+    agreed, exchanged = counts[i, i] + counts[j, j], counts[i, j] + counts[j, i]
+    return bool(agreed > exchanged and _chance(agreed, exchanged) <= 0.01)
 
 
 def _chance(more: float, fewer: float) -> float:

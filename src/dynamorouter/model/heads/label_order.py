@@ -96,10 +96,10 @@ def _checked_order(task: Task, names: Sequence[str], outputs: int, *, source: st
 def _order(labels: Sequence[str], names: Sequence[str]) -> list[int] | None:
     """Return the index of each label among the names, exactly or by what they mean; ``None`` where they differ."""
     for key in (str, _plain, _meaning):
-        keys = [key(name) for name in names]
-        wanted = [key(label) for label in labels]
-        if len(set(keys)) == len(keys) and sorted(keys) == sorted(wanted):
-            return [keys.index(label) for label in wanted]
+        name_keys = [key(name) for name in names]
+        label_keys = [key(label) for label in labels]
+        if len(set(name_keys)) == len(name_keys) and sorted(name_keys) == sorted(label_keys):
+            return [name_keys.index(label) for label in label_keys]
     return None
 
 

@@ -61,9 +61,9 @@ def check_head(head: Head, base: Base, *, where: str) -> None:
     mask = torch.ones_like(ids)
     with torch.no_grad():
         expected = _task_logits(form, head, base, ids, mask)
-        found = head.logits(base.forward(Batch(ids=ids, types=None, mask=mask), None), mask)
+        logits = head.logits(base.forward(Batch(ids=ids, types=None, mask=mask), None), mask)
     tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
-    if found.shape != expected.shape or not torch.allclose(found, expected.float(), atol=tolerance, rtol=tolerance):
+    if logits.shape != expected.shape or not torch.allclose(logits, expected.float(), atol=tolerance, rtol=tolerance):
         raise AdapterError(
             f"the head in {where} does not compute what {_task_class(head, base).__name__} does with it, so that its "
             "answers would be wrong; take it out of the folder, and it is trained anew on --data"

@@ -107,8 +107,8 @@ def _inexact(values: Mapping[str, Any]) -> list[str]:
     if isinstance(initial, str) and initial not in PLAIN_STARTS:
         refused.append(f"init_lora_weights={initial!r} (the base's weights were changed with it)")
     refused += [f"{key}={_short(values[key])} ({why})" for key, why in INEXACT.items() if values.get(key)]
-    known = {*PeftConfig.model_fields, *HARMLESS, *INEXACT}
-    later = [key for key, value in values.items() if key not in known and value not in (None, False, "", [], {})]
+    known_keys = {*PeftConfig.model_fields, *HARMLESS, *INEXACT}
+    later = [key for key, value in values.items() if key not in known_keys and value not in (None, False, "", [], {})]
     refused += [f"{key}={_short(values[key])} (a setting of another PEFT whose effect is not known)" for key in later]
     return refused
 
@@ -120,7 +120,7 @@ def _mistakes(error: ValidationError) -> list[str]:
         key = str(item["loc"][0])
         got = "missing" if item["type"] == "missing" else f"got {_short(item['input'])}"
         reasons.setdefault(f"{key}: {got}", []).append(item["msg"].replace("Input should be", "should be"))
-    return [f"{start}, {' or '.join(dict.fromkeys(found))}" for start, found in reasons.items()]
+    return [f"{start}, {' or '.join(dict.fromkeys(messages))}" for start, messages in reasons.items()]
 
 
 def _short(value: Any) -> str:

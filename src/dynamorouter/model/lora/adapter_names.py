@@ -30,8 +30,8 @@ PATIENCE = 0.2
 
 def peft_name(key: str) -> str:
     """Return the full name that PEFT knows a tensor by, without ``base_model.model.`` and what wraps that."""
-    before, found, name = key.partition(PREFIX)
-    return name if found and not set(before.strip(".").split(".")) - WRAPPERS - {"", "module"} else key
+    before, prefix, name = key.partition(PREFIX)
+    return name if prefix and not set(before.strip(".").split(".")) - WRAPPERS - {"", "module"} else key
 
 
 def bare_name(name: str, base: Base) -> str:
@@ -42,16 +42,16 @@ def bare_name(name: str, base: Base) -> str:
     return ".".join(parts)
 
 
-def body_name(name: str, base: Base, known: Collection[str]) -> str | None:
-    """Return the name of a layer or parameter inside the base's body, or ``None`` where ``known`` has none of it.
+def body_name(name: str, base: Base, body_names: Collection[str]) -> str | None:
+    """Return the name of a layer or parameter inside the base's body, or ``None`` where ``body_names`` has none of it.
 
     Args:
         name: the full name in the model that was trained.
         base: the base.
-        known: the names that the body has.
+        body_names: the names that the body has.
     """
     parts = [part for part in name.split(".") if part not in WRAPPERS]
-    while ".".join(parts) not in known:
+    while ".".join(parts) not in body_names:
         if len(parts) < 2 or parts[0] not in _bodies(base):
             return None
         parts = parts[1:]
@@ -101,13 +101,13 @@ def _named(modules: str | list[str] | None, name: str) -> bool:
 
 def _transformed(config: PeftConfig, name: str) -> bool:
     """Tell whether a layer's block is among ``layers_to_transform``."""
-    wanted = config.layers_to_transform
-    if wanted is None or wanted == []:
+    numbers = config.layers_to_transform
+    if numbers is None or numbers == []:
         return True
     patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
     forms = [rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\." for pattern in patterns or ()] or [r".*?\.[^.]*\.(?P<idx>\d+)\."]
-    index = next((found for form in forms if (found := _index(form, name)) is not None), None)
-    return index is not None and (index == wanted if isinstance(wanted, int) else index in wanted)
+    index = next((number for form in forms if (number := _index(form, name)) is not None), None)
+    return index is not None and (index == numbers if isinstance(numbers, int) else index in numbers)
 
 
 def _match(pattern: str, name: str, setting: str) -> bool:
@@ -115,8 +115,8 @@ def _match(pattern: str, name: str, setting: str) -> bool:
 
 
 def _index(pattern: str, name: str) -> int | None:
-    found = _search(pattern, name, "layers_pattern")
-    return None if found is None else int(found["idx"])
+    match = _search(pattern, name, "layers_pattern")
+    return None if match is None else int(match["idx"])
 
 
 @lru_cache(maxsize=4096)  # an expert of a merge may have a rank of its own on every layer

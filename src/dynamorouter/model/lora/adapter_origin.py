@@ -64,12 +64,12 @@ def same_weights(folder: Path, base: Base) -> bool | None:
     """Tell whether a model's folder holds the base's weights, by a sample of each; ``None`` where it cannot be seen."""
     compared = False
     for name, tensor in _tensors(folder, base):
-        own = base.weights[name]
-        if own.shape != tensor.shape:
+        weight = base.weights[name]
+        if weight.shape != tensor.shape:
             return False
-        step = max(1, own.numel() // SAMPLE)
-        sample, own_sample = (t.detach().reshape(-1)[::step].cpu() for t in (tensor.to(own.dtype), own))
-        if not torch.equal(sample, own_sample):
+        step = max(1, weight.numel() // SAMPLE)
+        sample, weight_sample = (t.detach().reshape(-1)[::step].cpu() for t in (tensor.to(weight.dtype), weight))
+        if not torch.equal(sample, weight_sample):
             return False
         compared = True
     return True if compared else None
@@ -92,10 +92,10 @@ def _tensors(folder: Path, base: Base) -> Iterator[tuple[str, Tensor]]:
 def _is_named(named: str, base: Base) -> bool:
     """Tell whether a name is one of those that the base goes by."""
     spec = base.spec
-    places = {spec.path, spec.fallback, spec.name, spec.locate(), getattr(base.config, "_name_or_path", None)}
-    if named in places:
+    aliases = {spec.path, spec.fallback, spec.name, spec.locate(), getattr(base.config, "_name_or_path", None)}
+    if named in aliases:
         return True
     if Path(named).is_dir():
-        return any(place and Path(place).is_dir() and Path(named).samefile(place) for place in places)
+        return any(alias and Path(alias).is_dir() and Path(named).samefile(alias) for alias in aliases)
     last = named.rstrip("/").rpartition("/")[2].casefold()
-    return any(place and str(place).rstrip("/").rpartition("/")[2].casefold() == last for place in places)
+    return any(alias and str(alias).rstrip("/").rpartition("/")[2].casefold() == last for alias in aliases)

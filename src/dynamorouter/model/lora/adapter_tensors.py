@@ -106,16 +106,16 @@ def _place(parts: SortedTensors, name: str, side: str, tensor: Tensor, strange: 
 def _is_copy(name: str, tensor: Tensor, base: Base) -> bool:
     """Tell whether a whole weight is the base's own, as PEFT saves embeddings beside an adapter."""
     inner = body_name(name.replace(".base_layer.", "."), base, base.weights)
-    own = None if inner is None else base.weights[inner]
-    if own is None and base.language_head is not None and bare_name(name, base) == "lm_head.weight":
-        own = next(base.language_head.project.parameters())
-    return own is not None and own.shape == tensor.shape and torch.equal(own.cpu(), tensor.to(own.dtype))
+    weight = None if inner is None else base.weights[inner]
+    if weight is None and base.language_head is not None and bare_name(name, base) == "lm_head.weight":
+        weight = next(base.language_head.project.parameters())
+    return weight is not None and weight.shape == tensor.shape and torch.equal(weight.cpu(), tensor.to(weight.dtype))
 
 
 def _why_not(layers: Mapping[str, str], rest: Mapping[str, Tensor], base: Base) -> str:
     """Say what it is that cannot be used, the likeliest reason first."""
     modules = dict(base.model.named_modules())
-    embedded = {found["layer"] for name in rest if (found := _EMBEDDING.fullmatch(name))}
+    embedded = {match["layer"] for name in rest if (match := _EMBEDDING.fullmatch(name))}
     outputs = {name for name, inner in layers.items() if inner in ("lm_head", "embed_out")}
     if outputs:
         return (

@@ -156,19 +156,19 @@ def load_adapter(folder: str | Path, base: Base) -> Adapter:
             layer, or changes nothing.
         LibraryError: its weights are truncated or corrupt.
     """
-    found = find_folder(Path(folder))
-    adapter = read_adapter(found, base)
+    source = find_folder(Path(folder))
+    adapter = read_adapter(source, base)
     size = sum(abs(f.scaling) * float(f.a.double().norm() * f.b.double().norm()) for f in adapter.factors.values())
     norm = adapter.delta_norm
     if not NOTHING * size < norm < LARGEST:
         what = "nothing: B @ A is zero" if norm < LARGEST else "too much: B @ A overflows"
         raise AdapterError(
-            f"the adapter in {found} changes {what} in the {adapter.matched_layers} layers that it names; "
+            f"the adapter in {source} changes {what} in the {adapter.matched_layers} layers that it names; "
             "it was saved before it was trained, or its training failed"
         )
     _check_rows(adapter, base)
-    named = (f"the adapter was read from {found}",) if found != Path(folder) else ()
-    return replace(adapter, notes=(*named, *adapter.notes, *base_notes(found, adapter.config, base)))
+    named = (f"the adapter was read from {source}",) if source != Path(folder) else ()
+    return replace(adapter, notes=(*named, *adapter.notes, *base_notes(source, adapter.config, base)))
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:

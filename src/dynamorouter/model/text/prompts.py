@@ -83,8 +83,8 @@ def prompt_form(task: Task, base: BaseSpec) -> str:
     The task's own ``prompt`` comes first, then that of a base that is spoken to in a form of its own, such as ``chat``,
     then the one that goes with the task's data.
     """
-    own = base.prompt if base.prompt != "plain" else None
-    return task.prompt or own or task.default_prompt or base.prompt
+    base_prompt = base.prompt if base.prompt != "plain" else None
+    return task.prompt or base_prompt or task.default_prompt or base.prompt
 
 
 @dataclass(frozen=True, slots=True)

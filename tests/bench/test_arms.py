@@ -200,6 +200,7 @@ def test_the_hash_of_rows_changes_with_what_changes_rows_alone(home: Path) -> No
         assert row_digest(small(home, other)) != row_digest(config)
 
 
+@pytest.mark.e2e
 def test_experts_that_are_there_are_compared_as_they_are(compared: Path, home: Path, tmp_path: Path) -> None:
     system, out = compared / "seeds" / "0" / "system", tmp_path / "out"
     chosen = words(
@@ -237,6 +238,7 @@ def test_all_mistakes_are_named_at_once(home: Path, tmp_path: Path) -> None:
     assert "need no data" in refused(call("bench", *words(home, *pairs), "--out", tmp_path / "out"))
 
 
+@pytest.mark.e2e
 def test_the_command_line_makes_the_reports_and_resumes(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     chosen = words(home, *SMALL, "bench.arms=[majority,base,oracle]", *NO_STUDIES)

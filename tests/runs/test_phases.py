@@ -137,7 +137,9 @@ class Killed(BaseException):
     ("module", "name", "times"),
     [
         ("dynamorouter.training.loop", "write_tensors", 5),  # between checkpoints
-        ("dynamorouter.runs.run", "write_json", 12),  # between a checkpoint and its note
+        pytest.param(
+            "dynamorouter.runs.run", "write_json", 12, marks=pytest.mark.e2e
+        ),  # between a checkpoint and its note
         pytest.param("dynamorouter.data.prepare", "write_records", 4, marks=pytest.mark.e2e),  # between a task's splits
         pytest.param("dynamorouter.system.library", "write_tensors", 2, marks=pytest.mark.e2e),  # in saving a system
         pytest.param("dynamorouter.runs.phases", "keep_better_router", 0, marks=pytest.mark.e2e),

@@ -195,7 +195,13 @@ def test_an_expert_is_removed_and_added_again(saved: Path) -> None:
     assert row["expert"] == "mood" and row["answer"] in ("bad", "good")
 
 
-@pytest.mark.parametrize("repeat", [False, True], ids=["resume alone", "resume with the words of the first command"])
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        pytest.param(False, id="resume alone"),
+        pytest.param(True, id="resume with the words of the first command", marks=pytest.mark.e2e),
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_system(saved: Path, repeat: bool) -> None:
     out = saved / "interrupted"
     assert not (out / "phases" / "router").exists() and not (out / "report.json").exists()
@@ -217,7 +223,9 @@ def test_a_finished_run_is_read_and_left_alone(saved: Path) -> None:
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("phase", ["experts", "router", "joint"])
+@pytest.mark.parametrize(
+    "phase", ["router", *(pytest.param(phase, marks=pytest.mark.e2e) for phase in ("experts", "joint"))]
+)
 def test_a_phase_is_done_again_on_rows_of_old(saved: Path, phase: str) -> None:
     out = saved / "run"
     old = Path(shutil.copytree(out / "phases" / phase, saved / "old"))

@@ -159,6 +159,7 @@ def test_an_expert_elsewhere_is_left_alone_by_the_joint_phase(mixed: Path) -> No
     assert before and before == {name: after[name] for name in before}
 
 
+@pytest.mark.e2e
 def test_resumed_with_a_decoder_is_uninterrupted_to_the_bit(
     den: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(corpus: mini_text.Corpus) -
     assert set(found) == {*(document.source for document in some), "overall"}
 
 
+@pytest.mark.e2e
 def test_whole_run_writes_a_model_that_loads_and_resumes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -376,6 +376,7 @@ def test_a_run_has_it_and_resumed_it_ends_with_the_same_bits(
         assert ("fusion" in expert.card["training"]) == (expert.name != "ask")
 
 
+@pytest.mark.e2e
 def test_after_the_joint_phase_it_is_trained_anew(home: Path, tmp_path: Path) -> None:
     config = settings(home, "experts.epochs=1", "router.epochs=1", FUSION)
     open_run(config, tmp_path / "run", resume=False)

@@ -110,7 +110,8 @@ def main() -> None:
     system = System.new(options.base)
     tasks = {name: find_task(name).model_copy(update={"max_tokens": MAX_TOKENS}) for name in names}
     rows = {name: drawn(options.data, name, "train", options.router_rows, seed=options.seed) for name in names}
-    for added in system.import_adapters(options.adapters, data=rows, tasks=tasks, seed=options.seed):
+    experts, _ = system.import_adapters(options.adapters, data=rows, tasks=tasks, seed=options.seed)
+    for added in experts:
         print(f"{added} (rows of train), {added.matched_layers} layers, norm {added.delta_norm:.2f}", flush=True)
     system.save(options.out)
     seconds = time.perf_counter() - start

@@ -55,7 +55,7 @@ def test_a_merge_is_added_with_a_head_for_each_task(system: Path) -> None:
 
 def test_scores_of_merges_do_not_spoil_those_of_the_router(home: Path, system: Path, tmp_path: Path) -> None:
     data = home / "rows"
-    line = ("score", system, "--data", data, "--limit", "8", "--out", tmp_path / "scores.json")
+    line = ("score", system, "--data", data, "--limit", "8", "--keep-seen", "--out", tmp_path / "scores.json")
     assert call(*line).exit_code == 0
     before = json.loads((tmp_path / "scores.json").read_text())
     assert call("merge", system, "mood", "names", "--method", "linear", "--out", "both").exit_code == 0

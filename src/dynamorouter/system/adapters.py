@@ -16,7 +16,7 @@ from dynamorouter.model.heads.label_order import named_outputs
 from dynamorouter.model.lora.adapter_config import CONFIG, read_config
 from dynamorouter.system.importing import adapter_folder
 from dynamorouter.system.joining import AddedExpert, add_expert
-from dynamorouter.system.opened import OpenSystem
+from dynamorouter.system.opened import OpenSystem, undone_on_failure
 from dynamorouter.system.routes import MAX_LOSS, RouterFit, fit_router
 from dynamorouter.tasks.record import Record
 from dynamorouter.tasks.task import Columns, Task
@@ -62,21 +62,14 @@ def import_adapters(
         RouterError: an old expert would lose its routes.
     """
     folders = find_adapters(folder)
-    for given in (tasks or {}, labels or {}):
-        for name in given:
-            if name not in folders:
-                raise AdapterError(
-                    f"{folder} has no adapter {name!r}{suggest(name, folders)}; it has: {one_of(folders)}"
-                )
-    found = {
-        name: _task(name, path, data, (tasks or {}).get(name), (labels or {}).get(name))
-        for name, path in folders.items()
-    }
-    before = system.bases, system.experts, dict(system.skills)
+    tasks, labels = tasks or {}, labels or {}
+    unknown = next((name for name in (*tasks, *labels) if name not in folders), None)
+    if unknown is not None:
+        raise AdapterError(f"{folder} has no adapter {unknown!r}{suggest(unknown, folders)}; it has: {one_of(folders)}")
+    task_of = {name: _task(name, path, data, tasks.get(name), labels.get(name)) for name, path in folders.items()}
     added = []
-    try:
-        for name, path in folders.items():
-            task = found[name]
+    with undone_on_failure(system):
+        for name, task in task_of.items():
             rows, held_out = task_rows(name, task, data)
             added.append(
                 add_expert(
@@ -85,17 +78,13 @@ def import_adapters(
                     task=task,
                     rows=rows,
                     held_out=held_out,
-                    adapter=path,
-                    labels=(labels or {}).get(name),
+                    adapter=folders[name],
+                    labels=labels.get(name),
                     seed=seed,
                     progress=progress,
                 )
             )
         fit = fit_router(system, given_rows(system, data), seed=seed, max_loss=max_loss, progress=progress)
-    except BaseException:
-        bases, experts, system.skills = before
-        system.use_experts(experts, bases)
-        raise
     return added, fit
 
 

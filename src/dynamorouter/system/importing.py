@@ -38,22 +38,33 @@ FILES = ["adapter_*", "*/adapter_*", "config.json", "card.json", "head.safetenso
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """An expert made of an adapter.
+class NewExpert:
+    """An expert that is about to join a system.
 
     Attributes:
         expert: the expert.
-        train: rows that its head was trained on; none where the head came with it.
+        train: rows that it, or its head, learned from.
         held: rows to score it on.
         notes: what a user should know, a sentence each.
-        named_by: what names the outputs of the head that came with it; ``nothing`` where none came.
-        unnamed: why they are not named, where the order of the task's labels was taken until the rows tell.
+        answered: rows and what was answered to each, where cross-validation scores it.
     """
 
     expert: Expert
     train: list[Record]
     held: list[Record]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    answered: list[tuple[Record, Answer | None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported(NewExpert):
+    """An expert made of an adapter.
+
+    Attributes:
+        named_by: what names the outputs of the head that came with it; ``nothing`` where none came.
+        unnamed: why they are not named, where the order of the task's labels was taken until the rows tell.
+    """
+
     named_by: NamedBy = "nothing"
     unnamed: UnnamedOutputsError | None = None
 
@@ -98,28 +109,37 @@ def import_expert(
     card = {"source": {**source_of(read.folder), "task_type": read.config.get("task_type")}}
     expert = Expert(name, task, base.spec.name, read.factors, head, read.lora, card)
     if brought or not list(head.parameters()):
-        rows = list(records if held is None else held)
+        scored = list(records if held is None else held)
         named_by: NamedBy = "nothing" if not brought else "folder" if labels is None else "user"
-        return Imported(expert, [], rows, read.notes, named_by, unnamed)
+        return Imported(expert, [], scored, read.notes, named_by=named_by, unnamed=unnamed)
     if not records:
         raise AdapterError(
             f"the adapter {str(adapter)!r} has no head for task {task.name!r}; give rows of it, and one is trained"
         )
-    train, kept, notes = split_rows(records, held, task, HEAD_ROWS, seed=seed)
-    head.initialise(seeded(seed, name, "head"))
-    shape = {**read.lora.model_dump(), "dropout": 0.0}
+    train, validation, notes = split_rows(records, held, task, HEAD_ROWS, seed=seed)
+    expert = _with_trained_head(expert, base, train, validation, seed=seed, progress=progress)
+    return Imported(expert, train, validation, (*read.notes, *notes))
+
+
+def _with_trained_head(
+    expert: Expert, base: Base, train: list[Record], validation: list[Record], *, seed: int, progress: Progress
+) -> Expert:
+    """Train an expert's head from the beginning, and leave its factors as they are."""
+    expert.head.initialise(seeded(seed, expert.name, "head"))
+    shape = {**expert.lora.model_dump(), "dropout": 0.0}
     config = ExpertConfig(**shape, head_learning_rate=1e-3, weight_decay=0.0, batch_rows=32)
+    task = expert.task
     plan = ExpertPlan(task, config.model_copy(update={"learning_rate": 0.0}))  # the head alone: no run may ask for it
     (trained,) = fit_experts(
         base,
         [plan],
         {task.name: train},
-        {task.name: kept},
+        {task.name: validation},
         options=LoopOptions(seed=seed),
         start=[expert],
         progress=progress,
     )
-    return Imported(dataclasses.replace(trained, name=name, factors=read.factors), train, kept, (*read.notes, *notes))
+    return dataclasses.replace(trained, name=expert.name, factors=expert.factors)
 
 
 def _brought_head(

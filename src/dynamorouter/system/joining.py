@@ -19,8 +19,8 @@ from dynamorouter.errors import DataError, LibraryError
 from dynamorouter.metrics.base import get_metric, row_statistics
 from dynamorouter.metrics.bootstrap import bootstrap_ci
 from dynamorouter.model.base.base import Base
-from dynamorouter.system.importing import Imported, check_label_order, import_expert
-from dynamorouter.system.opened import OpenSystem
+from dynamorouter.system.importing import Imported, NewExpert, check_label_order, import_expert
+from dynamorouter.system.opened import OpenSystem, undone_on_failure
 from dynamorouter.system.routes import keep_skill
 from dynamorouter.system.train import FEW, cross_answers, expert_answers, expert_plan, split_rows, train_expert
 from dynamorouter.tasks.answer import Answer
@@ -113,59 +113,93 @@ def add_expert(
     base = base_of(system, task)
     records = [] if rows is None else as_records(rows, task, where=f"rows of {name!r}")
     held = None if held_out is None else as_records(held_out, task, where=f"held-out rows of {name!r}")
-    if len(records) < LEAST_ROWS and (adapter is None or rows is not None):
-        raise DataError(
-            f"there are {len(records)} rows for expert {name!r}; give at least {LEAST_ROWS}, better a few dozen"
-        )
-    if adapter is None:
-        check_classes(task, records, where=f"rows of {name!r}")
-    notes: tuple[str, ...] = ()
-    answered: list[tuple[Record, Answer | None]] | None = None
-    imported: Imported | None = None
-    bases_before, experts_before = system.bases, system.experts
-    try:
+    if adapter is None or rows is not None:
+        _check_enough(task, records, name, is_trained=adapter is None)
+    with undone_on_failure(system):
         if adapter is None:
-            train = records
-            plan = expert_plan(system, task, base, settings, rows=len(records))
-            if held is None and len(records) < FEW:
-                answered = cross_answers(base, plan, records, seed=seed, progress=progress)
-                held = records
-            else:
-                train, held, notes = split_rows(records, held, task, plan.config.train_rows, seed=seed)
-            expert = train_expert(base, plan, train, held, name=name, seed=seed, progress=progress)
+            joining = _trained(system, name, task, base, records, held, settings, seed=seed, progress=progress)
         else:
-            imported = import_expert(
+            joining = import_expert(
                 system, name, task, base, adapter, records, held, labels=labels, seed=seed, progress=progress
             )
-            expert, train, held, notes = imported.expert, imported.train, imported.held, imported.notes
-        system.use_experts([*experts_before, expert], {**bases_before, base.spec.name: base})
+        expert, notes = joining.expert, joining.notes
+        system.use_experts([*system.experts, expert], {**system.bases, base.spec.name: base})
         if records:
             keep_skill(system, name, records)
+        answered = joining.answered
         if answered is None:
-            scored = _scored_rows(held or [], task, seed=seed)
-            answered = list(
-                zip(scored, expert_answers(system.engine, len(experts_before), scored, progress=progress), strict=True)
-            )
-        if imported is not None:
-            notes = (*notes, *check_label_order(task, answered, imported, where=str(adapter)))
-    except BaseException:
-        system.use_experts(experts_before, bases_before)  # whatever was mounted meanwhile
-        system.skills.pop(name, None)
-        raise
-    system.seen.add(name, [*records, *(held or [])])
-    score, interval = score_of(task, answered, seed=seed) if answered else (None, None)
+            answered = _answered(system, _scored_rows(joining.held, task, seed=seed), progress=progress)
+        if isinstance(joining, Imported):
+            notes = (*notes, *check_label_order(task, answered, joining, where=str(adapter)))
+        system.seen.add(name, [*records, *(held or [])])
+    return _described(joining, answered, notes, seed=seed)
+
+
+def _described(
+    joining: NewExpert, answered: Sequence[tuple[Record, Answer | None]], notes: tuple[str, ...], *, seed: int
+) -> AddedExpert:
+    """Say what joined, and how it does."""
+    expert = joining.expert
+    score, interval = score_of(expert.task, answered, seed=seed) if answered else (None, None)
     return AddedExpert(
-        name,
-        task,
+        expert.name,
+        expert.task,
         len(expert.factors),
         math.sqrt(sum(change.squared_norm() for change in expert.factors.values())),
-        task.metrics[0],
+        expert.task.metrics[0],
         score,
         interval,
         len(answered),
-        len(train),
+        len(joining.train),
         notes,
     )
+
+
+def _check_enough(task: Task, records: Sequence[Record], name: str, *, is_trained: bool) -> None:
+    """Refuse rows that nothing can be learned from.
+
+    Raises:
+        DataError: there are too few, or all are of one class.
+    """
+    if len(records) < LEAST_ROWS:
+        raise DataError(
+            f"there are {len(records)} rows for expert {name!r}; give at least {LEAST_ROWS}, better a few dozen"
+        )
+    if is_trained:
+        check_classes(task, records, where=f"rows of {name!r}")
+
+
+def _answered(
+    system: OpenSystem, records: Sequence[Record], *, progress: Progress
+) -> list[tuple[Record, Answer | None]]:
+    """Let the last expert answer rows."""
+    answers = expert_answers(system.engine, len(system.experts) - 1, records, progress=progress)
+    return list(zip(records, answers, strict=True))
+
+
+def _trained(
+    system: OpenSystem,
+    name: str,
+    task: Task,
+    base: Base,
+    records: list[Record],
+    held: list[Record] | None,
+    settings: ExpertConfig | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> NewExpert:
+    """Train an expert; all of a few rows teach it, and its score then comes from cross-validation."""
+    plan = expert_plan(system, task, base, settings, rows=len(records))
+    answered: list[tuple[Record, Answer | None]] | None = None
+    notes: tuple[str, ...] = ()
+    if held is None and len(records) < FEW:
+        answered = cross_answers(base, plan, records, seed=seed, progress=progress)
+        train = held = records
+    else:
+        train, held, notes = split_rows(records, held, task, plan.config.train_rows, seed=seed)
+    expert = train_expert(base, plan, train, held, name=name, seed=seed, progress=progress)
+    return NewExpert(expert, train, held, notes, answered)
 
 
 def base_of(system: OpenSystem, task: Task) -> Base:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from dynamorouter.inference.engine import Engine
@@ -55,3 +56,16 @@ class OpenSystem(Protocol):
 
     def skill(self, name: str) -> FeatureSample | None:
         """Return what a router read of some of an expert's rows, if it was kept."""
+
+
+@contextmanager
+def undone_on_failure(system: OpenSystem) -> Iterator[None]:
+    """Put bases, experts, skills and seen rows back where what is done inside fails, whatever was mounted meanwhile."""
+    bases, experts = system.bases, system.experts
+    skills, seen = dict(system.skills), dict(system.seen.by_expert)
+    try:
+        yield
+    except BaseException:
+        system.use_experts(experts, bases)
+        system.skills, system.seen.by_expert = skills, seen
+        raise

@@ -92,37 +92,12 @@ def fit_router(
         ConfigError: there is no expert of a name.
     """
     records = records_by_expert(system, rows or {})
-    old_router, old_classes = system.router, system.classes
     left_out = [e.name for e in system.experts if "merge" in e.card and not _is_known(system, e.name, records)]
     classes = [name for name in system.names if name not in left_out]
     if not classes:
         raise RouterError("the system has no expert to route to; add one first, with add_expert or 'expert train'")
     before = kept_accuracy(system)
-    joining = [name for name in classes if name not in old_classes]
-    ways: tuple[Way, ...] = ("fitted",)
-    if old_router is not None and settings is None and joining:  # what is known of old experts decides what is first
-        staying = [name for name in old_classes if name in classes]
-        classes = [*staying, *joining]
-        ways = ("fitted", "grown") if all(name in records for name in staying) else ("grown", "fitted")
-    skills: dict[str, FeatureSample] | None = None
-    lost: list[str] = []
-    for way in ways:
-        if way == "fitted":
-            skills = _fit_anew(system, classes, records, settings, seed=seed, progress=progress)
-        elif old_router is not None:
-            skills = _grow(system, old_router, classes, joining, records, seed=seed, progress=progress)
-        if skills is not None:  # else one of its kind cannot grow
-            lost = _lost(before, kept_accuracy(system), max_loss)
-            if not lost:
-                break
-            system.use_router(old_router, old_classes)
-            skills = None
-    if skills is None:
-        raise RouterError(
-            f"old experts would lose their routes, by the rows that are kept of them: {'; '.join(lost)}; max_loss "
-            f"allows {max_loss:g}, so nothing was changed: give rows of these tasks too (--data DIR, rows=...), more "
-            "rows of the new task, or allow more with --max-loss"
-        )
+    way, skills = _changed_router(system, classes, records, settings, max_loss, seed=seed, progress=progress)
     for name, expert_records in records.items():
         system.seen.add(name, expert_records)
     for name, skill in skills.items():
@@ -135,6 +110,51 @@ def fit_router(
         _shares(kept_accuracy(system)),
         _shares(before),
         tuple(left_out),
+    )
+
+
+def _changed_router(
+    system: OpenSystem,
+    classes: Sequence[str],
+    records: Mapping[str, Sequence[Record]],
+    settings: RouterConfig | None,
+    max_loss: float,
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[Way, dict[str, FeatureSample]]:
+    """Change the router in the first way that keeps the old routes; what is known of old experts orders the ways.
+
+    Returns:
+        The way, and what the router read of rows.
+
+    Raises:
+        RouterError: every way loses routes; the router is the old one.
+    """
+    old_router, old_classes, before = system.router, system.classes, kept_accuracy(system)
+    joining = [name for name in classes if name not in old_classes]
+    ways: tuple[Way, ...] = ("fitted",)
+    if old_router is not None and settings is None and joining:
+        staying = [name for name in old_classes if name in classes]
+        classes = [*staying, *joining]
+        ways = ("fitted", "grown") if all(name in records for name in staying) else ("grown", "fitted")
+    lost: list[str] = []
+    for way in ways:
+        skills: dict[str, FeatureSample] | None = None
+        if way == "fitted":
+            skills = _fit_anew(system, classes, records, settings, seed=seed, progress=progress)
+        elif old_router is not None:
+            skills = _grow(system, old_router, classes, joining, records, seed=seed, progress=progress)
+        if skills is None:  # a router of its kind cannot grow
+            continue
+        lost = _lost(before, kept_accuracy(system), max_loss)
+        if not lost:
+            return way, skills
+        system.use_router(old_router, old_classes)
+    raise RouterError(
+        f"old experts would lose their routes, by the rows that are kept of them: {'; '.join(lost)}; max_loss "
+        f"allows {max_loss:g}, so nothing was changed: give rows of these tasks too (--data DIR, rows=...), more "
+        "rows of the new task, or allow more with --max-loss"
     )
 
 

@@ -92,7 +92,7 @@ def test_labels_that_are_none_are_counted_with_the_nearest_name_and_the_remedy()
     with pytest.raises(DataError) as caught:
         as_records(rows, task, where="rows")
     said = (
-        "rows: 3 of 4 rows have a label that is none of the task's: 'Good' in 2 rows (did you mean 'good'?), 'odd' in 1"
+        "rows, row 2: 3 of 4 rows have a label that is none of the task's: 'Good' in 2 rows (did you mean 'good'?), 'odd' in 1"
     )
     assert str(caught.value).startswith(said)
     assert "allowed: bad, good; correct them, or say in `label_map`" in str(caught.value)

@@ -281,7 +281,7 @@ def test_a_full_disk(home: Path, finished: Path, rows: Path, full_disk: Path) ->
         while file.write(b"0" * 512) == 512:
             pass
         raise OSError("No space")
-    refused(call("score", finished / "system", "--data", rows, "--out", scores), "No space left on device")
+    refused(call("score", finished / "system", "--data", rows, "--keep-seen", "--out", scores), "No space left on device")
     assert scores.read_text() == "old"
 
 

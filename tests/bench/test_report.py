@@ -186,6 +186,7 @@ def summarised(config: Config, out: Path) -> dict[str, Any]:
     return {**summarise(config, out), "studies": []}
 
 
+@pytest.mark.e2e
 def test_the_same_rows_make_the_same_report(home: Path, tmp_path: Path) -> None:
     config = made(home, tmp_path)
     write_reports(config, tmp_path)

@@ -134,7 +134,9 @@ def test_unknown_labels_of_a_run_stop_it_or_are_counted(home: Path, rows: Path, 
     assert manifest["tasks"]["mood"]["counts"]["train"]["unknown_label"] == 1
 
 
-@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["run", "resume"])
+@pytest.mark.parametrize(
+    "resume", [pytest.param((), id="run"), pytest.param(("--resume",), id="resume", marks=pytest.mark.e2e)]
+)
 def test_a_run_that_failed_before_training_begins_again(
     home: Path, rows: Path, tmp_path: Path, resume: tuple[str, ...]
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_run_that_failed_before_training_begins_again(
     refused(call(*line, "seed=6", "--out", out), "an unfinished run")
 
 
+@pytest.mark.e2e
 def test_a_comparison_that_failed_before_training_begins_again(home: Path, rows: Path, tmp_path: Path) -> None:
     out, line = tmp_path / "bench", ("bench", *words(home, f"data.root={rows}", "joint.enabled=false"))
     spoil(rows, {"text": "the film", "label": "goood"})
@@ -281,7 +284,9 @@ def test_a_full_disk(home: Path, finished: Path, rows: Path, full_disk: Path) ->
         while file.write(b"0" * 512) == 512:
             pass
         raise OSError("No space")
-    refused(call("score", finished / "system", "--data", rows, "--keep-seen", "--out", scores), "No space left on device")
+    refused(
+        call("score", finished / "system", "--data", rows, "--keep-seen", "--out", scores), "No space left on device"
+    )
     assert scores.read_text() == "old"
 
 

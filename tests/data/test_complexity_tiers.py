@@ -114,6 +114,7 @@ def test_tiers_hold_every_row_once_and_its_score_beside_it(tmp_path: Path) -> No
     assert again == found
 
 
+@pytest.mark.e2e
 def test_what_was_written_is_reused_unless_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, root = tmp_path / "tiers", write(tmp_path)
     calls: list[int] = []

@@ -219,7 +219,9 @@ def test_wrong_offsets_move_to_the_nearest_occurrence(start: int, moved: int) ->
 
 def test_native_records_leave_nothing_out_in_silence() -> None:
     rows = [(1, {"text": "a", "label": "good"}), (2, {"text": "b", "label": "?"}), (3, {"text": "a", "label": "good"})]
-    with pytest.raises(DataError, match=r"here, row 2: 1 of 3 rows have a label that is none of the task's: '\?' in 1 rows;"):
+    with pytest.raises(
+        DataError, match=r"here, row 2: 1 of 3 rows have a label that is none of the task's: '\?' in 1 rows;"
+    ):
         native_records(SENTIMENT, rows, where="here", id_prefix="test")
     skipped = SkipCount()
     records = native_records(SENTIMENT, rows, where="here", id_prefix="test", skip_bad=skipped)

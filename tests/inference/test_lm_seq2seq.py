@@ -35,7 +35,7 @@ SHORT = Task(
 )
 
 
-@pytest.mark.parametrize("architecture", ["t5", "pegasus"])
+@pytest.mark.parametrize("architecture", ["t5", pytest.param("pegasus", marks=pytest.mark.e2e)])
 def test_an_encoder_decoder_in_a_system(tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_lm(write_lm(tmp_path / architecture, architecture))
     tasks = [SHORT, SHORT.model_copy(update={"name": "other"})]

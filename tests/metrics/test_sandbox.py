@@ -28,7 +28,7 @@ GOOD = "def f():\n    return 1\n"
 TEST = ["assert f() == 1"]
 
 
-@pytest.fixture(params=["kernel", "bubblewrap"])
+@pytest.fixture(params=["kernel", pytest.param("bubblewrap", marks=pytest.mark.e2e)])
 def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Isolation:
     """Keep the programs of a test in by the kernel's guards alone, or inside ``bwrap`` too: one law for both."""
     chosen: Isolation = request.param

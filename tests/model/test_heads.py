@@ -258,6 +258,7 @@ def topic_rows(task: Task, count: int) -> list[Record]:
     return records
 
 
+@pytest.mark.e2e
 def test_a_kind_of_head_that_is_defined_here_alone_is_trained_answers_and_is_saved(
     multi_label: Task, tiny_base: Loader, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_gini_is_0_for_even_use_and_two_thirds_for_one_of_three() -> None:
     assert gini(np.array([0.0, 1.0, 0.0])) == pytest.approx(2 / 3)
 
 
+@pytest.mark.e2e
 def test_explore_prints_tables_and_writes_numbers_and_picture(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name", "times"),
     [
-        ("dynamorouter.training.loop", "write_tensors", 5),  # between checkpoints
+        pytest.param("dynamorouter.training.loop", "write_tensors", 5, marks=pytest.mark.e2e),  # between checkpoints
         pytest.param(
             "dynamorouter.runs.run", "write_json", 12, marks=pytest.mark.e2e
         ),  # between a checkpoint and its note
@@ -219,17 +219,20 @@ def trained(home: Path, out: Path, *more: str) -> dict[str, str]:
     return weights(out / "system")
 
 
+@pytest.mark.e2e
 def test_where_the_trunk_is_kept_changes_nothing(home: Path, tmp_path: Path) -> None:
     in_memory = trained(home, tmp_path / "memory", "experts.trunk_cache.where=memory")
     assert in_memory and trained(home, tmp_path / "disk", "experts.trunk_cache.where=disk") == in_memory
     assert not list((tmp_path / "disk").rglob("*trunk/*"))
 
 
+@pytest.mark.e2e
 def test_accumulated_batches_are_one_large_one(home: Path, tmp_path: Path) -> None:
     whole = trained(home, tmp_path / "whole", "experts.batch_rows=8")
     assert whole and trained(home, tmp_path / "halves", "experts.batch_rows=4", "experts.accumulation=2") == whole
 
 
+@pytest.mark.e2e
 def test_tasks_on_another_base(home: Path, tmp_path: Path) -> None:
     """A task names a base by its key under ``bases``, which need not be the base's own name."""
     other = f"bases.second={{name: other, path: {home / 'conf' / 'models' / 'roberta'}}}"
@@ -254,7 +257,14 @@ def test_tasks_on_another_base(home: Path, tmp_path: Path) -> None:
     refused(nowhere, "joint.enabled", "all tasks name second")
 
 
-@pytest.mark.parametrize("kind", ["tfidf", "centroids", "knn", "arrow", "oracle", "attention"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "tfidf",
+        "oracle",
+        *(pytest.param(kind, marks=pytest.mark.e2e) for kind in ("centroids", "knn", "arrow", "attention")),
+    ],
+)
 def test_other_routers(home: Path, finished: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("joint", "router", "system", "report.json"))
@@ -310,6 +320,7 @@ def test_rows_longer_than_the_base_reads_are_counted_and_not_warned_of(
     assert not caplog.records
 
 
+@pytest.mark.e2e
 def test_settings_from_a_json_file(home: Path, tmp_path: Path) -> None:
     tree = {
         "recipe": "tiny",

@@ -180,6 +180,7 @@ def test_the_commands_read_a_system(saved: Path, tmp_path: Path) -> None:
     assert_same(json.loads((tmp_path / "scores.json").read_text()), EXPECTED["scores"])
 
 
+@pytest.mark.e2e
 def test_an_expert_is_removed_and_added_again(saved: Path) -> None:
     system, adapter = saved / "run" / "system", saved / "run" / "phases" / "experts" / "experts" / "mood"
     before = load_file(adapter / "adapter_model.safetensors")

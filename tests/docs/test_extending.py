@@ -83,6 +83,7 @@ def test_there_is_a_page_for_every_kind() -> None:
     assert {page.stem for page in PAGES} == kinds
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_plugin_of_a_page_works_as_it_stands(used: dict[str, Any], page: Path) -> None:
     outcome = used["outcomes"][page.stem]

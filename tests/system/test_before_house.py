@@ -196,11 +196,12 @@ def test_an_expert_is_removed_and_added_again(saved: Path) -> None:
     assert row["expert"] == "mood" and row["answer"] in ("bad", "good")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "repeat",
     [
         pytest.param(False, id="resume alone"),
-        pytest.param(True, id="resume with the words of the first command", marks=pytest.mark.e2e),
+        pytest.param(True, id="resume with the words of the first command"),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_system(saved: Path, repeat: bool) -> None:

@@ -220,16 +220,17 @@ class SubsetAccuracy(Metric):
 
 
 @pytest.fixture
-def multi_label(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
-    """Register both halves and a metric for the time of a test, and return a task that needs them."""
+def multi_label() -> Iterator[Task]:
+    """Register both halves and a metric for the time of a test, and return a task that needs them.
+
+    These alone are taken away again: what the test imports meanwhile stays imported, so it has to stay registered.
+    """
     registries: tuple[tuple[Registry[Any], str, type], ...] = (
         (heads, "multi_label", MultiLabelHead),
         (head_kinds, "multi_label", MultiLabelKind),
         (metrics, "subset_accuracy", SubsetAccuracy),
     )
     for registry, name, entry in registries:
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-        monkeypatch.setattr(registry, "_homes", dict(registry._homes))
         registry.register(name)(entry)
     yield Task(
         name="topics",
@@ -240,6 +241,8 @@ def multi_label(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
         max_tokens=32,
         stride=8,
     )
+    for registry, name, _ in registries:
+        del registry._entries[name], registry._homes[name]
 
 
 def topic_rows(task: Task, count: int) -> list[Record]:

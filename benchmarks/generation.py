@@ -111,7 +111,7 @@ def generated(peft: Any, prompts: list[list[int]], tokens: int, **options: Any) 
 
 def case(name: str, model: Callable[[], Any], targets: str, tokens: int, rounds: int) -> dict[str, Any]:
     """Time one base all ways, after a look at how many tokens all ways agree on."""
-    base = Base(BaseSpec(name=name, path=name), model().to(DEVICE), NoText())
+    base = Base(BaseSpec(name=name, path=name, special_in_text="allow"), model().to(DEVICE), NoText())
     mounted = mount_random(base, TARGETS[targets], experts=EXPERTS, rank=RANK, scaling=SCALING)
     prompts, chosen = make_prompts(base)
     peft, bare = theirs(model(), mounted, TARGETS[targets]), model().to(DEVICE)
@@ -163,7 +163,7 @@ def make_prompts(base: Base) -> tuple[list[list[int]], list[int]]:
 
 def reading(name: str, model: Callable[[], Any], rounds: int) -> dict[str, Any]:
     """Time the prompts alone when a router looks at the middle of the base, and the experts begin there."""
-    base = Base(BaseSpec(name=name, path=name), model().to(DEVICE), NoText())
+    base = Base(BaseSpec(name=name, path=name, special_in_text="allow"), model().to(DEVICE), NoText())
     middle = base.depth // 2
     _mounted = mount_random(base, TARGETS["all-linear"], experts=EXPERTS, rank=RANK, scaling=SCALING, trunk=middle)
     prompts, chosen = make_prompts(base)

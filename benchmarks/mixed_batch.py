@@ -52,7 +52,7 @@ def make_model(shape: str) -> BertModel:
 
 def ours(shape: str, targets: str, experts: int) -> Mounted:
     """Return random experts over a base."""
-    base = Base(BaseSpec(name=shape, path=shape), make_model(shape).to(DEVICE), NoTokenizer())
+    base = Base(BaseSpec(name=shape, path=shape, special_in_text="allow"), make_model(shape).to(DEVICE), NoTokenizer())
     return mount_random(base, TARGETS[targets], experts=experts, rank=RANK, scaling=SCALING)
 
 

@@ -84,26 +84,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def add_line(system: Path, folder: Path, rows: Path) -> tuple[str | Path, ...]:
+    """Write the task's file beside an adapter, and return the command that adds it."""
+    (folder / "topic.yaml").write_text(TASK)
+    return ("expert", "add", system, folder / "adapter", "--task", folder / "topic.yaml", "--data", rows)
+
+
 def test_a_classifier_answers_as_with_peft(home: Path, system: Path, rows: Path, tmp_path: Path) -> None:
     base = home / "conf" / "models" / "bert"
     model = peft_model(base, "SEQ_CLS")
     model.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "topic.yaml").write_text(TASK)
     before = System.load(system)
-    said = call(
-        "expert",
-        "add",
-        system,
-        tmp_path / "adapter",
-        "--task",
-        tmp_path / "topic.yaml",
-        "--data",
-        rows,
-        "--name",
-        "mine",
-        "--labels",
-        "a, b, c",
-    )
+    said = call(*add_line(system, tmp_path, rows), "--name", "mine", "--labels", "a, b, c")
     assert said.exit_code == 0, said.output
     after = System.load(system)
     assert after.names == [*before.names, "mine"] and after.classes == after.names
@@ -294,19 +286,7 @@ def test_a_failure_while_the_system_is_changed_leaves_it_whole(
         raise OSError(28, "No space left on device", "router.json")
 
     monkeypatch.setattr(System, "save_router", full)
-    (tmp_path / "topic.yaml").write_text(TASK)
-    line = (
-        "expert",
-        "add",
-        system,
-        tmp_path / "adapter",
-        "--task",
-        tmp_path / "topic.yaml",
-        "--data",
-        rows,
-        "--labels",
-        "a,b,c",
-    )
+    line = (*add_line(system, tmp_path, rows), "--labels", "a,b,c")
     refused(call(*line), "No space left on device")
     refused(call("expert", "remove", system, "mood"), "No space left on device")
     assert contents(system) == before
